@@ -1,0 +1,26 @@
+"""ReVisiT (Cho & Kim, arXiv 2506.09522): decoding that makes large vision-language models
+say what they see, without training and without a second forward pass."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from revisit.config import ReVisiTConfig as ReVisiTConfig
+    from revisit.processor import ReVisiTLogitsProcessor as ReVisiTLogitsProcessor
+    from revisit.processor import attach as attach
+
+__version__ = "0.1.0"
+__all__ = ["ReVisiTConfig", "ReVisiTLogitsProcessor", "attach"]
+
+# Loaded on first use: the scorer and the fork maker start without PyTorch.
+_HOME = {
+    "ReVisiTConfig": "revisit.config",
+    "ReVisiTLogitsProcessor": "revisit.processor",
+    "attach": "revisit.processor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'revisit' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
