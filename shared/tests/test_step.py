@@ -153,7 +153,9 @@ def test_the_first_of_equal_vision_tokens_is_chosen(problem, alpha, kind, copies
 
 def test_one_candidate_chooses_the_first_vision_token_and_keeps_the_token():
     logits = torch.tensor([0.0, 9.0, 0.0])
-    result = step(logits, make(logits, torch.randn(4, 2), torch.randn(3, 2))[1], ReVisiTConfig(alpha=1))
+    result = step(
+        logits, make(logits, torch.randn(4, 2), torch.randn(3, 2))[1], ReVisiTConfig(alpha=1)
+    )
     assert result.vocabulary.tolist() == [1]
     assert int(result.choice) == 0
     assert result.scores.tolist() == [-math.inf, 0.0, -math.inf]
@@ -175,9 +177,7 @@ def test_impossible_tokens_are_left_out_and_cause_no_nan():
     below = step(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=1e-5))
     assert below.vocabulary.tolist() == [0, 2]
     for kind in ("ag", "js"):
-        whole = step(
-            logits, make(logits, states, head)[1], ReVisiTConfig(alpha=0, divergence=kind)
-        )
+        whole = step(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=0, divergence=kind))
         assert whole.vocabulary.tolist() == [0, 1, 2, 3]
         assert not whole.scores.isnan().any()
         assert whole.scores.isneginf().tolist() == [False, True, False, True]
@@ -212,7 +212,9 @@ def test_a_bias_of_the_head_is_part_of_the_projection():
     with_bias = step(logits, make(logits, states, head, bias=bias)[1], ReVisiTConfig(alpha=0))
     ones = torch.cat([states, torch.ones(3, 1)], 1)
     folded = make(logits, ones, torch.cat([head, bias.unsqueeze(1)], 1))[1]
-    torch.testing.assert_close(with_bias.scores, step(logits, folded, ReVisiTConfig(alpha=0)).scores)
+    torch.testing.assert_close(
+        with_bias.scores, step(logits, folded, ReVisiTConfig(alpha=0)).scores
+    )
 
 
 def test_max_takes_the_farthest_and_random_repeats_with_its_seed():

@@ -83,11 +83,12 @@ class Columns:
         states = self.states[tokens]
         if out is None:
             out = states.new_empty((vocabulary.shape[0], states.shape[0]))
-        # PyTorch 2.0 has no float16 product on the CPU; the result is rounded to float16 all the same.
+        # PyTorch 2.0 has no float16 product on the CPU; the result is rounded all the same.
         upcast = states.dtype == torch.float16 and states.device.type == "cpu"
         rows = max(1, _GATHER_BYTES // (states.shape[1] * states.element_size()))
-        for words, target in zip(vocabulary.split(rows), out.split(rows), strict=True):
+        for start in range(0, vocabulary.shape[0], rows):
+            words = vocabulary[start : start + rows]
             weight, bias = self.head.weight[words], self.head.bias
             product = weight.float() @ states.float().T if upcast else weight @ states.T
-            target.copy_(product if bias is None else product + bias[words].unsqueeze(1))
+            out[start : start + rows] = product if bias is None else product + bias[words, None]
         return out

@@ -1,4 +1,4 @@
-"""What the forks' decoding method does: read the settings from `generate`'s own, attach, generate."""
+"""What the forks' decoding method does: read its settings, attach, generate."""
 
 import copy
 from typing import Any
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.processor import attach
-from revisit.vision import decoder
+from revisit.processor import prepare
+from revisit.vision import decoder_layers
 
 
 def decode(
@@ -37,19 +37,24 @@ def decode(
         `revisit_trace` holds the steps of each row.
 
     Raises:
-        ValueError: a setting is out of range, or asks for a decoding that ReVisiT has no meaning for.
+        ValueError: a setting is out of range, or asks for a decoding that ReVisiT cannot join.
     """
     settings = generation_config
     if settings.revisit_trace and not settings.return_dict_in_generate:
         raise ValueError("revisit_trace needs return_dict_in_generate=True: the trace is in there")
-    contrastive = (settings.penalty_alpha or 0) > 0 and not settings.do_sample
-    if contrastive or arguments.get("assistant_model") is not None:
+    others = {
+        "penalty_alpha": settings.penalty_alpha and not settings.do_sample,
+        "dola_layers": getattr(settings, "dola_layers", None) is not None,
+        "prompt_lookup_num_tokens": getattr(settings, "prompt_lookup_num_tokens", None),
+        "assistant_model": arguments.get("assistant_model") is not None,
+    }
+    if named := [name for name, given in others.items() if given]:
         raise ValueError(
             "use_revisit works with greedy decoding, sampling and beam search; "
-            "take out penalty_alpha (contrastive search) or assistant_model"
+            f"take out {', '.join(named)}, which asks for another decoding"
         )
     config = ReVisiTConfig(
-        layers=_published_layers(settings.early_exit_layers, len(decoder(model).layers)),
+        layers=_published_layers(settings.early_exit_layers, len(decoder_layers(model))),
         alpha=settings.relative_top,
         divergence=settings.revisit_divergence,
         selection=settings.revisit_selection,
@@ -60,7 +65,8 @@ def decode(
     plain.use_revisit = False
     mask = settings.image_tokens
     vision_mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)
-    with attach(model, config, vision_mask=vision_mask) as processor:
+    processor = prepare(model, config, vision_mask, once=True)
+    with processor.recorder:
         output = model.generate(
             inputs, plain, logits_processor=[processor, *(logits_processor or [])], **arguments
         )

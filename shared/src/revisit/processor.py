@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LogitsProcessor
 
 from revisit.columns import Columns, LMHead
@@ -13,10 +13,10 @@ from revisit.layers import resolve_layers
 from revisit.recorder import Recorder
 from revisit.step import Step, step
 from revisit.trace import Choice, TraceStep
-from revisit.vision import Grid, decoder, is_tied, lm_head
+from revisit.vision import Grid, Model, decoder_layers, is_tied, lm_head
 
 
-class ReVisiTLogitsProcessor(LogitsProcessor):
+class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """Refines next-token scores by the vision token closest to them (paper, section 3).
 
     It reads the model's own scores, so it must be the first of a generation's processors: warpers
@@ -105,7 +105,7 @@ class ReVisiTLogitsProcessor(LogitsProcessor):
             return
         layers = self.recorder.layers
         choice = Choice(
-            index=decided.choice,
+            vision_state=decided.choice,
             tokens=self.recorder.states[row].shape[0] // len(layers),
             layers=layers,
             grids=self._grids(row),
@@ -123,7 +123,7 @@ class ReVisiTLogitsProcessor(LogitsProcessor):
 
 @contextmanager
 def attach(
-    model: nn.Module, config: ReVisiTConfig | None = None, *, vision_mask: Tensor | None = None
+    model: Model, config: ReVisiTConfig | None = None, *, vision_mask: Tensor | None = None
 ) -> Iterator[ReVisiTLogitsProcessor]:
     """Prepare a model of Transformers for ReVisiT: the value is a logits processor for `generate`.
 
@@ -143,8 +143,16 @@ def attach(
         ValueError: a layer is out of range, or the model's decoder, LM head or vision tokens cannot
             be found; the message says what to pass.
     """
-    config = config if config is not None else ReVisiTConfig()
+    processor = prepare(model, config if config is not None else ReVisiTConfig(), vision_mask)
+    with processor.recorder:
+        yield processor
+
+
+def prepare(
+    model: Model, config: ReVisiTConfig, vision_mask: Tensor | None, once: bool = False
+) -> ReVisiTLogitsProcessor:
+    """The logits processor of a model; its recorder hooks the model while it is entered."""
     head = lm_head(model)
-    layers = resolve_layers(config.layers, len(decoder(model).layers), is_tied(model))
-    with Recorder(model, layers, head.weight.device, vision_mask) as recorder:
-        yield ReVisiTLogitsProcessor(recorder, head, config)
+    layers = resolve_layers(config.layers, len(decoder_layers(model)), is_tied(model))
+    recorder = Recorder(model, layers, head.weight.device, vision_mask, once)
+    return ReVisiTLogitsProcessor(recorder, head, config)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from revisit.vision import VisionPositions, decoder, locate
+from revisit.vision import Model, VisionPositions, decoder, locate
 
 
 class Recorder:
@@ -23,6 +23,8 @@ class Recorder:
         device: where the states are kept.
         vision_mask: (rows, prompt length) bool, where the model cannot tell (see
             `revisit.vision.locate`).
+        once: record the first prefill only, and take off every hook after it. Forward passes that
+            other processors make (guidance) then go unseen.
 
     Attributes:
         states: for each row of the prefill, (len(layers) * N, d) hidden states, layer by layer.
@@ -33,15 +35,17 @@ class Recorder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         layers: tuple[int, ...],
         device: torch.device,
         vision_mask: Tensor | None = None,
+        once: bool = False,
     ) -> None:
         self.model = model
         self.layers = layers
         self.device = device
         self.vision_mask = vision_mask
+        self.once = once
         self.states: list[Tensor] = []
         self.positions: VisionPositions | None = None
         self.prefills = 0
@@ -154,6 +158,8 @@ class Recorder:
             self.states.append(last if same and last is not None else states)
         self._buffer = None
         self.prefills += 1
+        if self.once:
+            self._remove(self._forward_hooks)
 
 
 def _cached_length(past: Any) -> int:

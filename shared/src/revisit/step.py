@@ -1,4 +1,4 @@
-"""One decoding step of ReVisiT, as functions on tensors (paper, section 3; design in docs/).
+"""One decoding step of ReVisiT, as functions on tensors (paper, section 3).
 
 For one row: logits z (V), vision states H (M, d) with M = vision tokens x layers, LM head W (V, d).
 

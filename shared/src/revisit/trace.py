@@ -28,7 +28,7 @@ class TraceStep(NamedTuple):
 class Choice(NamedTuple):
     """A step as the decoding loop leaves it: tensors stay on their device until read."""
 
-    index: Tensor
+    vision_state: Tensor
     tokens: int
     layers: tuple[int, ...]
     grids: list[Grid] | None
@@ -39,7 +39,7 @@ class Choice(NamedTuple):
 
     def read(self) -> TraceStep:
         """Bring the step to the host."""
-        layer, vision_token = divmod(int(self.index), self.tokens)
+        layer, vision_token = divmod(int(self.vision_state), self.tokens)
         image, patch = _place(vision_token, self.grids)
         return TraceStep(
             vision_token,

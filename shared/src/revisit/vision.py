@@ -1,5 +1,6 @@
 """Where a prompt's vision tokens stand, and the decoder that reads them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from revisit.columns import LMHead
+
+# A causal language model of Transformers: an nn.Module with attributes of its family's own.
+Model = Any
 
 # (frames, rows, columns) of the vision tokens of one image or video.
 Grid = tuple[int, int, int]
@@ -21,7 +25,7 @@ class VisionPositions(NamedTuple):
     grids: list[list[Grid]] | None  # for each row, one grid per image in order; None if unknown
 
 
-def locate(model: nn.Module, inputs: Mapping[str, Any]) -> VisionPositions:
+def locate(model: Model, inputs: Mapping[str, Any]) -> VisionPositions:
     """The vision tokens of the prompts that a prefill's `forward` was called with.
 
     A model whose prompt holds placeholders that it expands itself says where the vision tokens went
@@ -50,10 +54,42 @@ def locate(model: nn.Module, inputs: Mapping[str, Any]) -> VisionPositions:
             "Pass vision_mask, a bool tensor (rows, prompt length) that is true at them"
         )
     mask = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
-    return VisionPositions(mask, None)
+    return VisionPositions(mask, _grids(model, inputs, mask))
 
 
-def decoder(model: nn.Module) -> nn.Module:
+def _grids(model: Model, inputs: Mapping[str, Any], mask: Tensor) -> list[list[Grid]] | None:
+    """The grids of images and videos in the order of the prompts; None where unknown.
+
+    Models whose images differ in size are told the patches of each (`image_grid_thw`,
+    `video_grid_thw`), of which the vision tower merges squares into one vision token.
+    """
+    vision_config = getattr(model.config, "vision_config", None)
+    merge = getattr(vision_config, "spatial_merge_size", None)
+    video_id = getattr(model.config, "video_token_id", None)
+    given = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+    if merge is None or all(grids is None for grids in given.values()):
+        return None
+    queues = {
+        name: [
+            (frames, rows // merge, columns // merge) for frames, rows, columns in grids.tolist()
+        ]
+        for name, grids in given.items()
+        if grids is not None
+    }
+    ordered: list[list[Grid]] = []
+    for ids, there in zip(inputs["input_ids"], mask, strict=True):
+        tokens = ids[there].tolist()
+        row: list[Grid] = []
+        while tokens:
+            name = "video_grid_thw" if tokens[0] == video_id else "image_grid_thw"
+            grid = queues[name].pop(0)
+            row.append(grid)
+            del tokens[: math.prod(grid)]
+        ordered.append(row)
+    return ordered
+
+
+def decoder(model: Model) -> nn.Module:
     """The text decoder: the module that holds the decoder layers (`layers`).
 
     Raises:
@@ -69,7 +105,14 @@ def decoder(model: nn.Module) -> nn.Module:
     raise ValueError(f"{type(model).__name__} has no decoder with a list of layers")
 
 
-def lm_head(model: nn.Module) -> LMHead:
+def decoder_layers(model: Model) -> nn.ModuleList:
+    """The layers of the text decoder, in order."""
+    layers = decoder(model).layers
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def lm_head(model: Model) -> LMHead:
     """The LM head's weight (V, d) and bias.
 
     Raises:
@@ -86,7 +129,7 @@ def lm_head(model: nn.Module) -> LMHead:
     return LMHead(weight.detach(), None if bias is None else bias.detach())
 
 
-def is_tied(model: nn.Module) -> bool:
+def is_tied(model: Model) -> bool:
     """Whether LM head and embedding share their weights, whatever the config says."""
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return embedding is head or (embedding.data_ptr() == head.data_ptr() and not head.is_meta)

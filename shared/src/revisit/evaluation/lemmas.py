@@ -1,0 +1,122 @@
+"""A caption's words, lower-cased and brought to their dictionary form, in two ways.
+
+`"nltk"` is the pipeline of the published scorer: NLTK's sentence and word tokenizer, its
+part-of-speech tagger, and WordNet lemmas. It needs NLTK's data. `"noun"` needs no data: it reads
+every word as a noun, and knows the words of the lexicon only.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.lexicon import DOUBLE_WORDS, OBJECT_OF
+
+Lemmatizer = Callable[[str], list[str]]
+
+# Endings of the singular and the plural that WordNet's noun rules (Morphy) know.
+_ENDINGS = [
+    *(("", "s"), ("s", "ses"), ("f", "ves"), ("x", "xes"), ("z", "zes")),
+    *(("ch", "ches"), ("sh", "shes"), ("man", "men"), ("y", "ies")),
+]
+_IRREGULAR = {
+    "buffaloes": "buffalo",
+    "busses": "bus",
+    "calves": "calf",
+    "children": "child",
+    "flamingoes": "flamingo",
+    "geese": "goose",
+    "grandchildren": "grandchild",
+    "knives": "knife",
+    "mans": "man",
+    "mice": "mouse",
+    "oxen": "ox",
+    "pocketknives": "pocketknife",
+    "sports": "sport",
+    "taxies": "taxi",
+    "thieves": "thief",
+}
+# WordNet 3.0 gives no singular for these: it lacks the noun, or takes another one ("vases" are
+# "vas", "men" are "men"). The published scorer thus does not count their plurals, nor do we.
+_NO_PLURAL = {
+    *("biker", "bluejay", "brindle", "children", "coworker", "firetruck", "glas", "hairdryer"),
+    *("hot", "knive", "lenovo", "longboard", "macbook", "man", "netbook", "paddleboat", "pitbull"),
+    *("potted", "riverboat", "sailboard", "shortboard", "skimboard", "skis", "smartphone"),
+    *("solider", "sports", "stovetop", "teddybear", "televison", "vase"),
+}
+
+
+def _singulars() -> dict[str, str]:
+    words = {word for words in (*OBJECT_OF, *DOUBLE_WORDS) for word in words.split()} - _NO_PLURAL
+    return _IRREGULAR | {
+        word.removesuffix(singular) + plural: word
+        for word in words
+        for singular, plural in _ENDINGS
+        if word.endswith(singular)
+    }
+
+
+_SINGULAR = _singulars()
+_SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]["')])\s+""")
+
+
+def singular(word: str) -> str:
+    """The singular of a lower-case plural of a lexicon word; any other word as it is."""
+    return _SINGULAR.get(word, word)
+
+
+def _noun() -> Lemmatizer:
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+
+    tokenizer = NLTKWordTokenizer()
+
+    def lemmas(caption: str) -> list[str]:
+        # The word tokenizer splits off a full stop only at the end of its text.
+        sentences = _SENTENCE_END.split(caption.lower().strip())
+        return [singular(word) for text in sentences for word in tokenizer.tokenize(text)]
+
+    return lemmas
+
+
+def _nltk() -> Lemmatizer:
+    import nltk
+
+    lemmatize = cache(nltk.stem.WordNetLemmatizer().lemmatize)
+    part_of_speech = {"J": "a", "V": "v", "R": "r"}  # tagger's initial -> WordNet's letter
+
+    def lemmas(caption: str) -> list[str]:
+        tagged = nltk.pos_tag(nltk.word_tokenize(caption.lower()))
+        return [lemmatize(word, part_of_speech.get(tag[0], "n")) for word, tag in tagged]
+
+    missing = [
+        name
+        for probe in (
+            lambda: nltk.word_tokenize("a dog"),
+            lambda: nltk.pos_tag(["dog"]),
+            lambda: lemmatize("dogs", "n"),
+        )
+        if (name := _missing_data(probe))
+    ]
+    if missing:
+        names = " ".join(missing)
+        raise EvaluationError(
+            f"--lemmatizer nltk needs data of NLTK that is not installed: {names}. Download it "
+            f"with `python -m nltk.downloader {names}`, or use --lemmatizer noun, which needs none"
+        )
+    return lemmas
+
+
+def _missing_data(probe: Callable[[], object]) -> str | None:
+    try:
+        probe()
+    except LookupError as error:
+        found = re.search(r"nltk\.download\('([^']+)'\)", str(error))
+        return found[1] if found else str(error)
+    return None
+
+
+LEMMATIZERS: dict[str, Callable[[], Lemmatizer]] = {"nltk": _nltk, "noun": _noun}
+"""Name -> a function that makes the lemmatizer: caption -> its words, in order, as lemmas.
+
+Making one raises `EvaluationError` where its data is missing.
+"""

@@ -1,0 +1,279 @@
+"""The driver, on captioners without a model: what is under test is the run around them."""
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from revisit.evaluation.captioning import decoding_arguments, main
+from revisit.evaluation.chair import read_captions
+
+# Describes the size of images, and says which random number it drew, as sampling would.
+CAPTIONER = """
+import os, signal, sys
+import torch
+from revisit.evaluation.captioning import main
+
+class Sizes:
+    settings = {"prompt": "v1"}
+
+    def __init__(self, args):
+        self.args = args
+        self.left = int(os.environ.get("KILLED_AFTER", 10**9))
+
+    def caption(self, images):
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        draw = torch.rand(len(images), 1).tolist()
+        return [f"{image.size} {image.mode} {number}" for image, number in zip(images, draw)]
+
+if __name__ == "__main__":
+    sys.exit(main(Sizes, "Describe sizes."))
+"""
+
+
+class Sizes:
+    """Describes the size of each image; keeps what it was asked."""
+
+    settings = {"prompt": "v1"}  # noqa: RUF012
+    fails_at = None
+    batches: list[int]
+
+    def __init__(self, args):
+        type(self).batches = []
+
+    def caption(self, images):
+        self.batches.append(len(images))
+        if self.fails_at == len(self.batches):
+            raise RuntimeError("out of memory")
+        return [f"{image.width} by {image.height}" for image in images]
+
+
+@pytest.fixture
+def run(images, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    out = tmp_path / "out" / "captions.jsonl"
+    flags = ["--model_path", str(model), "--data_path", str(images), "--output_path", str(out)]
+    flags += ["--num_eval_samples", "10", "--batch_size", "3", "--device", "cpu"]
+
+    def run(*more: str, load=Sizes) -> int:
+        return main(load, "Test.", argv=[*flags, *more])
+
+    run.flags, run.out, run.model = flags, out, model
+    run.record = lambda: json.loads(out.with_name("captions.jsonl.run.json").read_text())
+    return run
+
+
+def name(image: int) -> str:
+    return f"COCO_val2014_{image:012d}.jpg"
+
+
+def test_every_image_gets_its_own_caption(run, annotations):
+    assert run("--anno_path", str(annotations)) == 0
+    assert read_captions(run.out) == {i: f"{10 + i} by {20 + i}" for i in range(1, 11)}
+    assert sorted(Sizes.batches) == [1, 3, 3, 3]
+
+
+def test_the_run_record_says_what_made_the_captions(run):
+    assert run("--use_revisit", "--early_exit_layers", "0,2", "5", "--relative_top", "0.1") == 0
+    settings = run.record()["settings"]
+    assert settings["use_revisit"] is True
+    assert settings["early_exit_layers"] == [0, 2, 5]
+    assert settings["relative_top"] == 0.1
+    assert settings["model"]["name"] == "model"
+    assert len(settings["model"]["sha256"]) == 64
+    assert {"torch version", "transformers version", "revisit version"} <= settings.keys()
+    record = run.record()
+    assert record["captioner"] == {"prompt": "v1"}
+    assert record["failed"] == []
+    assert record["runs"][0]["captions"] == 10
+    assert record["runs"][0]["batch_size"] == 3
+
+
+def test_a_finished_run_is_not_done_again_and_loads_no_model(run):
+    assert run() == 0
+    before = run.out.read_bytes()
+
+    def load(args):
+        raise AssertionError("loaded")
+
+    assert run(load=load) == 0
+    assert run.out.read_bytes() == before
+
+
+@pytest.mark.parametrize("sampling", [[], ["--do_sample"]])
+def test_a_run_killed_in_the_middle_continues_to_what_one_run_gives(run, tmp_path, sampling):
+    script = tmp_path / "captioner.py"
+    script.write_text(CAPTIONER)
+    command = [sys.executable, str(script), *run.flags, *sampling]
+    killed = subprocess.run(command, env=os.environ | {"KILLED_AFTER": "2"}, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(read_captions(run.out)) == 6
+    # Killed while the fifth caption was written: half of a batch, and half of a line.
+    lines = run.out.read_bytes().splitlines(keepends=True)
+    run.out.write_bytes(b"".join(lines[:4]) + lines[4][:20])
+    load = runpy.run_path(str(script))["Sizes"]
+    assert run(*sampling, load=load) == 0
+    resumed = run.out.read_bytes()
+    run.out.unlink()
+    assert run(*sampling, load=load) == 0
+    assert run.out.read_bytes() == resumed
+
+
+def test_other_settings_on_a_rerun_are_refused_and_nothing_is_lost(run, capsys):
+    assert run() == 0
+    before = run.out.read_bytes()
+    for flags, difference in (
+        (["--use_revisit"], "use_revisit: not set, now true"),
+        (["--seed", "5"], "seed: 42, now 5"),
+        (["--question", "What?"], 'now "What?"'),
+    ):
+        assert run(*flags) == 2
+        assert difference in capsys.readouterr().err
+    (run.model / "config.json").write_text('{"other": 1}')
+    assert run() == 2
+    assert "model" in capsys.readouterr().err
+    assert run.out.read_bytes() == before
+
+
+def test_another_captioner_on_a_rerun_is_refused(run, capsys):
+    Broken = type("Broken", (Sizes,), {"fails_at": 2})
+    assert run(load=Broken) == 1
+    Other = type("Other", (Sizes,), {"settings": {"prompt": "v2"}})
+    assert run(load=Other) == 2
+    assert 'prompt: "v1", now "v2"' in capsys.readouterr().err
+
+
+def test_batch_size_may_change_between_runs_except_with_sampling(run, capsys):
+    assert run() == 0
+    assert run("--batch_size", "2") == 0
+    run.out.unlink()
+    assert run("--do_sample") == 0
+    assert run("--do_sample", "--batch_size", "2") == 2
+    assert "batch_size: 3, now 2" in capsys.readouterr().err
+
+
+def test_images_that_cannot_be_read_are_reported_and_tried_again(run, images, capsys):
+    sound = {image: (images / name(image)).read_bytes() for image in (2, 5, 8)}
+    (images / name(2)).write_bytes(b"no image")
+    (images / name(5)).write_bytes(sound[5][: len(sound[5]) // 2])
+    (images / name(8)).unlink()
+    (images / name(8)).symlink_to("nowhere.jpg")
+    assert run() == 0
+    err = capsys.readouterr().err
+    assert name(2) in err and name(5) in err and name(8) in err
+    assert err.strip().splitlines()[-1].startswith("WARNING: 3 images could not be read")
+    assert sorted(read_captions(run.out)) == [1, 3, 4, 6, 7, 9, 10]
+    assert sorted(entry["image_id"] for entry in run.record()["failed"]) == [2, 5, 8]
+    for image, content in sound.items():
+        (images / name(image)).unlink()
+        (images / name(image)).write_bytes(content)
+    assert run() == 0
+    assert len(read_captions(run.out)) == 10
+    assert run.record()["failed"] == []
+
+
+def test_an_image_removed_between_runs_is_reported_and_the_sample_stays(run, images, capsys):
+    Broken = type("Broken", (Sizes,), {"fails_at": 2})
+    assert run("--num_eval_samples", "6", load=Broken) == 1
+    sample = run.record()["images"]
+    (images / sample[-1]).unlink()
+    (images / name(77)).write_bytes((images / sample[0]).read_bytes())
+    assert run("--num_eval_samples", "6") == 0
+    assert run.record()["images"] == sample
+    assert sample[-1] in capsys.readouterr().err
+    assert len(read_captions(run.out)) == 5
+
+
+def test_a_failing_model_stops_the_run_and_keeps_the_captions(run, capsys):
+    Broken = type("Broken", (Sizes,), {"fails_at": 3})
+    assert run(load=Broken) == 1
+    err = capsys.readouterr().err
+    assert "stopped by RuntimeError: out of memory" in err
+    assert "6 of 10 captions are in" in err
+    assert len(read_captions(run.out)) == 6
+    assert run() == 0
+    assert len(read_captions(run.out)) == 10
+
+
+def test_a_model_that_cannot_be_loaded_is_named(run, capsys):
+    def load(args):
+        raise OSError("config.json is missing")
+
+    assert run(load=load) == 2
+    assert f"cannot load {run.model}: config.json is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--relative_top", "1.5"], "1.5 is not in [0, 1]"),
+        (["--relative_top", "nan"], "nan is not in [0, 1]"),
+        (["--early_exit_layers", "middle"], "middle"),
+        (["--early_exit_layers", ""], "empty"),
+        (["--temperature", "0"], "0 is not in ]0, inf]"),
+        (["--top_p", "2"], "2 is not in ]0, 1]"),
+        (["--batch_size", "0"], "whole number >= 1"),
+        (["--num_eval_samples", "many"], "whole number >= 1"),
+        (["--use_revisit", "perhaps"], "neither true nor false"),
+        (["--device", "cuda:99"], "--device cuda:99: PyTorch finds no such device here"),
+        (["--anno_path", "nowhere"], "annotations not found: nowhere"),
+    ],
+)
+def test_bad_flags_are_refused_before_the_model_loads(run, flags, message, capsys):
+    def load(args):
+        raise AssertionError("loaded")
+
+    try:
+        status = run(*flags, load=load)
+    except SystemExit as stop:  # argparse's own way to refuse
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not run.out.exists()
+
+
+def test_decoding_arguments_are_those_in_force(run):
+    seen = []
+
+    def load(args):
+        seen.append((args, decoding_arguments(args)))
+        return Sizes(args)
+
+    assert run(load=load) == 0
+    run.out.unlink()
+    flags = ["--use_revisit", "true", "--early_exit_layers", "high", "--do_sample", "--top_p", ".9"]
+    assert run(*flags, load=load) == 0
+    plain = {"max_new_tokens": 512, "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    assert seen[0][1] == plain
+    assert seen[0][0].dtype == "float32"
+    assert seen[1][1] == plain | {
+        **{"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0},
+        **{"use_revisit": True, "early_exit_layers": "high"},
+        **{"relative_top": 1e-5, "revisit_divergence": "ag"},
+    }
+
+
+def test_a_family_sets_its_own_defaults(run):
+    seen = []
+
+    def load(args):
+        seen.append(args.early_exit_layers)
+        return Sizes(args)
+
+    main(load, "Test.", {"early_exit_layers": "all"}, run.flags)
+    assert seen == ["all"]
+
+
+def test_output_path_may_be_a_folder(run, tmp_path):
+    assert run("--output_path", str(tmp_path / "results")) == 0
+    assert len(read_captions(tmp_path / "results" / "captions.jsonl")) == 10

@@ -1,0 +1,308 @@
+"""ReVisiT in `generate`, on a small Llama whose prompts hold vision tokens, in any Transformers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+import revisit
+from revisit import ReVisiTConfig
+
+from . import dense
+
+IMAGE, PAD, EOS = 5, 0, 2
+LAYERS = 4
+
+
+def make_model(seed=0, **settings):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=90,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        initializer_range=0.4,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        **settings,
+    )
+    config.image_token_id = IMAGE
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+PROMPTS = [
+    [1, 9, IMAGE, IMAGE, IMAGE, 20, 21],
+    [1, IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, 30, 31, 32, IMAGE, IMAGE, 33],
+    [1, 8, IMAGE, 40],
+]
+
+
+def batch(prompts):
+    """Left-padded ids and attention mask."""
+    length = max(map(len, prompts))
+    ids = torch.tensor([[PAD] * (length - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def decode(model, prompts, config, steps=6, **arguments):
+    """Output object and trace of a generation with ReVisiT."""
+    with revisit.attach(model, config) as processor:
+        output = model.generate(
+            **batch(prompts),
+            max_new_tokens=steps,
+            logits_processor=LogitsProcessorList([processor]),
+            return_dict_in_generate=True,
+            output_scores=True,
+            **{"do_sample": False, "pad_token_id": PAD, **arguments},
+        )
+    return output, processor.trace
+
+
+def new_tokens(output, prompts):
+    return output.sequences[:, max(map(len, prompts)) :].tolist()
+
+
+def hidden_states_and_logits(model, ids):
+    with torch.no_grad():
+        output = model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+    return [state[0].double().numpy() for state in output.hidden_states], output.logits[0].double()
+
+
+@pytest.mark.parametrize("layers", ["last", "all", "low", "high", [1, 3]])
+@pytest.mark.parametrize("kind", ["ag", "js"])
+@pytest.mark.parametrize("alpha", [0.0, 0.01, 1.0])
+def test_generation_equals_a_dense_float64_computation(model, layers, kind, alpha):
+    named = {"last": [4], "all": [0, 2, 4], "low": [0, 4], "high": [2, 4]}
+    indices = named[layers] if isinstance(layers, str) else layers
+    config = ReVisiTConfig(layers=layers, alpha=alpha, divergence=kind, trace=True)
+    output, trace = decode(model, PROMPTS[1:2], config)
+    head = model.lm_head.weight.detach().double().numpy()
+    sequence = list(PROMPTS[1])
+    positions = [place for place, token in enumerate(sequence) if token == IMAGE]
+    states, _ = hidden_states_and_logits(model, sequence)
+    vision = np.concatenate([states[index][positions] for index in indices])
+    for scores, seen in zip(output.scores, trace[0], strict=True):
+        _, logits = hidden_states_and_logits(model, sequence)
+        vocabulary, distances, refined = dense.step(logits[-1].numpy(), vision, head, alpha, kind)
+        choice = indices.index(seen.layer) * len(positions) + seen.vision_token
+        assert distances[choice] <= distances.min() + 1e-4
+        assert seen.divergence == pytest.approx(distances[choice], abs=1e-4)
+        assert seen.candidates == len(vocabulary)
+        np.testing.assert_allclose(scores[0, vocabulary], refined[:, choice], atol=2e-3)
+        assert scores[0].isfinite().sum() == len(vocabulary)
+        assert seen.plain_token == int(logits[-1].argmax())
+        sequence.append(int(scores[0].argmax()))
+    assert sequence[len(PROMPTS[1]) :] == new_tokens(output, PROMPTS[1:2])[0]
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("arguments", [{}, {"num_beams": 3}, {"use_cache": False}])
+def test_a_padded_batch_gives_row_by_row_what_each_prompt_gives_alone(model, layers, arguments):
+    config = ReVisiTConfig(layers=layers, alpha=0.02)
+    together, _ = decode(model, PROMPTS, config, **arguments)
+    for row, prompt in enumerate(PROMPTS):
+        alone, _ = decode(model, [prompt], config, **arguments)
+        assert new_tokens(together, PROMPTS)[row] == new_tokens(alone, [prompt])[0]
+
+
+def test_rows_of_one_prompt_share_their_vision_states(model):
+    config = ReVisiTConfig()
+    with revisit.attach(model, config) as processor:
+        model.generate(
+            **batch(PROMPTS[:2]),
+            max_new_tokens=3,
+            num_beams=4,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([processor]),
+        )
+        states = processor.recorder.states
+    assert len(states) == 8
+    assert len({id(state) for state in states}) == 2
+
+
+def test_sampling_repeats_with_its_seed_and_stays_inside_the_vocabulary(model):
+    config = ReVisiTConfig(alpha=0.05)
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        output, _ = decode(
+            model, PROMPTS[:1], config, do_sample=True, num_return_sequences=3, top_k=0
+        )
+        runs.append(output.sequences.tolist())
+        for step, scores in enumerate(output.scores):
+            drawn = output.sequences[:, len(PROMPTS[0]) + step]
+            assert scores.gather(1, drawn.unsqueeze(1)).isfinite().all()
+    assert runs[0] == runs[1]
+
+
+def test_the_trace_follows_the_refined_argmax(model):
+    output, trace = decode(model, PROMPTS, ReVisiTConfig(alpha=0.1, trace=True))
+    for row, tokens in enumerate(new_tokens(output, PROMPTS)):
+        assert [step.token for step in trace[row]] == tokens
+        assert all(step.changed == (step.token != step.plain_token) for step in trace[row])
+    assert any(step.changed for row in trace for step in row)
+
+
+def test_without_a_trace_nothing_is_kept(model):
+    _, trace = decode(model, PROMPTS, ReVisiTConfig())
+    assert trace is None
+
+
+def hooks(model):
+    """All hooks of the model; some releases of Transformers leave their own on first use."""
+    return [
+        key
+        for module in model.modules()
+        for key in (*module._forward_hooks, *module._forward_pre_hooks)
+    ]
+
+
+class Failing(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        raise RuntimeError("stop here")
+
+
+def test_no_hook_is_left_after_a_generation_or_an_exception(model):
+    before = hooks(model)
+    decode(model, PROMPTS, ReVisiTConfig())
+    assert hooks(model) == before
+    with (
+        pytest.raises(RuntimeError, match="stop here"),
+        revisit.attach(model, ReVisiTConfig()) as processor,
+    ):
+        model.generate(
+            **batch(PROMPTS),
+            max_new_tokens=2,
+            logits_processor=LogitsProcessorList([processor, Failing()]),
+        )
+    assert hooks(model) == before
+
+
+def test_the_layers_are_hooked_for_the_prefill_only(model):
+    before, counts = hooks(model.model), []
+    with revisit.attach(model, ReVisiTConfig(layers="all")) as processor:
+
+        class Count(LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                counts.append(hooks(model.model))
+                return scores
+
+        model.generate(
+            **batch(PROMPTS),
+            max_new_tokens=3,
+            logits_processor=LogitsProcessorList([processor, Count()]),
+        )
+    assert counts == [before] * 3
+
+
+def test_one_attachment_serves_generations_one_after_the_other(model):
+    config = ReVisiTConfig(alpha=0.02)
+    expected = [new_tokens(decode(model, [prompt], config)[0], [prompt]) for prompt in PROMPTS]
+    with revisit.attach(model, config) as processor:
+        for prompt, tokens in zip(PROMPTS, expected, strict=True):
+            output = model.generate(
+                **batch([prompt]),
+                max_new_tokens=6,
+                do_sample=False,
+                pad_token_id=PAD,
+                logits_processor=LogitsProcessorList([processor]),
+            )
+            assert output[:, len(prompt) :].tolist() == tokens
+
+
+def test_a_prompt_without_vision_tokens_is_refused_or_decoded_plainly(model):
+    prompts = [PROMPTS[0], [1, 30, 31, 32]]
+    with pytest.raises(ValueError, match=r"prompts \[1\] of the batch hold no vision token"):
+        decode(model, prompts, ReVisiTConfig())
+    output, trace = decode(model, prompts, ReVisiTConfig(no_vision="plain", trace=True))
+    plain = model.generate(
+        **batch(prompts[1:]), max_new_tokens=6, do_sample=False, pad_token_id=PAD
+    )
+    assert new_tokens(output, prompts)[1] == plain[0, 4:].tolist()
+    assert trace[1] == [None] * 6
+
+
+def test_a_mask_serves_where_the_config_names_no_token(model):
+    expected, _ = decode(model, PROMPTS[:1], ReVisiTConfig(alpha=0.02))
+    other = make_model()
+    del other.config.image_token_id
+    with pytest.raises(ValueError, match="Pass vision_mask"):
+        decode(other, PROMPTS[:1], ReVisiTConfig(alpha=0.02))
+    inputs = batch(PROMPTS[:1])
+    config = ReVisiTConfig(alpha=0.02)
+    with revisit.attach(other, config, vision_mask=inputs["input_ids"] == IMAGE) as processor:
+        output = other.generate(
+            **inputs,
+            max_new_tokens=6,
+            do_sample=False,
+            pad_token_id=PAD,
+            logits_processor=LogitsProcessorList([processor]),
+        )
+    assert output.tolist() == expected.sequences.tolist()
+
+
+@pytest.mark.parametrize(
+    "mask", [torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 7), torch.ones(7, dtype=torch.bool)]
+)
+def test_a_mask_of_another_shape_or_type_is_refused(model, mask):
+    before = hooks(model)
+    with (
+        pytest.raises(ValueError, match="vision_mask"),
+        revisit.attach(model, ReVisiTConfig(), vision_mask=mask) as processor,
+    ):
+        model.generate(
+            **batch(PROMPTS[:1]),
+            max_new_tokens=2,
+            logits_processor=LogitsProcessorList([processor]),
+        )
+    assert hooks(model) == before
+
+
+def test_a_layer_outside_the_model_is_refused_before_generation(model):
+    before = hooks(model)
+    with (
+        pytest.raises(ValueError, match="out of range"),
+        revisit.attach(model, ReVisiTConfig(layers=[LAYERS + 1])),
+    ):
+        pass
+    assert hooks(model) == before
+
+
+def test_a_processor_without_a_prefill_says_what_to_do(model):
+    with (
+        revisit.attach(model, ReVisiTConfig()) as processor,
+        pytest.raises(ValueError, match=r"revisit\.attach"),
+    ):
+        processor(torch.ones(1, 3, dtype=torch.long), torch.zeros(1, 90))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
+    from revisit.vision import is_tied
+
+    model = make_model(tie_word_embeddings=tied)
+    model.config.tie_word_embeddings = not tied
+    assert is_tied(model) is tied
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16])
+def test_half_precision_models_decode(dtype):
+    model = make_model().to(dtype)
+    output, _ = decode(model, PROMPTS, ReVisiTConfig(layers="all", alpha=0.01))
+    for scores in output.scores:
+        assert scores.dtype == torch.float32
+        assert not scores.isnan().any()
+        assert (scores.amax(1) > -math.inf).all()
