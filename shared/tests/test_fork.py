@@ -112,11 +112,13 @@ def serving() -> Iterator[Index]:
     index = Index()
     thread = threading.Thread(target=index.server.serve_forever, args=(0.05,))
     thread.start()
-    yield index
-    index.resumed.set()
-    index.server.shutdown()
-    index.server.server_close()
-    thread.join()
+    try:
+        yield index
+    finally:
+        index.resumed.set()
+        index.server.shutdown()
+        index.server.server_close()
+        thread.join()
 
 
 @pytest.fixture

@@ -1,18 +1,20 @@
 """What the forks' decoding method does: read its settings, attach, generate."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
+from revisit.layers import resolve_layers
 from revisit.processor import prepare
-from revisit.vision import decoder_layers
+from revisit.vision import Model, decoder_layers, is_tied
 
 
 def decode(
-    model: Any,
+    model: Model,
     inputs: Tensor | None,
     generation_config: Any,
     logits_processor: list[Any] | None = None,
@@ -45,6 +47,7 @@ def decode(
     others = {
         "penalty_alpha": settings.penalty_alpha and not settings.do_sample,
         "dola_layers": getattr(settings, "dola_layers", None) is not None,
+        "num_beam_groups": (getattr(settings, "num_beam_groups", 1) or 1) > 1,
         "prompt_lookup_num_tokens": getattr(settings, "prompt_lookup_num_tokens", None),
         "assistant_model": arguments.get("assistant_model") is not None,
     }
@@ -54,7 +57,7 @@ def decode(
             f"take out {', '.join(named)}, which asks for another decoding"
         )
     config = ReVisiTConfig(
-        layers=_published_layers(settings.early_exit_layers, len(decoder_layers(model))),
+        layers=published_layers(model, settings.early_exit_layers),
         alpha=settings.relative_top,
         divergence=settings.revisit_divergence,
         selection=settings.revisit_selection,
@@ -75,8 +78,14 @@ def decode(
     return output
 
 
-def _published_layers(layers: Any, count: int) -> Any:
-    """A list as the published flag reads it: the output of the last layer is not among them."""
+def published_layers(model: Model, layers: str | Sequence[int]) -> str | Sequence[int]:
+    """`early_exit_layers` as the published flag reads it: a list without the last hidden state.
+
+    Raises:
+        ValueError: a layer is out of the model's range, or none is left.
+    """
+    count = len(decoder_layers(model))
+    resolve_layers(layers, count, is_tied(model))
     if isinstance(layers, str):
         return layers
     kept = [layer for layer in layers if layer != count]

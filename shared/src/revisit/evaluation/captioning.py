@@ -8,7 +8,7 @@ A family's script stays thin: it says how to load its model and how to caption a
         def __init__(self, args):
             self.model = ...  # args.model_path, args.device, args.dtype
             self.question = args.question
-            self.decoding = decoding_arguments(args)
+            self.decoding = decoding_arguments(args, self.model)
             self.settings = {"conversation": "llava_v1"}
 
         def caption(self, images):
@@ -103,8 +103,10 @@ def main(
         return 130
 
 
-def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def decoding_arguments(args: argparse.Namespace, model: Any = None) -> dict[str, Any]:
     """Keyword arguments for the fork's `model.generate`, from the parsed flags.
+
+    Given the model, a layer that it does not have is a `ValueError` now, not at the first image.
 
     Always `max_new_tokens, do_sample, num_beams, repetition_penalty`; with sampling also
     `temperature, top_p, top_k`; with ReVisiT also `use_revisit, early_exit_layers,
@@ -115,6 +117,10 @@ def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
         names += ["temperature", "top_p", "top_k"]
     if args.use_revisit:
         names += ["use_revisit", "early_exit_layers", "relative_top", "revisit_divergence"]
+        if model is not None:
+            from revisit.generation import published_layers
+
+            published_layers(model, args.early_exit_layers)
     return {name: getattr(args, name) for name in names}
 
 

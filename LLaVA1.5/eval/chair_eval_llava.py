@@ -1,0 +1,47 @@
+"""Caption a sample of COCO images with LLaVA-1.5, with or without ReVisiT."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+
+from llava import (
+    DEFAULT_IMAGE_TOKEN,
+    llava_v1_prompt,
+    load_pretrained_model,
+    process_images,
+    tokenizer_image_token,
+)
+from revisit.evaluation.captioning import decoding_arguments, main
+
+
+class LlavaCaptioner:
+    """LLaVA-1.5 that answers `args.question` about each image."""
+
+    def __init__(self, args: Namespace) -> None:
+        place = {"device_map": "auto"} if args.device == "auto" else {"device": args.device}
+        self.tokenizer, self.model, self.processor = load_pretrained_model(
+            args.model_path, dtype=getattr(torch, args.dtype), **place
+        )
+        prompt = llava_v1_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{args.question}"])
+        ids = tokenizer_image_token(prompt, self.tokenizer)
+        self.prompt = torch.tensor([ids], device=self.model.device)
+        self.decoding = decoding_arguments(args, self.model)
+        self.settings = {"conversation": "llava_v1"}
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        """The answer for each image."""
+        sequences = self.model.generate(
+            self.prompt.repeat(len(images), 1),
+            images=process_images(images, self.processor, self.model.config),
+            pad_token_id=self.tokenizer.pad_token_id,
+            **self.decoding,
+        )
+        answers = sequences[:, self.prompt.shape[1] :]
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(LlavaCaptioner, "Caption COCO images with LLaVA-1.5."))

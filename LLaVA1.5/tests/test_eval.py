@@ -1,0 +1,102 @@
+"""The evaluation of COCO captions, from images to CHAIR."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from llava import llava_v1_prompt, load_pretrained_model, process_images, tokenizer_image_token
+from revisit.evaluation.captioning import main
+
+FAMILY = Path(__file__).parents[1]
+SIZES = [(60, 40), (30, 70), (56, 56), (20, 80), (64, 64)]
+REVISIT = {"use_revisit": True, "early_exit_layers": "all", "relative_top": 0.01}
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Five images of noise in the layout of COCO, with their annotations."""
+    images = tmp_path / "coco" / "val2014"
+    images.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    for number, (width, height) in enumerate(SIZES, 1):
+        noise = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(images / f"COCO_val2014_{number:012d}.jpg")
+    ids = range(1, len(SIZES) + 1)
+    shared = {"images": [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg"} for i in ids]}
+    boxes = [{"id": i, "image_id": i, "category_id": 18} for i in ids]
+    texts = [{"id": i, "image_id": i, "caption": "A dog."} for i in ids]
+    folder = tmp_path / "coco" / "annotations"
+    folder.mkdir()
+    instances = {"annotations": boxes, "categories": [{"id": 18, "name": "dog"}], **shared}
+    (folder / "instances_val2014.json").write_text(json.dumps(instances))
+    (folder / "captions_val2014.json").write_text(json.dumps({"annotations": texts, **shared}))
+    return tmp_path / "coco"
+
+
+def captions_in(file: Path) -> dict[int, str]:
+    lines = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return {line["image_id"]: line["caption"] for line in lines}
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("decoder", [{}, REVISIT], ids=["greedy", "revisit"])
+def test_captions_are_what_the_model_says_of_each_image(
+    checkpoint, coco, tmp_path, batch_size, decoder
+):
+    captioner = runpy.run_path(str(FAMILY / "eval" / "chair_eval_llava.py"))["LlavaCaptioner"]
+    arguments = {
+        "model_path": checkpoint,
+        "data_path": coco / "val2014",
+        "anno_path": coco / "annotations",
+        "output_path": tmp_path / "captions.jsonl",
+        "max_new_tokens": 12,
+        "batch_size": batch_size,
+        "device": "cpu",
+        **decoder,
+    }
+    argv = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    assert main(captioner, "LLaVA", argv=argv) == 0
+
+    tokenizer, model, processor = load_pretrained_model(checkpoint, device="cpu")
+    prompt = llava_v1_prompt(["<image>\nPlease describe this image in detail."])
+    ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
+    expected = {}
+    for path in (coco / "val2014").iterdir():
+        pixels = process_images([Image.open(path)], processor, model.config)
+        tokens = model.generate(ids, images=pixels, max_new_tokens=12, **decoder)
+        text = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+        expected[int(path.stem[-12:])] = text.strip()
+    assert captions_in(tmp_path / "captions.jsonl") == expected
+    assert len(set(expected.values())) > 1
+
+
+def test_the_script_captions_and_scores_from_any_folder(checkpoint, coco, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MODEL_PATH": str(checkpoint),
+        "DATA_PATH": "../coco/val2014",
+        "ANNO_PATH": str(coco / "annotations"),
+        "OUTPUT_PATH": "out put",
+        "EARLY_EXIT_LAYERS": "0 2",
+        "MAX_NEW_TOKENS": "4",
+        "NUM_EVAL_SAMPLES": "3",
+        "BATCH_SIZE": "2",
+        "LEMMATIZER": "noun",
+    }
+    done = subprocess.run(
+        ["bash", FAMILY / "eval_chair_llava.sh"], cwd=elsewhere, env=environment, check=False
+    )
+    assert done.returncode == 0
+    assert len(captions_in(elsewhere / "out put" / "captions.jsonl")) == 3
+    result = (elsewhere / "out put" / "chair.json").read_text()
+    assert "CHAIRs" in result and '"relative_top": 1e-05' in result

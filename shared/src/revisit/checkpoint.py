@@ -1,0 +1,97 @@
+"""Reading a checkpoint whole, or saying what is wrong with it."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+from safetensors import SafetensorError
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+)
+
+# Where a folder holds several of them, Transformers reads the first of these.
+_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+
+
+def load_complete(
+    load: Callable[..., Any], name: str, **kwargs: Any
+) -> tuple[Any, dict[str, list[Any]]]:
+    """Call `load`, a `from_pretrained`, and insist that every weight was there.
+
+    `name`: a folder or a hub id. Returns the model and Transformers' loading info. Raises OSError
+    (missing or unreadable) or ValueError (weights missing, or of another shape), each naming the
+    file or the weights.
+    """
+    check_files(name)
+    with reading(name):
+        model, info = load(name, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    if info["mismatched_keys"]:
+        shapes = "".join(
+            f"\n  {key}: {tuple(found)} in the files, {tuple(wanted)} by config.json"
+            for key, found, wanted in info["mismatched_keys"]
+        )
+        raise ValueError(
+            f"the weights of {name} do not have the shapes of its config.json; "
+            f"fetch both from the same place:{shapes}"
+        )
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:5])
+        raise ValueError(
+            f"{len(info['missing_keys'])} weights are missing from the checkpoint {name}: {names}"
+            f"{', ...' if len(info['missing_keys']) > 5 else ''}; fetch the checkpoint again"
+        )
+    return model, info
+
+
+def check_files(name: str) -> None:
+    """Look for what a checkpoint, a folder or a hub id, must have before anything is read.
+
+    Raises FileNotFoundError where the folder, or a shard that its index names, is not there.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            validate_repo_id(name)
+        except ValueError:
+            raise FileNotFoundError(
+                f"no checkpoint at {name}: the folder does not exist; give the folder that holds "
+                "config.json and the weights, or a hub id such as liuhaotian/llava-v1.5-7b"
+            ) from None
+        return
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {name}: this is not a checkpoint's folder")
+    weights = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), folder)
+    if weights.suffix == ".json":
+        _check_shards(weights)
+
+
+def _check_shards(index: Path) -> None:
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(f"{index} is not an index of weights; fetch it again") from error
+    missing = sorted(shard for shard in shards if not (index.parent / shard).is_file())
+    if missing:
+        raise FileNotFoundError(
+            f"{index} names files that are not in the folder: {', '.join(missing)}; "
+            "fetch the checkpoint again"
+        )
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what reading the checkpoint `name` raises into an OSError that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"cannot read the checkpoint {name}: {error}\nIf it is a folder, a file in it is "
+            "damaged or missing: fetch the checkpoint again. If it is a hub id, check the name and "
+            "the network, or download it first and give the folder."
+        ) from error
