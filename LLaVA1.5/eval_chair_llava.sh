@@ -9,7 +9,6 @@ set -euo pipefail
 
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 root="$(dirname -- "$here")"
-[[ "${1:-}" != --help ]] || exec python "$here/eval/chair_eval_llava.py" --help
 
 # What is read.
 MODEL_PATH="${MODEL_PATH:-$root/prerequisites/llava-v1.5-7b}"
@@ -36,37 +35,6 @@ DTYPE="${DTYPE:-}"
 # nltk is the published scoring and needs NLTK's data; noun needs none.
 LEMMATIZER="${LEMMATIZER:-nltk}"
 
-# The folder of captions.jsonl and chair.json: one for each setting.
-case "$USE_REVISIT" in
-    [Tt]rue) decoder="revisit-${EARLY_EXIT_LAYERS//[ ,]/-}-$RELATIVE_TOP-$REVISIT_DIVERGENCE" ;;
-    *) decoder=plain ;;
-esac
-OUTPUT_PATH="${OUTPUT_PATH:-$root/results/llava/$decoder-seed$SEED}"
-
-# Scoring comes last: what it needs is looked for first.
-python -c 'import sys; from revisit.evaluation.lemmas import LEMMATIZERS; LEMMATIZERS[sys.argv[1]]()' \
-    "$LEMMATIZER"
-
-python "$here/eval/chair_eval_llava.py" \
-    --model_path "$MODEL_PATH" \
-    --data_path "$DATA_PATH" \
-    --anno_path "$ANNO_PATH" \
-    --output_path "$OUTPUT_PATH" \
-    --use_revisit "$USE_REVISIT" \
-    --early_exit_layers "$EARLY_EXIT_LAYERS" \
-    --relative_top "$RELATIVE_TOP" \
-    --revisit_divergence "$REVISIT_DIVERGENCE" \
-    --do_sample "$DO_SAMPLE" \
-    --max_new_tokens "$MAX_NEW_TOKENS" \
-    --seed "$SEED" \
-    --num_eval_samples "$NUM_EVAL_SAMPLES" \
-    --batch_size "$BATCH_SIZE" \
-    ${DEVICE:+--device "$DEVICE"} \
-    ${DTYPE:+--dtype "$DTYPE"} \
-    "$@"
-
-revisit-chair \
-    --cap_file "$OUTPUT_PATH/captions.jsonl" \
-    --coco_path "$ANNO_PATH" \
-    --save_path "$OUTPUT_PATH/chair.json" \
-    --lemmatizer "$LEMMATIZER"
+program="$here/eval/chair_eval_llava.py"
+results="$root/results/llava"
+source "$root/shared/eval_chair.sh"

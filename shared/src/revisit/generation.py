@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revisit.config import ReVisiTConfig
+from revisit.config import NamedLayers, ReVisiTConfig
 from revisit.layers import resolve_layers
 from revisit.processor import prepare
 from revisit.vision import Model, decoder_layers, is_tied
@@ -78,7 +78,9 @@ def decode(
     return output
 
 
-def published_layers(model: Model, layers: str | Sequence[int]) -> str | Sequence[int]:
+def published_layers(
+    model: Model, layers: NamedLayers | Sequence[int]
+) -> NamedLayers | Sequence[int]:
     """`early_exit_layers` as the published flag reads it: a list without the last hidden state.
 
     Raises:

@@ -1,0 +1,98 @@
+"""The environments of this repository, and what runs in them.
+
+`nox` tests everything, `nox -s demo` shows it. Each environment is built once, in .nox/, and built
+again only when its requirements change; removing any generated folder is safe.
+"""
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).resolve().parent
+PYTHON = "3.11"  # the pins have no wheels for a newer one
+TYPED = ("shared/src", "LLaVA1.5/data/llava", "LLaVA1.5/eval", "prerequisites")
+CONDA = ("mamba", "conda", "micromamba")
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["llava", "shared", "lint"]
+nox.options.default_venv_backend = "|".join([*CONDA, "uv", "virtualenv"])
+nox.options.error_on_missing_interpreters = True
+nox.options.reuse_existing_virtualenvs = True
+
+if sys.version_info[:2] != (3, 11) and not any(map(shutil.which, ["python3.11", *CONDA, "uv"])):
+    print(
+        f"The environments need Python {PYTHON}, which is not on the PATH: install it from your "
+        "system's packages or python.org, or install conda or uv, which bring it.",
+        file=sys.stderr,
+    )
+
+
+@nox.session(python=PYTHON)
+def llava(session: nox.Session) -> None:
+    """LLaVA-1.5 on the fork of transformers 4.31.0: build its environment, run its tests."""
+    build(session, "LLaVA1.5/requirements.txt", family="LLaVA1.5")
+    test(session, "LLaVA1.5/tests", "shared/tests", "prerequisites/demo/tests")
+
+
+@nox.session(python=PYTHON)
+def shared(session: nox.Session) -> None:
+    """The package `revisit` on the newest Transformers, unpatched: the same for its tests."""
+    build(session, "shared/requirements-test.txt")
+    test(session, "shared/tests")
+
+
+@nox.session(python=False)
+def lint(session: nox.Session) -> None:
+    """Style, formatting and types, with the tools in the environment of `shared`."""
+    python = environment(session, "shared")
+    session.run(python, "-m", "ruff", "check", external=True)
+    session.run(python, "-m", "ruff", "format", "--check", external=True)
+    session.run(python, "-m", "mypy", *TYPED, external=True)
+
+
+@nox.session(python=False)
+def demo(session: nox.Session) -> None:
+    """Greedy decoding and ReVisiT on the embedded demo: one table, one sheet of images."""
+    python = environment(session, "llava")
+    session.run(python, "prerequisites/demo/demo.py", *session.posargs, external=True)
+
+
+def build(session: nox.Session, requirements: str, family: str | None = None) -> None:
+    """Install the pins and the package `revisit`; for a family, its fork and its package too.
+
+    A stamp in the environment says from what it was built: nothing is installed again before that
+    changes. The fork is looked at every time, since somebody may have removed or edited it.
+    """
+    packages = ["shared", *([family] if family else [])]
+    inputs = [requirements, *(f"{package}/pyproject.toml" for package in packages)]
+    state = "\n".join([str(ROOT), *(Path(path).read_text() for path in inputs)])
+    digest = hashlib.sha256(state.encode()).hexdigest()
+    stamp = Path(session.virtualenv.location, "built-from")
+    changed = not stamp.exists() or stamp.read_text() != digest
+    if changed:
+        stamp.unlink(missing_ok=True)
+        session.install("-r", requirements, silent=False)  # minutes: show pip at work
+        session.install("-e", "shared")
+    if family:
+        session.run_install("python", "-m", "revisit.fork", family)
+    if changed:
+        if family:
+            (patch,) = Path(family).glob("*.patch")
+            session.install("-e", f"{family}/data/{patch.stem}", "-e", family)
+        session.run_install("python", "-m", "pip", "check")
+        stamp.write_text(digest)
+
+
+def test(session: nox.Session, *folders: str) -> None:
+    """Run the tests of the folders; what follows `--` on nox's command line goes to pytest."""
+    one_thread = {"OMP_NUM_THREADS": "1"}  # faster for models this small
+    session.run("python", "-m", "pytest", *folders, *session.posargs, env=one_thread)
+
+
+def environment(session: nox.Session, name: str) -> str:
+    """The Python of another session's environment, which is built first where that is needed."""
+    session.run(sys.executable, "-m", "nox", "-s", name, "--install-only", external=True)
+    return str(ROOT / ".nox" / name / "bin" / "python")
