@@ -13,11 +13,14 @@ import nox
 
 ROOT = Path(__file__).resolve().parent
 PYTHON = "3.11"  # the pins have no wheels for a newer one
-TYPED = ("shared/src", "LLaVA1.5/data/llava", "LLaVA1.5/eval", "prerequisites")
+TYPED = (
+    *("shared/src", "LLaVA1.5/data/llava", "LLaVA1.5/eval", "Qwen2.5-VL/eval", "benchmarks"),
+    "prerequisites",
+)
 CONDA = ("mamba", "conda", "micromamba")
 
 nox.needs_version = ">=2024.4.15"
-nox.options.sessions = ["llava", "shared", "lint"]
+nox.options.sessions = ["llava", "qwen", "shared", "lint"]
 nox.options.default_venv_backend = "|".join([*CONDA, "uv", "virtualenv"])
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_existing_virtualenvs = True
@@ -35,6 +38,13 @@ def llava(session: nox.Session) -> None:
     """LLaVA-1.5 on the fork of transformers 4.31.0: build its environment, run its tests."""
     build(session, "LLaVA1.5/requirements.txt", family="LLaVA1.5")
     test(session, "LLaVA1.5/tests", "shared/tests", "prerequisites/demo/tests")
+
+
+@nox.session(python=PYTHON)
+def qwen(session: nox.Session) -> None:
+    """Qwen2.5-VL on the fork of transformers 4.50.0: build its environment, run its tests."""
+    build(session, "Qwen2.5-VL/requirements.txt", family="Qwen2.5-VL")
+    test(session, "Qwen2.5-VL/tests", "shared/tests", "prerequisites/demo/tests")
 
 
 @nox.session(python=PYTHON)
@@ -61,12 +71,13 @@ def demo(session: nox.Session) -> None:
 
 
 def build(session: nox.Session, requirements: str, family: str | None = None) -> None:
-    """Install the pins and the package `revisit`; for a family, its fork and its package too.
+    """Install the pins and the package `revisit`; for a family, its fork and its own package too.
 
     A stamp in the environment says from what it was built: nothing is installed again before that
     changes. The fork is looked at every time, since somebody may have removed or edited it.
     """
-    packages = ["shared", *([family] if family else [])]
+    own = [family] if family and Path(family, "pyproject.toml").exists() else []
+    packages = ["shared", *own]
     inputs = [requirements, *(f"{package}/pyproject.toml" for package in packages)]
     state = "\n".join([str(ROOT), *(Path(path).read_text() for path in inputs)])
     digest = hashlib.sha256(state.encode()).hexdigest()
@@ -81,7 +92,8 @@ def build(session: nox.Session, requirements: str, family: str | None = None) ->
     if changed:
         if family:
             (patch,) = Path(family).glob("*.patch")
-            session.install("-e", f"{family}/data/{patch.stem}", "-e", family)
+            editable = [f"{family}/data/{patch.stem}", *own]
+            session.install(*(word for path in editable for word in ("-e", path)))
         session.run_install("python", "-m", "pip", "check")
         stamp.write_text(digest)
 

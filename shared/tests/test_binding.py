@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
+import dense
 import revisit
 from revisit import ReVisiTConfig
-
-from . import dense
 
 IMAGE, PAD, EOS = 5, 0, 2
 LAYERS = 4

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dense
 from revisit.columns import Columns, LMHead
 from revisit.config import ReVisiTConfig
 from revisit.step import constrain, divergence, step
-
-from . import dense
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step.json").read_text())
 BIG = 2**30

@@ -1,0 +1,65 @@
+"""Caption a sample of COCO images with Qwen2.5-VL, with or without ReVisiT."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from qwen_vl_utils import process_vision_info
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from revisit.checkpoint import load_complete
+from revisit.evaluation.captioning import decoding_arguments, main
+
+
+class QwenCaptioner:
+    """Qwen2.5-VL that answers `args.question` about each image."""
+
+    def __init__(self, args: Namespace) -> None:
+        self.model, _ = load_complete(
+            Qwen2_5_VLForConditionalGeneration.from_pretrained,
+            args.model_path,
+            torch_dtype=getattr(torch, args.dtype),
+            device_map=args.device,
+        )
+        self.model.eval()
+        self.processor = AutoProcessor.from_pretrained(
+            args.model_path, padding_side="left", use_fast=False
+        )
+        self.question = args.question
+        self.decoding = decoding_arguments(args, self.model)
+        pixels = self.processor.image_processor
+        self.limits = {"min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
+        self.settings = dict(self.limits)
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        """The answer for each image."""
+        conversations = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": image, **self.limits},
+                        {"type": "text", "text": self.question},
+                    ],
+                }
+            ]
+            for image in images
+        ]
+        prompts = self.processor.apply_chat_template(conversations, add_generation_prompt=True)
+        resized, _ = process_vision_info(conversations)
+        inputs = self.processor(prompts, resized, padding=True, return_tensors="pt")
+        sequences = self.model.generate(**inputs.to(self.model.device), **self.decoding)
+        answers = sequences[:, inputs.input_ids.shape[1] :]
+        texts = self.processor.batch_decode(answers, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+if __name__ == "__main__":
+    raise SystemExit(
+        main(
+            QwenCaptioner,
+            "Caption COCO images with Qwen2.5-VL.",
+            defaults={"early_exit_layers": "all"},
+        )
+    )

@@ -1,0 +1,38 @@
+"""What the published implementation generated (design C5)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+CASES = json.loads((Path(__file__).parent / "golden" / "cases.json").read_text())
+
+
+def name(case: dict[str, Any]) -> str:
+    settings = [f"{key}={value}" for key, value in case["generate"].items()]
+    return " ".join([case["pixel_values"], *settings])
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_published_tokens_and_scores(golden_model, golden_pixels, case):
+    if "torch" in case and not torch.__version__.startswith(case["torch"]):
+        pytest.skip(f"multinomial draws are those of torch {case['torch']}")
+    input_ids = torch.tensor([case["input_ids"]])
+    torch.manual_seed(case["seed"])
+    output = golden_model.generate(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        pixel_values=golden_pixels[case["pixel_values"]],
+        image_grid_thw=torch.tensor(case["image_grid_thw"]),
+        max_new_tokens=case["max_new_tokens"],
+        output_scores=True,
+        return_dict_in_generate=True,
+        **case["generate"],
+    )
+    assert output.sequences[0].tolist() == case["input_ids"] + case["tokens"]
+    for scores, expected in zip(output.scores, case["top_scores"], strict=False):
+        tokens, values = zip(*expected, strict=True)
+        assert scores[0].topk(len(tokens)).values.tolist() == pytest.approx(values, abs=1e-4)
+        assert scores[0, list(tokens)].tolist() == pytest.approx(values, abs=1e-4)
