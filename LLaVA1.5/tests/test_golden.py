@@ -26,6 +26,7 @@ def test_published_tokens_and_scores(golden_model, golden_images, case):
         max_new_tokens=case["max_new_tokens"],
         output_scores=True,
         return_dict_in_generate=True,
+        revisit_trace=case["generate"].get("use_revisit", False),
         **case["generate"],
     )
     assert output.sequences[0].tolist() == case["input_ids"] + case["tokens"]
@@ -34,3 +35,6 @@ def test_published_tokens_and_scores(golden_model, golden_images, case):
         top = scores[0].topk(len(tokens))
         assert top.values.tolist() == pytest.approx(values, abs=1e-4)
         assert scores[0, list(tokens)].tolist() == pytest.approx(values, abs=1e-4)
+    # Warpers and penalties leave fewer candidates than V_cons.
+    if set(case["generate"]) == {"do_sample", "use_revisit", "early_exit_layers", "relative_top"}:
+        assert [step.candidates for step in output.revisit_trace[0]] == case["candidates"]

@@ -140,6 +140,25 @@ def test_no_column_is_computed_twice_below_the_budget(monkeypatch):
     assert sorted(computed) == sorted(set(computed))
 
 
+def test_a_full_cache_drops_what_was_not_used_for_longest(monkeypatch):
+    computed = []
+    project = Columns._project
+
+    def record(self, vocabulary, tokens, out=None):
+        computed.append(vocabulary.tolist())
+        return project(self, vocabulary, tokens, out)
+
+    monkeypatch.setattr(Columns, "_project", record)
+    head = LMHead(torch.randn(30, 2))
+    columns = Columns(torch.randn(3, 2), head, budget=10 * 3 * 4)
+    for vocabulary in ([0, 1, 2, 3], [4, 5, 6], [0, 1, 7], [0, 1, 8, 9, 10], [0, 1, 7, 9]):
+        columns.keep(torch.tensor(vocabulary))
+    assert computed == [[0, 1, 2, 3], [4, 5, 6], [7], [8, 9, 10]]
+    words = torch.tensor([0, 1, 7, 9])
+    expected = head.weight[words] @ columns.states.T
+    torch.testing.assert_close(columns(words, slice(None)), expected)
+
+
 @settings(deadline=None, max_examples=100)
 @given(problems(), ALPHAS, KINDS, st.integers(2, 5))
 def test_the_first_of_equal_vision_tokens_is_chosen(problem, alpha, kind, copies):

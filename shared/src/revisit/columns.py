@@ -27,7 +27,8 @@ class Columns:
     Args:
         states: (M, d) vision states, floating point.
         head: the LM head; the product is taken in its dtype.
-        budget: bytes that kept columns may take; past it columns are computed and not kept.
+        budget: bytes that kept columns may take. Columns beyond it take the place of those not used
+            for longest; a vocabulary that does not fit at all is computed in blocks, not kept.
     """
 
     def __init__(self, states: Tensor, head: LMHead, budget: int) -> None:
@@ -43,26 +44,52 @@ class Columns:
         self.kept = 0
         # One row a word, so that a step gathers contiguous memory.
         self.table = self.states.new_empty((0, self.tokens))
-        self.slots = torch.full(
-            head.weight.shape[:1], -1, dtype=torch.int64, device=head.weight.device
-        )
+        # For each row: its word, and the step that used it last.
+        self.words = torch.empty(0, dtype=torch.int64, device=head.weight.device)
+        self.used = torch.empty_like(self.words)
+        self.steps = 0
+        self.slots = self.words.new_full(head.weight.shape[:1], -1)
 
     def keep(self, vocabulary: Tensor) -> None:
         """Compute and keep the columns of `vocabulary` (c,) that are not there yet.
 
-        Does nothing where they would not fit the budget.
+        Does nothing where they do not fit the budget.
         """
-        missing = vocabulary[self.slots[vocabulary] < 0]
-        end = self.kept + missing.shape[0]
-        if end == self.kept or end > self.most:
+        if vocabulary.shape[0] > self.most:
             return
+        self.steps += 1
+        slots = self.slots[vocabulary]
+        self.used[slots[slots >= 0]] = self.steps
+        missing = vocabulary[slots < 0]
+        if missing.shape[0] == 0:
+            return
+        if self.kept + missing.shape[0] > self.most:
+            self._drop_oldest(vocabulary.shape[0] - missing.shape[0], missing.shape[0])
+        end = self.kept + missing.shape[0]
         if end > self.table.shape[0]:
-            grown = self.states.new_empty((min(self.most, max(end, 2 * self.kept)), self.tokens))
-            grown[: self.kept] = self.table[: self.kept]
-            self.table = grown
+            self._grow(min(self.most, max(end, self.kept * 3 // 2)))
         self._project(missing, slice(None), self.table[self.kept : end])
+        self.words[self.kept : end] = missing
+        self.used[self.kept : end] = self.steps
         self.slots[missing] = torch.arange(self.kept, end, device=missing.device)
         self.kept = end
+
+    def _grow(self, rows: int) -> None:
+        for name in ("table", "words", "used"):
+            old = getattr(self, name)
+            grown = old.new_empty((rows, *old.shape[1:]))
+            grown[: self.kept] = old[: self.kept]
+            setattr(self, name, grown)
+
+    def _drop_oldest(self, in_use: int, coming: int) -> None:
+        """Make room for `coming` rows, and more, so that not every step has to."""
+        left = max(in_use, (self.most - coming) // 2)
+        rows = self.used[: self.kept].topk(left).indices
+        self.slots.fill_(-1)
+        self.slots[self.words[rows]] = torch.arange(left, device=rows.device)
+        for values in (self.table, self.words, self.used):
+            values[:left] = values[rows]
+        self.kept = left
 
     def __call__(self, vocabulary: Tensor, tokens: slice | Tensor) -> Tensor:
         """Logits (c, b) of the words `vocabulary` (c,) at the vision states `tokens`."""

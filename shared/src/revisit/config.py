@@ -29,7 +29,7 @@ class ReVisiTConfig:
         seed: of the generator that `selection="random"` draws from.
         no_vision: what a prompt without a vision token gets: an error, or plain decoding.
         cache_bytes: upper bound in bytes of the vision-token logits that a generation keeps. Past
-            it they are computed again when needed: slower, with the same result.
+            it those not used for longest are computed again when needed, with the same result.
         trace: keep, for each step, which vision token was chosen (see `revisit.trace`).
 
     Raises:
@@ -42,7 +42,7 @@ class ReVisiTConfig:
     selection: Selection = "min"
     seed: int = 0
     no_vision: NoVision = "error"
-    cache_bytes: int = 256 * 2**20
+    cache_bytes: int = 128 * 2**20
     trace: bool = False
 
     def __post_init__(self) -> None:
