@@ -1,12 +1,6 @@
 """Peak memory of a generation with ReVisiT on the vocabulary of Qwen2.5-VL.
 
-    python benchmarks/memory.py
-
-Each decoder runs in a process of its own on the CPU, on one model with random weights: few layers
-and a small width, but the real vocabulary (152,064) and 1,200 vision tokens, with logits scaled so
-that V_cons holds about 1,000 tokens. `dense` stores the projection of every vision token of every
-layer onto the whole vocabulary during prefill, as the published implementation does. The extra
-memory is the peak resident size above greedy decoding's.
+The package must be installed, so run it with `.nox/qwen/bin/python` or a like environment.
 """
 
 import argparse
@@ -16,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,10 +19,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsP
 import revisit
 from revisit import ReVisiTConfig
 from revisit.step import divergence, select
-from revisit.vision import lm_head
 
 VOCABULARY, VISION_TOKENS, WIDTH, LAYERS = 152_064, 1_200, 64, 6
 IMAGE = 5
+COMMAND = "python benchmarks/memory.py"
+ABOUT = f"""\
+Each decoder runs in a process of its own on the CPU, in bfloat16, on one model with random weights:
+a Llama of {LAYERS} layers and width {WIDTH}, but the vocabulary of Qwen2.5-VL ({VOCABULARY:,}) and
+{VISION_TOKENS:,} vision tokens; layers "all", logits scaled for a V_cons of about 1,000 tokens.
+`dense` stores the projection of every vision token of every layer onto the whole vocabulary during
+prefill, as the published implementation does. The extra memory is the peak resident size above
+greedy decoding's. Random weights make V_cons drift more from step to step than a real model's."""
 DECODERS = {
     "greedy": None,
     "dense": ReVisiTConfig(layers="all", alpha=1e-3),
@@ -106,14 +108,14 @@ def run(name: str, steps: int) -> dict[str, float]:
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "seconds": seconds,
         "candidates": sum(candidates) / max(1, len(candidates)),
-        "projection": lm_head(model).weight.element_size(),
     }
 
 
 def main() -> None:
     """Run every decoder and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=16, help="tokens to generate (default: 16)")
+    parser.add_argument("--docs", action="store_true", help="renew docs/memory.md")
     parser.add_argument("--decoder", choices=DECODERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.decoder:
@@ -126,16 +128,29 @@ def main() -> None:
         command = [sys.executable, __file__, "--decoder", name, "--steps", str(steps)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         results[name] = json.loads(output) | {"steps": steps}
-    print("| decoder | peak, MiB | extra, MiB | of dense | mean V_cons | seconds (steps) |")
-    print("|---|---:|---:|---:|---:|---:|")
+    text = table(results)
+    print(text)
+    if arguments.docs:
+        page = f"# Peak memory\n\nWritten by `{COMMAND} --docs`.\n\n{ABOUT}\n\n{text}\n"
+        (Path(__file__).parents[1] / "docs" / "memory.md").write_text(page, encoding="utf-8")
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """The results in Markdown; extra memory is what lies above greedy decoding's peak."""
+    lines = [
+        "| decoder | peak, MiB | extra, MiB | of dense | mean V_cons | seconds (steps) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     base = results["greedy"]["peak"]
     dense = results["dense"]["peak"] - base
     for name, row in results.items():
         extra = row["peak"] - base
-        print(
-            f"| {name} | {row['peak']:.0f} | {extra:.0f} | {extra / dense:.1%} | "
-            f"{row['candidates']:.0f} | {row['seconds']:.1f} ({row['steps']}) |"
+        candidates = f"{row['candidates']:.0f}" if row["candidates"] else ""
+        lines.append(
+            f"| {name} | {row['peak']:.0f} | {extra:.0f} | {extra / dense:.1%} | {candidates} | "
+            f"{row['seconds']:.1f} ({row['steps']}) |"
         )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def decode(
         model: of a fork, or of any Transformers whose `generate` moves processors marked
             `is_revisit` to the front.
         inputs: the prompt, as `generate` takes it.
-        generation_config: with `early_exit_layers`, `relative_top` and the `revisit_*` settings, and
+        generation_config: with `early_exit_layers`, `relative_top`, the `revisit_*` settings, and
             `image_tokens`: None where the model tells its vision tokens, else a bool mask (rows,
             prompt length as the decoder reads it) that is true at them.
         logits_processor: the caller's own processors; they read the refined scores.
