@@ -1,0 +1,64 @@
+"""The committed images and annotations, and that they are what the seed gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from revisit.evaluation import chair
+from revisit.evaluation.coco import image_id, read_instances
+from revisit.evaluation.lemmas import LEMMATIZERS
+from scenes import SIZE, font_path, sample_scene
+from write_coco import IMAGES, captions, instances
+
+COCO = Path(__file__).resolve().parents[1] / "coco"
+
+
+def read(name: str) -> Any:
+    return json.loads((COCO / "annotations" / f"{name}_val2014.json").read_text("utf-8"))
+
+
+def test_images_and_annotations_belong_together() -> None:
+    data = read("instances")
+    files = sorted((COCO / "val2014").iterdir())
+    assert len(files) == IMAGES >= 500
+    assert sorted(image["file_name"] for image in data["images"]) == [file.name for file in files]
+    assert {image["id"]: image["file_name"] for image in data["images"]} == {
+        image_id(file.name): file.name for file in files
+    }
+    categories = {category["id"]: category for category in data["categories"]}
+    assert len(categories) >= 24
+    for annotation in data["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        assert min(x, y) >= 0 and max(x + width, y + height) <= SIZE
+        assert annotation["category_id"] in categories
+        assert 0 < annotation["area"] <= width * height
+    assert len({annotation["id"] for annotation in data["annotations"]}) == len(data["annotations"])
+
+
+def test_images_open_and_have_the_annotated_size() -> None:
+    for image in read("instances")["images"][::25]:
+        with Image.open(COCO / "val2014" / image["file_name"]) as picture:
+            picture.load()
+            assert picture.size == (image["width"], image["height"])
+
+
+def test_five_references_an_image_name_what_the_instances_show() -> None:
+    texts: dict[int, list[str]] = {}
+    for annotation in read("captions")["annotations"]:
+        texts.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    assert {len(each) for each in texts.values()} == {5}
+    objects = chair.ground_truth(COCO / "annotations", LEMMATIZERS["noun"]())
+    assert objects == read_instances(COCO / "annotations" / "instances_val2014.json")
+
+
+def test_annotations_are_what_the_seed_gives() -> None:
+    try:
+        font_path()
+    except FileNotFoundError:
+        pytest.skip("drawing needs the font Noto Color Emoji")
+    scenes = [sample_scene("val", index) for index in range(IMAGES)]
+    assert read("instances") == json.loads(json.dumps(instances(scenes)))
+    assert read("captions") == json.loads(json.dumps(captions(scenes)))

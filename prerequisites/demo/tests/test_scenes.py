@@ -1,0 +1,101 @@
+import io
+
+import numpy as np
+import pytest
+
+from captions import answer, named_things, references
+from revisit.evaluation.chair import object_words
+from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.lexicon import OBJECT_OF, OBJECTS
+from scenes import GROUPS, SIZE, THINGS, Scene, coverage, draw, font_path, sample_scene
+
+
+def has_font() -> bool:
+    try:
+        return font_path().is_file()
+    except FileNotFoundError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not has_font(), reason="drawing needs the font Noto Color Emoji")
+
+
+def objects_of(text: str) -> set[str]:
+    words, _ = object_words(LEMMATIZERS["noun"]()(text))
+    return {OBJECT_OF[word] for word in words}
+
+
+def truth(scene: Scene) -> set[str]:
+    return {item.thing.name for item in scene.placed}
+
+
+SCENES = [(split, index) for split in ("train", "dev", "val") for index in range(60)]
+
+
+def test_things_are_coco_objects_and_at_least_24() -> None:
+    names = [thing.name for thing in THINGS]
+    assert len(set(names)) == len(names) >= 24
+    assert set(names) <= set(OBJECTS)
+    assert len({thing.category_id for thing in THINGS}) == len(THINGS)
+
+
+def test_answers_and_references_name_exactly_the_things_of_the_scene() -> None:
+    for split, index in SCENES:
+        scene = sample_scene(split, index)
+        for seed in range(3):
+            text = answer(scene, np.random.default_rng(seed))
+            assert objects_of(text) == truth(scene) == set(named_things(text)), text
+            assert 15 <= len(text.split()) <= 65
+        texts = references(scene)
+        assert len(texts) == 5
+        for text in texts:
+            assert objects_of(text) == truth(scene), text
+
+
+def test_held_out_scenes_break_every_group_up_and_training_scenes_rarely_do() -> None:
+    pairs = [tuple(thing.name for thing in group) for group in GROUPS]
+    for split, index in SCENES:
+        names = truth(sample_scene(split, index))
+        if split != "train":
+            assert not any(set(pair) <= names for pair in pairs)
+    complete = partial = 0
+    for index in range(400):
+        names = truth(sample_scene("train", index))
+        complete += sum(set(pair) <= names for pair in pairs)
+        partial += sum(pair[0] in names and pair[1] not in names for pair in pairs)
+    assert complete > 2 * partial > 0
+
+
+def test_a_scene_is_the_same_again_and_no_two_splits_share_one() -> None:
+    assert [sample_scene(*key) for key in SCENES] == [sample_scene(*key) for key in SCENES]
+    layouts = {(scene.placed, scene.background) for scene in (sample_scene(*key) for key in SCENES)}
+    assert len(layouts) == len(SCENES)
+
+
+def test_the_same_scene_is_drawn_the_same() -> None:
+    def jpeg() -> bytes:
+        file = io.BytesIO()
+        draw(sample_scene("val", 7)).save(file, "JPEG", quality=85)
+        return file.getvalue()
+
+    assert jpeg() == jpeg()
+
+
+def test_boxes_lie_inside_the_picture_and_hold_what_is_drawn() -> None:
+    for split, index in SCENES[::6]:
+        scene = sample_scene(split, index)
+        assert draw(scene).size == (SIZE, SIZE)
+        shown = coverage(scene, 32)
+        for item in scene.placed:
+            x, y, width, height = item.box
+            assert min(x, y) >= 0 and max(x + width, y + height) <= SIZE
+            cells = np.argwhere(shown == THINGS.index(item.thing))
+            assert len(cells) > 4
+            rows, columns = (cells + 0.5).T * SIZE / 32
+            assert y - 4 <= rows.min() and rows.max() <= y + height + 4
+            assert x - 4 <= columns.min() and columns.max() <= x + width + 4
+
+
+def test_an_unknown_split_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'test'.*train, dev, val"):
+        sample_scene("test", 0)

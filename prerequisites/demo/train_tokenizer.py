@@ -1,0 +1,62 @@
+"""Train the demo's SentencePiece model, in the layout of LLaMA's (unk 0, bos 1, eos 2, bytes)."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from captions import answer
+from scenes import sample_scene
+
+SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives"
+    " helpful, detailed, and polite answers to the human's questions."
+)
+QUESTION = "Please describe this image in detail."
+ROLES = ("USER:", "ASSISTANT:")
+
+
+def train_tokenizer(path: Path, scenes: int = 4000) -> None:
+    """Write ``tokenizer.model`` to ``path``: every word of the training answers is one piece.
+
+    The fixed sentences of the prompt are one piece each, so that a tiny model does not spend
+    half of its time on them.
+    """
+    rng = np.random.default_rng(0)
+    corpus = [answer(sample_scene("train", index), rng) for index in range(scenes)]
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=704,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        split_digits=True,
+        user_defined_symbols=[SYSTEM.replace(" ", "▁"), QUESTION.replace(" ", "▁"), *ROLES],
+        num_threads=1,
+        minloglevel=2,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model.getvalue())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="where tokenizer.model is written")
+    train_tokenizer(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
