@@ -67,6 +67,7 @@ def lint(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Greedy decoding and ReVisiT on the embedded demo: one table, one sheet of images."""
     python = environment(session, "llava")
+    environment(session, "qwen")
     session.run(python, "prerequisites/demo/demo.py", *session.posargs, external=True)
 
 

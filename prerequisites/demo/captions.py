@@ -13,6 +13,8 @@ import numpy as np
 
 from scenes import THINGS, Placed, Scene
 
+QUESTION = "Please describe this image in detail."
+
 BACKDROPS: dict[str, tuple[str, ...]] = {
     "meadow": ("green hills under a blue sky", "a sunny green meadow and a clear blue sky"),
     "beach": ("a sandy beach and the blue sea", "the calm sea behind a bright sandy beach"),

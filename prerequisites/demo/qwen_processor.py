@@ -15,9 +15,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2_5_VLProcessor, Qwen2TokenizerFast, Qwen2VLImageProcessor
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from captions import answer
+from captions import QUESTION, answer
 from scenes import sample_scene
-from training import QUESTION
 
 IMAGE_SIDE, PATCH, MERGE = 224, 14, 2
 GRID = IMAGE_SIDE // PATCH // MERGE

@@ -25,15 +25,14 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True)
 class Example:
-    """An image, and what the scorer found in two captions of it (`Score.sentences`)."""
+    """An image, and titled captions of it as the scorer found them (`Score.sentences`)."""
 
     image: Path
-    greedy: dict[str, Any]
-    revisit: dict[str, Any]
+    captions: list[tuple[str, dict[str, Any]]]
 
 
-def draw_sheet(examples: list[Example], name: str, path: Path) -> None:
-    """Write the sheet of ``examples`` as a PNG; ``name`` says how the second caption was made."""
+def draw_sheet(examples: list[Example], path: Path) -> None:
+    """Write the sheet of ``examples`` as a PNG."""
     rows = -(-len(examples) // COLUMNS)
     width = COLUMNS * CARD[0] + (COLUMNS + 1) * GAP
     height = TOP + rows * (CARD[1] + GAP)
@@ -42,7 +41,7 @@ def draw_sheet(examples: list[Example], name: str, path: Path) -> None:
     for number, example in enumerate(examples):
         row, column = divmod(number, COLUMNS)
         at = (GAP + column * (CARD[0] + GAP), TOP + row * (CARD[1] + GAP))
-        sheet.paste(_card(example, name), at)
+        sheet.paste(_card(example), at)
     sheet.save(path, optimize=True)
 
 
@@ -62,14 +61,14 @@ def _legend(pen: ImageDraw.ImageDraw) -> None:
         x += pen.textlength(text, font=_font(15)) + 24
 
 
-def _card(example: Example, name: str) -> Image.Image:
+def _card(example: Example) -> Image.Image:
     card = Image.new("RGB", CARD, CARD_COLOUR)
     pen = ImageDraw.Draw(card)
     margin = (CARD[1] - PICTURE) // 2
     with Image.open(example.image) as image:
         card.paste(image.convert("RGB").resize((PICTURE, PICTURE)), (margin, margin))
     left, y = PICTURE + 2 * margin, margin - 8
-    for title, sentence in (("greedy", example.greedy), (name, example.revisit)):
+    for title, sentence in example.captions:
         pen.text((left, y), title, font=_font(13), fill=QUIET)
         y = _paragraph(pen, (left, y + 19), CARD[0] - margin, sentence) + 8
     return card

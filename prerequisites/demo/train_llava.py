@@ -35,9 +35,9 @@ from transformers import (
     LlamaTokenizer,
 )
 
-from captions import answer
+from captions import QUESTION, answer
 from scenes import THINGS, sample_scene
-from train_tokenizer import QUESTION, ROLES, SYSTEM, train_tokenizer
+from train_tokenizer import ROLES, SYSTEM, train_tokenizer
 from training import IGNORE, Log, Stage, draw_pool, hallucination, normalised, train
 
 PATCHES = Stage("patches", scenes=24000, batch=48, steps=2000, peak=1e-3, seed=1)

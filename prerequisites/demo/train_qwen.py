@@ -33,14 +33,14 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from captions import answer
+from captions import QUESTION, answer
 from qwen_processor import GRID, IMAGE, IMAGE_SIDE, LONGEST, MERGE, PATCH, make_processor
 from scenes import BACKGROUNDS, THINGS, sample_scene
-from training import IGNORE, QUESTION, Log, Stage, draw_pool, hallucination, normalised, train
+from training import IGNORE, Log, Stage, draw_pool, hallucination, normalised, train
 
 TOWER = Stage("tower", scenes=12000, batch=32, steps=1200, peak=2e-3, seed=1)
-CAPTIONS = Stage("captions", scenes=16000, batch=32, steps=3500, peak=1.5e-3, seed=2)
-NAMING_LOSS = 0.3
+CAPTIONS = Stage("captions", scenes=16000, batch=32, steps=4000, peak=1.5e-3, seed=2)
+NAMING_LOSS = 0.1
 """Weight, in the stage ``captions``, of the names that the vision tokens give."""
 OTHERS = 0.3
 """How much of a vision token's target is what the whole picture shows."""
@@ -49,7 +49,7 @@ DEV_SCENES = 200
 WIDTH, HEADS, LAYERS, INNER = 96, 4, 4, 256
 TOWER_WIDTH, TOWER_INNER, TOWER_LAYERS = 64, 176, 4
 WINDOW, FULL_ATTENTION = 112, [1, 3]
-ROPE_BASE, ROPE_SECTIONS = 20.0, [4, 4, 4]
+ROPE_BASE, ROPE_SECTIONS = 1000.0, [2, 5, 5]
 BACKDROP_WORDS = {
     "meadow": "meadow",
     "beach": "beach",

@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from captions import answer
+from captions import QUESTION, answer
 from scenes import sample_scene
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives"
     " helpful, detailed, and polite answers to the human's questions."
 )
-QUESTION = "Please describe this image in detail."
 ROLES = ("USER:", "ASSISTANT:")
 
 

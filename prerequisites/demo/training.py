@@ -20,7 +20,6 @@ from tqdm import tqdm
 from captions import named_things
 from scenes import coverage, draw, sample_scene
 
-QUESTION = "Please describe this image in detail."
 IGNORE = -100
 WARMUP = 100
 LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 500

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("llava", reason="needs the environment of LLaVA-1.5")
 
-from captions import named_things
+from captions import QUESTION, named_things
 from llava import (
     llava_v1_prompt,
     load_pretrained_model,
@@ -19,7 +19,6 @@ from llava import (
     tokenizer_image_token,
 )
 from train_llava import IMAGE_SIDE, TOWER_FOLDER, Prompt, TinyLlava, as_pixels
-from train_tokenizer import QUESTION
 
 DEMO = Path(__file__).resolve().parents[1]
 CHECKPOINT = DEMO / "llava-tiny"
