@@ -6,7 +6,7 @@ patches   the vision tower learns what each patch shows, in place of CLIP's trai
 captions  projector and language model learn the captions
 images    the tower's patches learn what else stands in the image
 naming    the language model learns the captions again and, unlike in LLaVA, its vision tokens learn
-          to name the things in the image through the LM head: what large models do by themselves
+          to name the things in the image through the LM head (in large models they do: the paper)
 
 Killed and started again, the program continues from its last saved state in --work.
 """

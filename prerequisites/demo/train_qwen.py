@@ -1,16 +1,22 @@
 """Train the demo's tiny Qwen2.5-VL and write it in the format of Qwen/Qwen2.5-VL-7B-Instruct.
 
-Two stages. First the vision tower, merger included, learns what each vision token shows, on scenes
-where any things stand together; its classes are rows of the language model's head. The tower is
-then frozen, and the language model learns to caption, with a light loss that keeps the hidden
-states of vision tokens naming what they show: a million parameters do not come by themselves to the
-shared space of vision and words that a large model's pretraining leads to, and that ReVisiT reads.
+Four stages, the tower frozen while the language model learns:
+
+tower     the vision tower, merger included, learns what each vision token shows, on scenes where
+          any things stand together; its classes are rows that the LM head begins with
+captions  the language model learns to caption; a light loss lets its vision tokens go on naming
+          what they show: a million parameters do not come by themselves to the shared space of
+          vision and words that a large model's pretraining leads to, and that ReVisiT reads
+sharpen   the tower learns on
+finish    the language model learns on, with what the tower now sees
+
 Killed and started again, the program continues from its last saved state in --work.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import os
 from pathlib import Path
@@ -40,8 +46,10 @@ from training import IGNORE, Log, Stage, draw_pool, hallucination, normalised, t
 
 TOWER = Stage("tower", scenes=12000, batch=32, steps=1200, peak=2e-3, seed=1)
 CAPTIONS = Stage("captions", scenes=16000, batch=32, steps=4000, peak=1.5e-3, seed=2)
+SHARPEN = Stage("sharpen", scenes=12000, batch=32, steps=1000, peak=1e-3, seed=3)
+FINISH = Stage("finish", scenes=8000, batch=32, steps=700, peak=7e-4, seed=4)
 NAMING_LOSS = 0.1
-"""Weight, in the stage ``captions``, of the names that the vision tokens give."""
+"""Weight, beside the captions, of the names that the vision tokens give."""
 OTHERS = 0.3
 """How much of a vision token's target is what the whole picture shows."""
 DEV_SCENES = 200
@@ -181,22 +189,24 @@ def naming_loss(states: Tensor, rows: Tensor, wanted: Tensor) -> Tensor:
 
 
 def train_tower(
-    model: Qwen2_5_VLForConditionalGeneration,
+    stage: Stage,
+    visual: Qwen2_5_VisionTransformerPretrainedModel,
+    head: nn.Linear,
     processor: Qwen2_5_VLProcessor,
     work: Path,
     log: Log,
 ) -> None:
-    """Teach the tower to say, through the language model's head, what each vision token shows."""
-    pool = draw_pool(work, "tower", TOWER.scenes, IMAGE_SIDE, GRID)
+    """Teach the tower to say, through ``head`` over the vocabulary, what each token shows."""
+    pool = draw_pool(work, "tower", stage.scenes, IMAGE_SIDE, GRID)
     words = words_of_labels(processor)
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        states = see(model.visual, as_patches(pool["pictures"][chosen], processor))
+        states = see(visual, as_patches(pool["pictures"][chosen], processor))
         wanted = targets("tower", chosen, pool["labels"][chosen])
-        return naming_loss(states, model.lm_head.weight[words], wanted)
+        return naming_loss(states, head.weight[words], wanted)
 
-    modules = nn.ModuleDict({"visual": model.visual, "head": model.lm_head})
-    train(TOWER, modules, loss_of, work, log)
+    modules = nn.ModuleDict({"visual": visual, "head": head})
+    train(stage, modules, loss_of, work, log)
 
 
 @torch.no_grad()
@@ -280,21 +290,23 @@ def describe(
 
 
 def train_language_model(
+    stage: Stage,
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
     work: Path,
     log: Log,
 ) -> None:
     """Teach the language model to caption, the tower frozen."""
-    pool = draw_pool(work, "train", CAPTIONS.scenes, IMAGE_SIDE, GRID)
-    features = features_of(model, processor, pool["pictures"], work / "features.pt")
+    pool = draw_pool(work, "train", stage.scenes, IMAGE_SIDE, GRID)
+    kept = work / f"features-{stage.name}.pt"
+    features = features_of(model, processor, pool["pictures"], kept)
     unseen = draw_pool(work, "dev", DEV_SCENES, IMAGE_SIDE, GRID)["pictures"]
     dev_features = features_of(model, processor, unseen).float()
     prompt = Prompt(model, processor)
     words = words_of_labels(processor)
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        rng = np.random.default_rng([3, step])
+        rng = np.random.default_rng([stage.seed + 1, step])
         labels = prompt.answers([answer(scene("train", int(index)), rng) for index in chosen])
         embeds, positions = prompt.embed(
             model, features[chosen].float(), labels[:, :-1].clamp(min=0)
@@ -311,7 +323,7 @@ def train_language_model(
 
     modules = nn.ModuleDict({"model": model.model, "lm_head": model.lm_head})
     dev = functools.partial(describe, model, prompt, dev_features)
-    train(CAPTIONS, modules, loss_of, work, log, scores=lambda: hallucination(dev(), "dev"))
+    train(stage, modules, loss_of, work, log, scores=lambda: hallucination(dev(), "dev"))
 
 
 def save_checkpoint(
@@ -342,8 +354,12 @@ def main() -> None:
     processor = make_processor()
     model = make_model(processor)
     log = Log(args.work / "training_log.jsonl")
-    train_tower(model, processor, args.work, log)
-    train_language_model(model, processor, args.work, log)
+    head = copy.deepcopy(model.lm_head)
+    train_tower(TOWER, model.visual, head, processor, args.work, log)
+    model.lm_head.load_state_dict(head.state_dict())
+    train_language_model(CAPTIONS, model, processor, args.work, log)
+    train_tower(SHARPEN, model.visual, head, processor, args.work, log)
+    train_language_model(FINISH, model, processor, args.work, log)
     save_checkpoint(model, processor, args.out)
     (args.out / log.path.name).write_bytes(log.path.read_bytes())
     count = sum(p.numel() for p in model.parameters())
