@@ -156,7 +156,10 @@ def test_a_full_cache_drops_what_was_not_used_for_longest(monkeypatch):
     assert computed == [[0, 1, 2, 3], [4, 5, 6], [7], [8, 9, 10]]
     words = torch.tensor([0, 1, 7, 9])
     expected = head.weight[words] @ columns.states.T
-    torch.testing.assert_close(columns(words, slice(None)), expected)
+    for slots in (columns.keep(words), None):
+        torch.testing.assert_close(columns(words, slots, slice(None)), expected)
+        torch.testing.assert_close(columns(words, slots, torch.tensor([2, 0])), expected[:, [2, 0]])
+    assert columns.keep(torch.arange(11)) is None
 
 
 @settings(deadline=None, max_examples=100)

@@ -50,29 +50,36 @@ class Columns:
         self.steps = 0
         self.slots = self.words.new_full(head.weight.shape[:1], -1)
 
-    def keep(self, vocabulary: Tensor) -> None:
+    def keep(self, vocabulary: Tensor) -> Tensor | None:
         """Compute and keep the columns of `vocabulary` (c,) that are not there yet.
 
-        Does nothing where they do not fit the budget.
+        Returns:
+            (c,) rows of the table that hold them, or None where they do not fit the budget.
         """
         if vocabulary.shape[0] > self.most:
-            return
+            return None
         self.steps += 1
         slots = self.slots[vocabulary]
-        self.used[slots[slots >= 0]] = self.steps
-        missing = vocabulary[slots < 0]
-        if missing.shape[0] == 0:
-            return
-        if self.kept + missing.shape[0] > self.most:
-            self._drop_oldest(vocabulary.shape[0] - missing.shape[0], missing.shape[0])
-        end = self.kept + missing.shape[0]
+        if slots.min() < 0:
+            slots = self._add(vocabulary, slots)
+        self.used[slots] = self.steps
+        return slots
+
+    def _add(self, vocabulary: Tensor, slots: Tensor) -> Tensor:
+        there = slots >= 0
+        self.used[slots[there]] = self.steps
+        missing = vocabulary[~there]
+        coming = missing.shape[0]
+        if self.kept + coming > self.most:
+            self._drop_oldest(vocabulary.shape[0] - coming, coming)
+        end = self.kept + coming
         if end > self.table.shape[0]:
             self._grow(min(self.most, max(end, self.kept * 3 // 2)))
         self._project(missing, slice(None), self.table[self.kept : end])
         self.words[self.kept : end] = missing
-        self.used[self.kept : end] = self.steps
         self.slots[missing] = torch.arange(self.kept, end, device=missing.device)
         self.kept = end
+        return self.slots[vocabulary]
 
     def _grow(self, rows: int) -> None:
         for name in ("table", "words", "used"):
@@ -91,17 +98,17 @@ class Columns:
             values[:left] = values[rows]
         self.kept = left
 
-    def __call__(self, vocabulary: Tensor, tokens: slice | Tensor) -> Tensor:
-        """Logits (c, b) of the words `vocabulary` (c,) at the vision states `tokens`."""
-        slots = self.slots[vocabulary]
-        there = slots >= 0
-        if there.all():
+    def __call__(self, vocabulary: Tensor, slots: Tensor | None, tokens: slice | Tensor) -> Tensor:
+        """Logits (c, b) of the words `vocabulary` (c,) at the vision states `tokens`.
+
+        Args:
+            slots: what `keep` returned for them.
+        """
+        if slots is None:
+            return self._project(vocabulary, tokens)
+        if isinstance(tokens, slice):
             return self.table[:, tokens][slots]
-        block = self.states.new_empty((vocabulary.shape[0], self.states[tokens].shape[0]))
-        block[there] = self.table[:, tokens][slots[there]]
-        missing = ~there
-        block[missing] = self._project(vocabulary[missing], tokens)
-        return block
+        return self.table[slots.unsqueeze(1), tokens]
 
     def _project(
         self, vocabulary: Tensor, tokens: slice | Tensor, out: Tensor | None = None

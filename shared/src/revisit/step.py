@@ -113,13 +113,13 @@ def step(
     if vocabulary.shape[0] == 0:
         raise ValueError("the model's logits hold NaN: no token can be chosen from them")
     log_p = logits.float()[vocabulary].log_softmax(0)
-    columns.keep(vocabulary)
+    slots = columns.keep(vocabulary)
     distances = log_p.new_empty(columns.tokens)
     for tokens in _blocks(columns.tokens, vocabulary.shape[0], logits.device.type):
-        log_q = columns(vocabulary, tokens).float().log_softmax(0)
+        log_q = columns(vocabulary, slots, tokens).float().log_softmax(0)
         distances[tokens] = divergence(log_p, log_q, config.divergence)
     choice = select(distances, config.selection, generator)
-    log_q = columns(vocabulary, choice.unsqueeze(0)).squeeze(1).float().log_softmax(0)
+    log_q = columns(vocabulary, slots, choice.unsqueeze(0)).squeeze(1).float().log_softmax(0)
     scores = torch.full(logits.shape, -math.inf, dtype=torch.float32, device=logits.device)
     scores[vocabulary] = log_p + log_q
     return Step(scores, vocabulary, choice, distances[choice])
