@@ -48,7 +48,7 @@ class QwenCaptioner:
         ]
         prompts = self.processor.apply_chat_template(conversations, add_generation_prompt=True)
         resized, _ = process_vision_info(conversations)
-        inputs = self.processor(prompts, resized, padding=True, return_tensors="pt")
+        inputs = self.processor(text=prompts, images=resized, padding=True, return_tensors="pt")
         sequences = self.model.generate(**inputs.to(self.model.device), **self.decoding)
         answers = sequences[:, inputs.input_ids.shape[1] :]
         texts = self.processor.batch_decode(answers, skip_special_tokens=True)

@@ -252,14 +252,14 @@ def test_decoding_arguments_are_those_in_force(run):
     assert run(load=load) == 0
     run.out.unlink()
     flags = ["--use_revisit", "true", "--early_exit_layers", "high", "--do_sample", "--top_p", ".9"]
-    assert run(*flags, load=load) == 0
-    plain = {"max_new_tokens": 512, "do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    assert run(*flags, "--repetition_penalty", "1.2", load=load) == 0
+    plain = {"max_new_tokens": 512, "do_sample": False, "num_beams": 1}
     assert seen[0][1] == plain
     assert seen[0][0].dtype == "float32"
     assert seen[1][1] == plain | {
         **{"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0},
         **{"use_revisit": True, "early_exit_layers": "high"},
-        **{"relative_top": 1e-5, "revisit_divergence": "ag"},
+        **{"relative_top": 1e-5, "revisit_divergence": "ag", "repetition_penalty": 1.2},
     }
 
 

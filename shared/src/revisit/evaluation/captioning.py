@@ -108,11 +108,13 @@ def decoding_arguments(args: argparse.Namespace, model: Any = None) -> dict[str,
 
     Given the model, a layer that it does not have is a `ValueError` now, not at the first image.
 
-    Always `max_new_tokens, do_sample, num_beams, repetition_penalty`; with sampling also
-    `temperature, top_p, top_k`; with ReVisiT also `use_revisit, early_exit_layers,
+    Always `max_new_tokens, do_sample, num_beams`; `repetition_penalty` where it is given; with
+    sampling also `temperature, top_p, top_k`; with ReVisiT also `use_revisit, early_exit_layers,
     relative_top, revisit_divergence` (so that other decoding also runs on an unpatched release).
     """
-    names = ["max_new_tokens", "do_sample", "num_beams", "repetition_penalty"]
+    names = ["max_new_tokens", "do_sample", "num_beams"]
+    if args.repetition_penalty is not None:
+        names.append("repetition_penalty")
     if args.do_sample:
         names += ["temperature", "top_p", "top_k"]
     if args.use_revisit:
@@ -159,7 +161,11 @@ def _parser(description: str) -> argparse.ArgumentParser:
     add("--top_p", type=_real("]", 0, 1), default=1.0, help="with --do_sample; 1 is off" + default)
     add("--top_k", type=_whole(0), default=0, help="with --do_sample; 0 is off" + default)
     add("--num_beams", type=_whole(1), default=1, help="above 1, beam search" + default)
-    add("--repetition_penalty", type=_real("]", 0), default=1.0, help="1 is off" + default)
+    add(
+        "--repetition_penalty",
+        type=_real("]", 0),
+        help="1 is off (default: what the checkpoint's generation_config.json says)",
+    )
     add = parser.add_argument_group("ReVisiT").add_argument
     add("--use_revisit", **_SWITCH, help="decode by ReVisiT")
     add(
