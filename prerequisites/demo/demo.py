@@ -36,6 +36,7 @@ class Family:
     script: Path
     checkpoint: Path
     published_layers: str
+    batch_size: int
 
     @property
     def setting(self) -> Path:
@@ -56,6 +57,7 @@ FAMILIES = (
         script=ROOT / "LLaVA1.5" / "eval" / "chair_eval_llava.py",
         checkpoint=HERE / "llava-tiny",
         published_layers="last",
+        batch_size=100,
     ),
     Family(
         name="Qwen2.5-VL",
@@ -63,6 +65,7 @@ FAMILIES = (
         script=ROOT / "Qwen2.5-VL" / "eval" / "chair_eval_qwenvl.py",
         checkpoint=HERE / "qwen-tiny",
         published_layers="all",
+        batch_size=10,  # its vision tower attends over all images of a batch at once
     ),
 )
 
@@ -105,7 +108,7 @@ def caption(family: Family, decoder: Decoder, coco: Path, out: Path, images: int
         *("--model_path", str(family.checkpoint)),
         *("--data_path", str(coco / "val2014"), "--anno_path", str(coco / "annotations")),
         *("--output_path", str(captions), "--seed", "0", "--num_eval_samples", str(images)),
-        *("--max_new_tokens", "96", "--batch_size", "100", "--dtype", "float32"),
+        *("--max_new_tokens", "96", "--batch_size", str(family.batch_size), "--dtype", "float32"),
         *("--device", "cpu", *decoder.flags),
     ]
     print(f"{family.name}, {decoder.name}", flush=True)
@@ -113,7 +116,10 @@ def caption(family: Family, decoder: Decoder, coco: Path, out: Path, images: int
     calm = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, check=False, env=calm)
     if done.returncode:
-        raise SystemExit(f"captioning failed (status {done.returncode}): {' '.join(command)}")
+        raise SystemExit(
+            f"captioning failed (status {done.returncode}): {' '.join(command)}\n"
+            f"run the same again to continue, or remove {out} to begin anew"
+        )
     return captions
 
 
@@ -237,7 +243,8 @@ def renew_docs(text: str, picture: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where results are kept")
-    parser.add_argument("--images", type=int, default=100_000, help="how many (default: all)")
+    there = len(list((COCO / "val2014").iterdir()))
+    parser.add_argument("--images", type=int, default=there, help="how many (default: all)")
     parser.add_argument(
         "--docs", action="store_true", help="renew docs/demo.md, docs/demo.png and the README"
     )
