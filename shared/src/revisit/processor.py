@@ -39,6 +39,7 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self._columns: list[Columns | None] = []
         self._generator = torch.Generator()
         self._choices: list[list[Choice | None]] = []
+        self._grids: list[list[Grid]] | None = None
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -98,6 +99,8 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self._columns = [shared.get(id(states)) for states in recorder.states]
         self._generator.manual_seed(self.config.seed)
         self._choices = [[] for _ in self._columns]
+        if self.config.trace and recorder.positions is not None:
+            self._grids = recorder.positions.grids()
 
     def _keep_choice(self, row: int, scores: Tensor, decided: Step | None) -> None:
         if decided is None:
@@ -108,17 +111,13 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             vision_state=decided.choice,
             tokens=self.recorder.states[row].shape[0] // len(layers),
             layers=layers,
-            grids=self._grids(row),
+            grids=self._grids[row] if self._grids else None,
             candidates=decided.vocabulary.shape[0],
             divergence=decided.divergence,
             plain_token=scores.argmax(),
             token=decided.scores.argmax(),
         )
         self._choices[row].append(choice)
-
-    def _grids(self, row: int) -> list[Grid] | None:
-        positions = self.recorder.positions
-        return positions.grids[row] if positions and positions.grids else None
 
 
 @contextmanager

@@ -113,7 +113,7 @@ class Recorder:
                 f"vision_mask must be bool of shape (rows, prompt length) with {rows} rows, "
                 f"got {mask.dtype} of shape {tuple(mask.shape)}"
             )
-        return VisionPositions(mask.repeat_interleave(rows // mask.shape[0], 0), None)
+        return VisionPositions(mask.repeat_interleave(rows // mask.shape[0], 0), lambda: None)
 
     def _hook(self, text: nn.Module, layer: int, slot: int, index: Tensor) -> RemovableHandle:
         layers = text.layers

@@ -1,7 +1,8 @@
 """Where a prompt's vision tokens stand, and the decoder that reads them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ class VisionPositions(NamedTuple):
     """The vision tokens of a prefill."""
 
     mask: Tensor  # (B, S) bool, S the length that the decoder layers see
-    grids: list[list[Grid]] | None  # for each row, one grid per image in order; None if unknown
+    # For each row, one grid per image in order; None if unknown. Called where a trace needs them.
+    grids: Callable[[], list[list[Grid]] | None]
 
 
 def locate(model: Model, inputs: Mapping[str, Any]) -> VisionPositions:
@@ -40,7 +42,8 @@ def locate(model: Model, inputs: Mapping[str, Any]) -> VisionPositions:
         ValueError: the vision tokens cannot be found; the message says what to pass.
     """
     if hasattr(model, "vision_tokens"):
-        return VisionPositions(*model.vision_tokens(**inputs))
+        mask, grids = model.vision_tokens(**inputs)
+        return VisionPositions(mask, lambda: grids)
     ids = [
         value
         for field in _TOKEN_ID_FIELDS
@@ -54,30 +57,33 @@ def locate(model: Model, inputs: Mapping[str, Any]) -> VisionPositions:
             "Pass vision_mask, a bool tensor (rows, prompt length) that is true at them"
         )
     mask = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
-    return VisionPositions(mask, _grids(model, inputs, mask))
+    # Not all inputs: the grids are read later, and pixels need not live until then.
+    told = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+    return VisionPositions(mask, partial(_grids, model.config, input_ids, mask, told))
 
 
-def _grids(model: Model, inputs: Mapping[str, Any], mask: Tensor) -> list[list[Grid]] | None:
+def _grids(
+    config: Any, input_ids: Tensor, mask: Tensor, told: Mapping[str, Tensor | None]
+) -> list[list[Grid]] | None:
     """The grids of images and videos in the order of the prompts; None where unknown.
 
     Models whose images differ in size are told the patches of each (`image_grid_thw`,
     `video_grid_thw`), of which the vision tower merges squares into one vision token.
     """
-    vision_config = getattr(model.config, "vision_config", None)
+    vision_config = getattr(config, "vision_config", None)
     merge = getattr(vision_config, "spatial_merge_size", None)
-    video_id = getattr(model.config, "video_token_id", None)
-    given = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-    if merge is None or all(grids is None for grids in given.values()):
+    video_id = getattr(config, "video_token_id", None)
+    if merge is None or all(grids is None for grids in told.values()):
         return None
     queues = {
         name: [
             (frames, rows // merge, columns // merge) for frames, rows, columns in grids.tolist()
         ]
-        for name, grids in given.items()
+        for name, grids in told.items()
         if grids is not None
     }
     ordered: list[list[Grid]] = []
-    for ids, there in zip(inputs["input_ids"], mask, strict=True):
+    for ids, there in zip(input_ids, mask, strict=True):
         tokens = ids[there].tolist()
         row: list[Grid] = []
         while tokens:
