@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -38,7 +36,16 @@ from transformers import (
 from captions import QUESTION, answer
 from scenes import THINGS, sample_scene
 from train_tokenizer import ROLES, SYSTEM, train_tokenizer
-from training import IGNORE, Log, Stage, draw_pool, hallucination, normalised, train
+from training import (
+    IGNORE,
+    Log,
+    Stage,
+    draw_pool,
+    features_of,
+    hallucination,
+    normalised,
+    train,
+)
 
 PATCHES = Stage("patches", scenes=24000, batch=48, steps=2000, peak=1e-3, seed=1)
 CAPTIONS = Stage("captions", scenes=24000, batch=48, steps=2500, peak=1.5e-3, seed=2)
@@ -156,24 +163,6 @@ def train_images(model: TinyLlava, head: nn.Linear, work: Path, log: Log) -> Non
     train(IMAGES, nn.ModuleDict(modules), loss_of, work, log)
 
 
-@torch.no_grad()
-def features_of(model: TinyLlava, pictures: np.ndarray, path: Path | None = None) -> Tensor:
-    """Features of the frozen tower for every picture, float16, kept in ``path``."""
-    if path is not None and path.exists():
-        kept: Tensor = torch.load(path, weights_only=True)
-        return kept
-    parts = [
-        model.features(as_pixels(pictures[at : at + 256])).half()
-        for at in tqdm(range(0, len(pictures), 256), desc="features", unit="batch")
-    ]
-    features = torch.cat(parts)
-    if path is not None:
-        partial = path.with_suffix(".part")
-        torch.save(features, partial)
-        os.replace(partial, path)
-    return features
-
-
 class Prompt:
     """Token ids around the vision tokens, as the evaluation's llava_v1 prompt gives them."""
 
@@ -217,8 +206,12 @@ def train_language_model(
     With a ``naming_loss`` above 0, the vision tokens also learn to name the things in the image.
     """
     pictures, patches = pool_of(work, "train", stage.scenes)
-    features = features_of(model, pictures, work / f"features-{stage.name}.pt")
-    dev_features = features_of(model, pool_of(work, "dev", DEV_SCENES)[0]).float()
+
+    def see(pictures: np.ndarray) -> Tensor:
+        return model.features(as_pixels(pictures))
+
+    features = features_of(see, pictures, 256, work / f"features-{stage.name}.pt")
+    dev_features = features_of(see, pool_of(work, "dev", DEV_SCENES)[0], 256).float()
     scene = functools.cache(functools.partial(sample_scene, "train"))
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:

@@ -18,14 +18,12 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -42,7 +40,16 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from captions import QUESTION, answer
 from qwen_processor import GRID, IMAGE, IMAGE_SIDE, LONGEST, MERGE, PATCH, make_processor
 from scenes import BACKGROUNDS, THINGS, sample_scene
-from training import IGNORE, Log, Stage, draw_pool, hallucination, normalised, train
+from training import (
+    IGNORE,
+    Log,
+    Stage,
+    draw_pool,
+    features_of,
+    hallucination,
+    normalised,
+    train,
+)
 
 TOWER = Stage("tower", scenes=12000, batch=32, steps=1200, peak=2e-3, seed=1)
 CAPTIONS = Stage("captions", scenes=16000, batch=32, steps=4000, peak=1.5e-3, seed=2)
@@ -209,29 +216,6 @@ def train_tower(
     train(stage, modules, loss_of, work, log)
 
 
-@torch.no_grad()
-def features_of(
-    model: Qwen2_5_VLForConditionalGeneration,
-    processor: Qwen2_5_VLProcessor,
-    pictures: np.ndarray,
-    path: Path | None = None,
-) -> Tensor:
-    """(count, GRID * GRID, WIDTH) float16: what the frozen tower sees, kept in ``path``."""
-    if path is not None and path.exists():
-        kept: Tensor = torch.load(path, weights_only=True)
-        return kept
-    parts = [
-        see(model.visual, as_patches(pictures[at : at + 64], processor)).half()
-        for at in tqdm(range(0, len(pictures), 64), desc="features", unit="batch")
-    ]
-    features = torch.cat(parts)
-    if path is not None:
-        partial = path.with_suffix(".part")
-        torch.save(features, partial)
-        os.replace(partial, path)
-    return features
-
-
 class Prompt:
     """The evaluation's prompt around the vision tokens of one picture: tokens and positions."""
 
@@ -298,10 +282,13 @@ def train_language_model(
 ) -> None:
     """Teach the language model to caption, the tower frozen."""
     pool = draw_pool(work, "train", stage.scenes, IMAGE_SIDE, GRID)
-    kept = work / f"features-{stage.name}.pt"
-    features = features_of(model, processor, pool["pictures"], kept)
+
+    def seen_in(pictures: np.ndarray) -> Tensor:
+        return see(model.visual, as_patches(pictures, processor))
+
+    features = features_of(seen_in, pool["pictures"], 64, work / f"features-{stage.name}.pt")
     unseen = draw_pool(work, "dev", DEV_SCENES, IMAGE_SIDE, GRID)["pictures"]
-    dev_features = features_of(model, processor, unseen).float()
+    dev_features = features_of(seen_in, unseen, 64).float()
     prompt = Prompt(model, processor)
     words = words_of_labels(processor)
 

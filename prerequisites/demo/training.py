@@ -45,6 +45,26 @@ def draw_pool(work: Path, split: str, count: int, side: int, grid: int) -> dict[
         return dict(pool)
 
 
+@torch.no_grad()
+def features_of(
+    see: Callable[[np.ndarray], Tensor], pictures: np.ndarray, batch: int, path: Path | None = None
+) -> Tensor:
+    """(count, tokens, width) float16: what a frozen tower sees in the pictures, kept in ``path``.
+
+    ``see`` is given (B, side, side, 3) uint8, ``batch`` pictures at a time.
+    """
+    if path is not None and path.exists():
+        kept: Tensor = torch.load(path, weights_only=True)
+        return kept
+    starts = tqdm(range(0, len(pictures), batch), desc="features", unit="batch")
+    features = torch.cat([see(pictures[at : at + batch]).half() for at in starts])
+    if path is not None:
+        partial = path.with_suffix(".part")
+        torch.save(features, partial)
+        os.replace(partial, path)
+    return features
+
+
 def normalised(pictures: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
     """(B, side, side, 3) uint8 to normalised (B, 3, side, side) float32."""
     pixels = (pictures.float() / 255 - torch.tensor(mean)) / torch.tensor(deviation)
