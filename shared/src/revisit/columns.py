@@ -15,10 +15,31 @@ _GATHER_BYTES = 32 * 2**20
 
 
 class LMHead(NamedTuple):
-    """The output projection: weight (V, d) and bias (V,) or None."""
+    """The output projection, and what the model does to its logits afterwards.
 
-    weight: Tensor
-    bias: Tensor | None = None
+    Logits are softcap * tanh(x / softcap), or x where `softcap` is None, with
+    x = scale * (H W^T + bias).
+    """
+
+    weight: Tensor  # (V, d)
+    bias: Tensor | None = None  # (V,)
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def finish(self, product: Tensor, words: Tensor | None = None) -> Tensor:
+        """Logits (c, b) from the product W[words] H^T (c, b), in its dtype.
+
+        Args:
+            words: (c,) token ids of the rows; the whole vocabulary if left out.
+        """
+        if self.bias is not None:
+            bias = self.bias if words is None else self.bias[words]
+            product = product + bias.unsqueeze(1)
+        if self.scale != 1:
+            product = product * self.scale
+        if self.softcap is not None:
+            product = torch.tanh(product / self.softcap) * self.softcap
+        return product
 
 
 class Columns:
@@ -122,7 +143,7 @@ class Columns:
         rows = max(1, _GATHER_BYTES // (states.shape[1] * states.element_size()))
         for start in range(0, vocabulary.shape[0], rows):
             words = vocabulary[start : start + rows]
-            weight, bias = self.head.weight[words], self.head.bias
+            weight = self.head.weight[words]
             product = weight.float() @ states.float().T if upcast else weight @ states.T
-            out[start : start + rows] = product if bias is None else product + bias[words, None]
+            out[start : start + rows] = self.head.finish(product, words)
         return out

@@ -11,7 +11,7 @@ from revisit.columns import Columns, LMHead
 from revisit.config import ReVisiTConfig
 from revisit.layers import resolve_layers
 from revisit.recorder import Recorder
-from revisit.step import Step, step
+from revisit.step import Step, refine
 from revisit.trace import Choice, TraceStep
 from revisit.vision import Grid, Model, decoder_layers, is_tied, lm_head
 
@@ -54,15 +54,9 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             raise ValueError(
                 f"the recorded prefill has {len(self._columns)} rows, the scores {scores.shape[0]}"
             )
-        refined = torch.empty(scores.shape, dtype=torch.float32, device=scores.device)
-        for row, columns in enumerate(self._columns):
-            if columns is None:
-                refined[row] = scores[row]
-                decided = None
-            else:
-                decided = step(scores[row], columns, self.config, self._generator)
-                refined[row] = decided.scores
-            if self.config.trace:
+        refined, steps = refine(scores, self._columns, self.config, self._generator)
+        if self.config.trace:
+            for row, decided in enumerate(steps):
                 self._keep_choice(row, scores[row], decided)
         return refined
 

@@ -10,6 +10,7 @@ For one row: logits z (V), vision states H (M, d) with M = vision tokens x layer
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -123,6 +124,31 @@ def step(
     scores = torch.full(logits.shape, -math.inf, dtype=torch.float32, device=logits.device)
     scores[vocabulary] = log_p + log_q
     return Step(scores, vocabulary, choice, distances[choice])
+
+
+def refine(
+    scores: Tensor,
+    columns: Sequence[Columns | None],
+    config: ReVisiTConfig,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, list[Step | None]]:
+    """Refine a batch: each row by its own vision states, whatever its neighbours are.
+
+    Args:
+        scores: (B, V) scores of the model; any floating dtype.
+        columns: B entries, shared by rows of one prompt; rows with None keep their scores.
+
+    Returns:
+        (B, V) float32 refined scores, and what was decided for each row.
+    """
+    refined = scores.to(torch.float32, copy=True)
+    steps: list[Step | None] = []
+    for row, vision in enumerate(columns):
+        decided = None if vision is None else step(scores[row], vision, config, generator)
+        if decided is not None:
+            refined[row] = decided.scores
+        steps.append(decided)
+    return refined, steps
 
 
 def _blocks(tokens: int, candidates: int, device: str) -> list[slice]:
