@@ -118,18 +118,22 @@ def test_a_padded_batch_gives_row_by_row_what_each_prompt_gives_alone(model, lay
 
 
 def test_rows_of_one_prompt_share_their_vision_states(model):
-    config = ReVisiTConfig()
-    with revisit.attach(model, config) as processor:
+    kept = []
+    with revisit.attach(model, ReVisiTConfig(layers="all")) as processor:
+
+        class Probe(LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                kept.append((len(input_ids), [tuple(s.shape) for s in processor.vision_states]))
+                return scores
+
         model.generate(
             **batch(PROMPTS[:2]),
             max_new_tokens=3,
             num_beams=4,
             do_sample=False,
-            logits_processor=LogitsProcessorList([processor]),
+            logits_processor=LogitsProcessorList([processor, Probe()]),
         )
-        states = processor.recorder.states
-    assert len(states) == 8
-    assert len({id(state) for state in states}) == 2
+    assert kept == [(8, [(3 * 3, 32), (3 * 7, 32)])] * 3
 
 
 def test_sampling_repeats_with_its_seed_and_stays_inside_the_vocabulary(model):
@@ -290,7 +294,7 @@ def test_a_processor_without_a_prefill_says_what_to_do(model):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
-    from revisit.vision import is_tied
+    from revisit.decoder import is_tied
 
     model = make_model(tie_word_embeddings=tied)
     model.config.tie_word_embeddings = not tied

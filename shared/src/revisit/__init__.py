@@ -5,18 +5,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from revisit.columns import LMHead as LMHead
     from revisit.config import ReVisiTConfig as ReVisiTConfig
+    from revisit.generation import attach as attach
+    from revisit.generation import generate as generate
     from revisit.processor import ReVisiTLogitsProcessor as ReVisiTLogitsProcessor
-    from revisit.processor import attach as attach
 
 __version__ = "0.1.0"
-__all__ = ["ReVisiTConfig", "ReVisiTLogitsProcessor", "attach"]
+__all__ = ["LMHead", "ReVisiTConfig", "ReVisiTLogitsProcessor", "attach", "generate"]
 
 # Loaded on first use: the scorer and the fork maker start without PyTorch.
 _HOME = {
+    "LMHead": "revisit.columns",
     "ReVisiTConfig": "revisit.config",
     "ReVisiTLogitsProcessor": "revisit.processor",
-    "attach": "revisit.processor",
+    "attach": "revisit.generation",
+    "generate": "revisit.generation",
 }
 
 

@@ -1,16 +1,189 @@
-"""What the forks' decoding method does: read its settings, attach, generate."""
+"""The ways into `generate`: attached to a model, as `custom_generate`, and from the forks."""
 
 import copy
-from collections.abc import Sequence
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GenerationMixin, LogitsProcessorList
 
+from revisit.columns import LMHead
 from revisit.config import NamedLayers, ReVisiTConfig
+from revisit.decoder import Model, is_tied, text_decoder
 from revisit.layers import resolve_layers
-from revisit.processor import prepare
-from revisit.vision import Model, decoder_layers, is_tied
+from revisit.processor import ReVisiTLogitsProcessor
+
+# The decoding loops that ReVisiT joins, by the names of generation modes.
+_LOOPS = {
+    "greedy_search": "_sample",
+    "sample": "_sample",
+    "beam_search": "_beam_search",
+    "beam_sample": "_beam_search",
+}
+
+
+@contextmanager
+def attach(
+    model: Model,
+    config: ReVisiTConfig | None = None,
+    *,
+    vision_mask: Tensor | None = None,
+    lm_head: LMHead | None = None,
+    decoder: nn.Module | None = None,
+) -> Iterator[ReVisiTLogitsProcessor]:
+    """Prepare a model of Transformers for ReVisiT: the value is a logits processor for `generate`.
+
+        with revisit.attach(model, ReVisiTConfig(alpha=1e-3)) as processor:
+            model.generate(**inputs, logits_processor=[processor])
+
+    Inside it, each call of the model's `generate` that is given the processor is decoded with
+    ReVisiT, and other calls are not; threads may share the model. Transformers applies its own
+    penalties (such as `repetition_penalty`) before the processors it is given: `revisit.generate`
+    and the forks put ReVisiT first.
+
+    Args:
+        model: a causal vision-language model whose prompt holds its vision tokens.
+        config: the settings; the published defaults if left out.
+        vision_mask: (rows, prompt length) bool, true at the vision tokens, where the model's config
+            cannot tell them.
+        lm_head: the LM head's weights, where the model has none in memory as floating point, or
+            changes its logits by more than a scale or cap of its config.
+        decoder: the module that holds the text decoder's layers, where it cannot be found.
+
+    Raises:
+        ValueError: a layer is out of range, or the model's decoder, LM head or vision tokens cannot
+            be found; the message says what to pass.
+    """
+    model = getattr(model, "_orig_mod", model)  # of a torch.compile'd one
+    settings = config if config is not None else ReVisiTConfig()
+    processor = ReVisiTLogitsProcessor(model, settings, vision_mask, lm_head, decoder)
+    with _entrance(model) as attached:
+        attached.append(processor)
+        try:
+            yield processor
+        finally:
+            attached.remove(processor)
+
+
+class _Entrance:
+    """Stands before a model's `generate` while processors are attached to it."""
+
+    changes = threading.Lock()
+
+    def __init__(self, generate: Callable[..., Any], before: Any) -> None:
+        self.generate = generate
+        self.before = before  # the model's own attribute of that name, or None
+        self.attached: list[ReVisiTLogitsProcessor] = []
+        self.users = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = _arguments(self.generate, *args, **kwargs)
+        asked = given.get("logits_processor") or []
+        with ExitStack() as stack:
+            for processor in self.attached.copy():
+                if any(processor is one for one in asked):
+                    refuse_other_decodings(processor.model, given)
+                    stack.enter_context(processor.generation(_inputs(given)))
+            return self.generate(*args, **kwargs)
+
+
+@contextmanager
+def _entrance(model: Model) -> Iterator[list[ReVisiTLogitsProcessor]]:
+    with _Entrance.changes:
+        entrance = model.__dict__.get("generate")
+        if not isinstance(entrance, _Entrance):
+            entrance = _Entrance(model.generate, entrance)
+            model.__dict__["generate"] = entrance
+        entrance.users += 1
+    try:
+        yield entrance.attached
+    finally:
+        with _Entrance.changes:
+            entrance.users -= 1
+            if not entrance.users and model.__dict__.get("generate") is entrance:
+                del model.__dict__["generate"]
+                if entrance.before is not None:
+                    model.__dict__["generate"] = entrance.before
+
+
+def generate(
+    model: Model,
+    input_ids: Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: Any,
+    generation_config: Any,
+    revisit_config: ReVisiTConfig | None = None,
+    vision_mask: Tensor | None = None,
+    lm_head: LMHead | None = None,
+    decoder: nn.Module | None = None,
+    **model_kwargs: Any,
+) -> Any:
+    """Decoding with ReVisiT as the `custom_generate` of an unpatched Transformers.
+
+        model.generate(
+            **inputs, custom_generate=revisit.generate, revisit_config=ReVisiTConfig(alpha=1e-3)
+        )
+
+    `generate` prepares the inputs and calls this; ReVisiT comes first among the logits processors,
+    and the decoding loop (greedy, sampling or beams) is the installed version's own.
+
+    Args:
+        revisit_config: the settings; the published defaults if left out. With `trace`, the output
+            object's attribute `revisit_trace` holds the steps of each row.
+        vision_mask, lm_head, decoder: as `attach` takes them.
+
+    Returns:
+        What `generate` returns.
+
+    Raises:
+        ValueError: a setting is out of range or asks for a decoding that ReVisiT cannot join, or a
+            part of the model cannot be found; the message says what to pass.
+    """
+    config = revisit_config if revisit_config is not None else ReVisiTConfig()
+    if config.trace and not generation_config.return_dict_in_generate:
+        raise ValueError("a trace needs return_dict_in_generate=True: it is in what is returned")
+    withheld = _withheld()
+    refuse_other_decodings(model, {"generation_config": generation_config, **withheld})
+    mode = generation_config.get_generation_mode(withheld.pop("assistant_model", None))
+    if mode.value not in _LOOPS:
+        raise ValueError(
+            f"ReVisiT joins greedy decoding, sampling and beam search, not {mode.value}"
+        )
+    processor = ReVisiTLogitsProcessor(model, config, vision_mask, lm_head, decoder)
+    rows = 1
+    if vision_mask is None:  # the inputs are repeated for beams, the mask is not
+        rows = max(generation_config.num_beams, generation_config.num_return_sequences)
+    with processor.generation({"input_ids": input_ids, **model_kwargs}, rows):
+        output = getattr(model, _LOOPS[mode.value])(
+            input_ids,
+            logits_processor=LogitsProcessorList([processor, *logits_processor]),
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            **withheld,
+            **model_kwargs,
+        )
+        if config.trace:
+            output.revisit_trace = processor.trace
+    return output
+
+
+def _withheld() -> dict[str, Any]:
+    """What `generate` was given for its own loops and keeps from a callable: read where it stands.
+
+    A streamer would stay silent for ever, and an assistant be ignored, without a word.
+    """
+    own = inspect.unwrap(GenerationMixin.generate).__code__
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not own:
+        frame = frame.f_back
+    names = ("streamer", "synced_gpus", "assistant_model")
+    given = {name: frame.f_locals.get(name) for name in names} if frame is not None else {}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def decode(
@@ -20,7 +193,7 @@ def decode(
     logits_processor: list[Any] | None = None,
     **arguments: Any,
 ) -> Any:
-    """`model.generate` with ReVisiT as its first logits processor.
+    """What the forks' decoding method does: `model.generate` with ReVisiT as its first processor.
 
     Greedy decoding, sampling and beam search, warpers, penalties, streaming, stopping criteria and
     scores are those of the installed Transformers.
@@ -45,32 +218,23 @@ def decode(
     settings = generation_config
     if settings.revisit_trace and not settings.return_dict_in_generate:
         raise ValueError("revisit_trace needs return_dict_in_generate=True: the trace is in there")
-    others = {
-        "penalty_alpha": settings.penalty_alpha and not settings.do_sample,
-        "dola_layers": getattr(settings, "dola_layers", None) is not None,
-        "num_beam_groups": (getattr(settings, "num_beam_groups", 1) or 1) > 1,
-        "prompt_lookup_num_tokens": getattr(settings, "prompt_lookup_num_tokens", None),
-        "assistant_model": arguments.get("assistant_model") is not None,
-    }
-    if named := [name for name, given in others.items() if given]:
-        raise ValueError(
-            "use_revisit works with greedy decoding, sampling and beam search; "
-            f"take out {', '.join(named)}, which asks for another decoding"
-        )
+    given = {"inputs": inputs, "generation_config": settings, **arguments}
+    refuse_other_decodings(model, given)
     config = ReVisiTConfig(
-        layers=published_layers(model, settings.early_exit_layers),
+        layers=settings.early_exit_layers,
         alpha=settings.relative_top,
         divergence=settings.revisit_divergence,
         selection=settings.revisit_selection,
         no_vision=settings.revisit_no_vision,
         trace=settings.revisit_trace,
     )
+    config = replace(config, layers=published_layers(model, config.layers))
     plain = copy.deepcopy(settings)
     plain.use_revisit = False
     mask = settings.image_tokens
     vision_mask = None if mask is None else torch.as_tensor(mask, dtype=torch.bool)
-    processor = prepare(model, config, vision_mask, once=True)
-    with processor.recorder:
+    processor = ReVisiTLogitsProcessor(model, config, vision_mask)
+    with processor.generation(_inputs(given)):
         output = model.generate(
             inputs, plain, logits_processor=[processor, *(logits_processor or [])], **arguments
         )
@@ -87,14 +251,59 @@ def published_layers(
     Raises:
         ValueError: a layer is out of the model's range, or none is left.
     """
-    count = len(decoder_layers(model))
-    resolve_layers(layers, count, is_tied(model))
+    last = len(text_decoder(model).layers)
+    resolve_layers(layers, last, is_tied(model))
     if isinstance(layers, str):
         return layers
-    kept = [layer for layer in layers if layer != count]
+    kept = [layer for layer in layers if layer != last]
     if not kept:
         raise ValueError(
-            f"early_exit_layers={layers} names only the last hidden state ({count}), which the "
+            f"early_exit_layers={layers} names only the last hidden state ({last}), which the "
             "published flag leaves out of a list: say 'last'"
         )
     return kept
+
+
+def refuse_other_decodings(model: Model, given: Mapping[str, Any]) -> None:
+    """Refuse what takes more than one forward pass a step, or drafts tokens that may be dropped.
+
+    Args:
+        given: the arguments of `generate`.
+
+    Raises:
+        ValueError: such a decoding is asked for; the message names the argument.
+    """
+    config = given.get("generation_config") or getattr(model, "generation_config", None)
+
+    def value(name: str) -> Any:
+        return given[name] if name in given else getattr(config, name, None)
+
+    others = {
+        "penalty_alpha": value("penalty_alpha") and not value("do_sample"),
+        "dola_layers": value("dola_layers") is not None,
+        "num_beam_groups": (value("num_beam_groups") or 1) > 1,
+        "prompt_lookup_num_tokens": value("prompt_lookup_num_tokens"),
+        "assistant_early_exit": value("assistant_early_exit"),
+        "assistant_model": value("assistant_model") is not None,
+    }
+    if named := [name for name, asked in others.items() if asked]:
+        raise ValueError(
+            "ReVisiT works with greedy decoding, sampling and beam search; "
+            f"take out {', '.join(named)}, which asks for another decoding"
+        )
+
+
+def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name, those of its `**kwargs` among them."""
+    signature = inspect.signature(function)
+    named = signature.bind(*args, **kwargs).arguments
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named.update(named.pop(name, {}))
+    return named
+
+
+def _inputs(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's inputs among the arguments of `generate`."""
+    inputs = given.get("inputs")
+    return {**given, "input_ids": given.get("input_ids") if inputs is None else inputs}

@@ -1,19 +1,31 @@
 """ReVisiT as a logits processor of Transformers."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor
 
 from revisit.columns import Columns, LMHead
 from revisit.config import ReVisiTConfig
+from revisit.decoder import (
+    Decoder,
+    Model,
+    complete,
+    given_decoder,
+    is_tied,
+    lm_head,
+    logits_owners,
+    text_decoder,
+)
 from revisit.layers import resolve_layers
 from revisit.recorder import Recorder
 from revisit.step import Step, refine
 from revisit.trace import Choice, TraceStep
-from revisit.vision import Grid, Model, decoder_layers, is_tied, lm_head
+from revisit.vision import Grid, VisionPositions, locate
 
 
 class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -22,130 +34,192 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     It reads the model's own scores, so it must be the first of a generation's processors: warpers
     and penalties then act on the refined scores, as in the published implementation.
 
+    Several generations may use it at the same time, in threads or one inside another: each has its
+    own vision states, and each call is about the innermost generation of its thread.
+
     Args:
-        recorder: holds the vision states of the running generation.
-        head: the LM head that projects them.
+        model: the model that generates.
         config: the settings.
+        vision_mask: (P, S) bool, true at the vision tokens of the prompts, where the model's config
+            cannot tell them.
+        head: the LM head, where the model's own cannot be read.
+        decoder: the text decoder, where it cannot be found.
+
+    Raises:
+        ValueError: a layer is out of range, or the model's decoder or LM head cannot be found; the
+            message says what to pass.
     """
 
     # The forks move processors with this mark to the front.
     is_revisit = True
 
-    def __init__(self, recorder: Recorder, head: LMHead, config: ReVisiTConfig) -> None:
-        self.recorder = recorder
-        self.head = head
+    def __init__(
+        self,
+        model: Model,
+        config: ReVisiTConfig,
+        vision_mask: Tensor | None = None,
+        head: LMHead | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        self.model = model
         self.config = config
-        self._prefill = 0
-        self._columns: list[Columns | None] = []
-        self._generator = torch.Generator()
-        self._choices: list[list[Choice | None]] = []
-        self._grids: list[list[Grid]] | None = None
+        self.vision_mask = vision_mask
+        self.head = head if head is not None else lm_head(model)
+        self.decoder: Decoder = (
+            text_decoder(model) if decoder is None else given_decoder(model, decoder)
+        )
+        self.layers = resolve_layers(config.layers, len(self.decoder.layers), is_tied(model))
+        self._running = threading.local()
+        self._latest: _Generation | None = None
+
+    @contextmanager
+    def generation(self, inputs: Mapping[str, Any], rows: int = 1) -> Iterator[None]:
+        """The span of one generation of this thread: its prefill is recorded, its steps refined.
+
+        Args:
+            inputs: what the model's forward will be given, `input_ids` among it.
+            rows: how many neighbouring rows of the inputs are one prompt (beams).
+
+        Raises:
+            ValueError: the vision tokens cannot be found.
+        """
+        positions = locate(self.model, inputs, self.vision_mask)
+        mask = positions.mask[::rows]
+        owners = logits_owners(self.model)
+        recorder = Recorder(self.decoder, owners, self.layers, mask, self.head.weight.device)
+        running = _Generation(self, recorder, positions, rows)
+        stack: list[_Generation] = self._running.__dict__.setdefault("stack", [])
+        stack.append(running)
+        self._latest = running
+        try:
+            with recorder:
+                yield
+        finally:
+            stack.pop()
+            running.free()
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Refined scores (rows, V) float32 from `scores` (rows, V): logits or log-probabilities.
 
         Raises:
-            ValueError: no prefill was recorded, its rows are not those of `scores`, or a row has no
-                vision token and `config.no_vision` is `"error"`.
+            ValueError: it is called outside `generation`, the whole prompts were not read in this
+                generation, a prompt has no vision token and `config.no_vision` is `"error"`, or the
+                prompts' rows are not those of `scores`.
         """
-        self._begin()
-        if scores.shape[0] != len(self._columns):
+        return self._current().refine(input_ids, scores)
+
+    def _current(self) -> "_Generation":
+        stack: list[_Generation] = self._running.__dict__.get("stack", [])
+        if not stack:
             raise ValueError(
-                f"the recorded prefill has {len(self._columns)} rows, the scores {scores.shape[0]}"
+                "ReVisiT saw no prefill of this model: call model.generate, of the model that was "
+                "attached, inside `with revisit.attach(model, ...)`"
             )
-        refined, steps = refine(scores, self._columns, self.config, self._generator)
-        if self.config.trace:
-            for row, decided in enumerate(steps):
-                self._keep_choice(row, scores[row], decided)
-        return refined
+        return stack[-1]
+
+    @property
+    def vision_states(self) -> list[Tensor]:
+        """For each prompt of the running generation, (len(layers) * N, d), layer by layer."""
+        return self._current().recorder.states
 
     @property
     def trace(self) -> list[list[TraceStep | None]] | None:
-        """For each row the steps of the last generation; None unless `config.trace` is set.
+        """For each row the steps of the latest generation; None unless `config.trace` is set.
 
         Steps of a row without vision tokens are None. Under beam search a row is a beam, whose
         earlier steps may belong to another hypothesis.
         """
         if not self.config.trace:
             return None
-        return [[choice and choice.read() for choice in row] for row in self._choices]
+        choices = self._latest.choices if self._latest else []
+        return [[choice and choice.read() for choice in row] for row in choices]
 
-    def _begin(self) -> None:
-        """Take over the vision states of a prefill recorded since the last call."""
+
+class _Generation:
+    """What one generation keeps: its vision states, the columns of its prompts, its trace."""
+
+    def __init__(
+        self,
+        processor: ReVisiTLogitsProcessor,
+        recorder: Recorder,
+        positions: VisionPositions,
+        repeats: int,
+    ) -> None:
+        self.processor = processor
+        self.config = processor.config
+        self.recorder = recorder
+        self.positions = positions
+        self.repeats = repeats
+        self.columns: list[Columns | None] | None = None
+        self.choices: list[list[Choice | None]] = []
+        self.grids: list[list[Grid]] | None = None
+        self.generator = torch.Generator()
+        self.generator.manual_seed(self.config.seed)
+
+    def refine(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.columns is None:
+            self.columns = self._begin()
+        if scores.shape[0] != len(self.columns):
+            raise ValueError(
+                f"the recorded prefill has {len(self.columns)} rows, the scores {scores.shape[0]}"
+            )
+        refined, steps = refine(scores, self.columns, self.config, self.generator)
+        if self.config.trace:
+            for row, decided in enumerate(steps):
+                self.choices[row].append(self._choice(row, scores[row], decided))
+        return refined
+
+    def _begin(self) -> list[Columns | None]:
+        """One set of columns for each prompt, shared by its rows."""
         recorder = self.recorder
-        if recorder.prefills == self._prefill:
-            if not recorder.prefills:
-                raise ValueError(
-                    "ReVisiT saw no prefill: call generate inside `with revisit.attach(model, ...)`"
-                )
-            return
-        self._prefill = recorder.prefills
-        without = [row for row, states in enumerate(recorder.states) if not states.shape[0]]
+        if not recorder.done:
+            raise ValueError(
+                "ReVisiT did not see the prompts being read to their end: they must be read in "
+                "this generation, by the model itself and not by an assistant, and without "
+                "past_key_values that hold a part of them"
+            )
+        recorder.finish()
+        without = [prompt for prompt, count in enumerate(recorder.counts) if not count]
         if without and self.config.no_vision == "error":
             raise ValueError(
                 f"prompts {without} of the batch hold no vision token, so ReVisiT has nothing to "
                 "compare with: give them an image, or set no_vision='plain' to decode them plainly"
             )
-        distinct = {id(states): states for states in recorder.states if states.shape[0]}
-        budget = self.config.cache_bytes // max(1, len(distinct))
-        shared = {key: Columns(states, self.head, budget) for key, states in distinct.items()}
-        self._columns = [shared.get(id(states)) for states in recorder.states]
-        self._generator.manual_seed(self.config.seed)
-        self._choices = [[] for _ in self._columns]
-        if self.config.trace and recorder.positions is not None:
-            self._grids = recorder.positions.grids()
+        head = self._complete_head()
+        budget = self.config.cache_bytes // max(1, sum(count > 0 for count in recorder.counts))
+        columns = [
+            Columns(states, head, budget) if states.shape[0] else None for states in recorder.states
+        ]
+        self.choices = [[] for _ in range(len(columns) * recorder.rows)]
+        if self.config.trace and (grids := self.positions.grids()) is not None:
+            self.grids = grids[:: self.repeats]
+        return [prompt for prompt in columns for _ in range(recorder.rows)]
 
-    def _keep_choice(self, row: int, scores: Tensor, decided: Step | None) -> None:
+    def _complete_head(self) -> LMHead:
+        recorder, model = self.recorder, self.processor.model
+        assert recorder.last is not None and recorder.logits is not None
+        name = type(model).__name__
+        return complete(
+            self.processor.head, model.config, recorder.last[0], recorder.logits[0], name
+        )
+
+    def _choice(self, row: int, scores: Tensor, decided: Step | None) -> Choice | None:
         if decided is None:
-            self._choices[row].append(None)
-            return
-        layers = self.recorder.layers
-        choice = Choice(
+            return None
+        prompt = row // self.recorder.rows
+        return Choice(
             vision_state=decided.choice,
-            tokens=self.recorder.states[row].shape[0] // len(layers),
-            layers=layers,
-            grids=self._grids[row] if self._grids else None,
+            tokens=self.recorder.counts[prompt],
+            layers=self.processor.layers,
+            grids=self.grids[prompt] if self.grids else None,
             candidates=decided.vocabulary.shape[0],
             divergence=decided.divergence,
             plain_token=scores.argmax(),
             token=decided.scores.argmax(),
         )
-        self._choices[row].append(choice)
 
-
-@contextmanager
-def attach(
-    model: Model, config: ReVisiTConfig | None = None, *, vision_mask: Tensor | None = None
-) -> Iterator[ReVisiTLogitsProcessor]:
-    """Prepare a model of Transformers for ReVisiT: the value is a logits processor for `generate`.
-
-        with revisit.attach(model, ReVisiTConfig(alpha=1e-3)) as processor:
-            model.generate(**inputs, logits_processor=[processor])
-
-    Transformers applies its own penalties (such as `repetition_penalty`) before the processors it
-    is given, so with those the forks' `use_revisit=True` is the published order.
-
-    Args:
-        model: a causal vision-language model whose prompt holds its vision tokens.
-        config: the settings; the published defaults if left out.
-        vision_mask: (rows, prompt length) bool, true at the vision tokens, where the model's config
-            cannot tell them.
-
-    Raises:
-        ValueError: a layer is out of range, or the model's decoder, LM head or vision tokens cannot
-            be found; the message says what to pass.
-    """
-    processor = prepare(model, config if config is not None else ReVisiTConfig(), vision_mask)
-    with processor.recorder:
-        yield processor
-
-
-def prepare(
-    model: Model, config: ReVisiTConfig, vision_mask: Tensor | None, once: bool = False
-) -> ReVisiTLogitsProcessor:
-    """The logits processor of a model; its recorder hooks the model while it is entered."""
-    head = lm_head(model)
-    layers = resolve_layers(config.layers, len(decoder_layers(model)), is_tied(model))
-    recorder = Recorder(model, layers, head.weight.device, vision_mask, once)
-    return ReVisiTLogitsProcessor(recorder, head, config)
+    def free(self) -> None:
+        """Let go of all but the trace."""
+        self.columns = None
+        self.recorder.states = []

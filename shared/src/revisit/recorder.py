@@ -1,6 +1,6 @@
 """Records the hidden states of the vision tokens during prefill."""
 
-from collections.abc import Mapping
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -8,58 +8,95 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from revisit.vision import Model, VisionPositions, decoder, locate
+from revisit.decoder import Decoder
+
+
+class _EagerPrefill:
+    """Compiled graphs stand back while anything is recorded: they would run without the hooks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._stance: Any = None
+
+    def begin(self) -> None:
+        with self._lock:
+            set_stance = getattr(getattr(torch, "compiler", None), "set_stance", None)
+            if not self._users and set_stance is not None:  # PyTorch 2.6
+                self._stance = set_stance("force_eager")
+            self._users += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._stance is not None:
+                self._stance.__exit__(None, None, None)
+                self._stance = None
+
+
+_eager_prefill = _EagerPrefill()
 
 
 class Recorder:
-    """Keeps the vision positions of the chosen layers of each prefill of a model.
+    """Keeps the vision positions of the chosen layers of one prefill, in one thread.
 
-    A context manager: inside it, each forward pass that starts a generation is recorded, and the
-    hooks on the layers stay for that one pass. On leaving, also by an exception, no hook is left.
+    A context manager: it hooks the chosen layers until the prompts have been read, in one pass or
+    in chunks, and takes the hooks off then. On leaving, also by an exception, no hook is left.
 
     Args:
-        model: a causal language model of Transformers.
+        decoder: the text decoder.
+        owners: modules whose forward may return the logits.
         layers: indices of hidden states; 0 is the embedding, n the output after the final norm.
+        mask: (P, S) bool, true at the vision tokens of the P prompts. The decoder may read each
+            prompt several times, in neighbouring rows (beams).
         device: where the states are kept.
-        vision_mask: (rows, prompt length) bool, where the model cannot tell (see
-            `revisit.vision.locate`).
-        once: record the first prefill only, and take off every hook after it. Forward passes that
-            other processors make (guidance) then go unseen.
 
     Attributes:
-        states: for each row of the prefill, (len(layers) * N, d) hidden states, layer by layer.
-            Rows with the same states (beams of one prompt) share one tensor.
-        positions: where the vision tokens stood.
-        prefills: how many prefills were recorded so far.
+        counts: N, how many vision tokens each prompt has.
+        states: for each prompt, (len(layers) * N, d) hidden states, layer by layer.
+        rows: how many rows of the decoder each prompt has.
+        last: (rows, d) the decoder's output at the last position of the prompts.
+        logits: (rows, V) the model's own there.
     """
 
     def __init__(
         self,
-        model: Model,
+        decoder: Decoder,
+        owners: list[nn.Module],
         layers: tuple[int, ...],
+        mask: Tensor,
         device: torch.device,
-        vision_mask: Tensor | None = None,
-        once: bool = False,
     ) -> None:
-        self.model = model
+        self.decoder = decoder
+        self.owners = owners
         self.layers = layers
+        self.mask = mask
         self.device = device
-        self.vision_mask = vision_mask
-        self.once = once
+        self.rows = 1
+        self.counts: list[int] = mask.sum(1).tolist()
         self.states: list[Tensor] = []
-        self.positions: VisionPositions | None = None
-        self.prefills = 0
+        self.last: Tensor | None = None
+        self.logits: Tensor | None = None
+        # For each vision token, its place among all of them, prompt by prompt.
+        self._places = mask.flatten().cumsum(0).view_as(mask) - 1
+        self._seen = 0
+        # Of the pass that runs: where its vision tokens stand and go, and the layers kept of it.
+        self._from: tuple[Tensor, Tensor]
+        self._to: Tensor
+        self._stored: set[int] = set()
         self._buffer: Tensor | None = None
-        self._prompt: Tensor | None = None
-        self._length = 0
-        self._forward_hooks: list[RemovableHandle] = []
-        self._layer_hooks: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle] = []
+        self._thread = 0
 
     def __enter__(self) -> "Recorder":
-        self._forward_hooks = [
-            self.model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            self.model.register_forward_hook(self._after_forward),
-        ]
+        self._thread = threading.get_ident()
+        _eager_prefill.begin()
+        inner = [layer for layer in self.layers if layer < len(self.decoder.layers)]
+        for layer in inner:
+            self._hooks.append(self._before(layer))
+        self._hooks.append(self.decoder.module.register_forward_hook(self._after_pass))
+        for owner in self.owners:
+            self._hooks.append(owner.register_forward_hook(self._keep_logits))
         return self
 
     def __exit__(
@@ -68,104 +105,87 @@ class Recorder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._remove(self._layer_hooks)
-        self._remove(self._forward_hooks)
+        self.finish()
 
-    @staticmethod
-    def _remove(hooks: list[RemovableHandle]) -> None:
-        while hooks:
-            hooks.pop().remove()
+    def finish(self) -> None:
+        """Take every hook off."""
+        if self._hooks:
+            _eager_prefill.end()
+        while self._hooks:
+            self._hooks.pop().remove()
 
-    def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        self._remove(self._layer_hooks)
-        inputs = {**kwargs, "input_ids": args[0]} if args else kwargs
-        if _cached_length(inputs.get("past_key_values")) or self._continues(inputs):
+    @property
+    def done(self) -> bool:
+        """Whether the whole prompts were read, and answered with logits."""
+        return self._seen == self.mask.shape[1] and self.logits is not None
+
+    def _mine(self) -> bool:
+        """Whether it is this generation that runs the model: others may at the same time."""
+        return threading.get_ident() == self._thread and not self.done
+
+    # A hook taken off by one thread while another calls it gets no keyword arguments.
+    def _before(self, layer: int) -> RemovableHandle:
+        def hook(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
+            if self._mine():
+                self._store(layer, args[0] if args else kwargs["hidden_states"])
+
+        return self.decoder.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if not self._mine():
             return
-        positions = locate(module, inputs) if self.vision_mask is None else self._given(inputs)
-        self.positions = positions
-        self._buffer = None
-        index = positions.mask.flatten().nonzero().squeeze(1)
-        text = decoder(module)
-        for slot, layer in enumerate(self.layers):
-            self._layer_hooks.append(self._hook(text, layer, slot, index))
-
-    def _continues(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a forward pass without cache repeats the recorded prompt, one token longer."""
-        input_ids = inputs.get("input_ids")
-        if self._prompt is not None and input_ids is not None:
-            start = self._prompt.shape[1]
-            grown = (self._prompt.shape[0], self._length + 1)
-            if input_ids.shape == grown and torch.equal(input_ids[:, :start], self._prompt):
-                self._length += 1
-                return True
-        self._prompt = input_ids
-        self._length = 0 if input_ids is None else input_ids.shape[1]
-        return False
-
-    def _given(self, inputs: Mapping[str, Any]) -> VisionPositions:
-        """The caller's mask, its rows repeated as `generate` repeats prompts for beams."""
-        mask = self.vision_mask
-        assert mask is not None
-        given = inputs.get("input_ids")
-        rows = (given if given is not None else inputs["inputs_embeds"]).shape[0]
-        if mask.ndim != 2 or mask.dtype != torch.bool or rows % mask.shape[0]:
+        final: Tensor = output[0]
+        if len(self.decoder.layers) in self.layers:
+            self._store(len(self.decoder.layers), final)
+        if len(self._stored) != len(set(self.layers)):
             raise ValueError(
-                f"vision_mask must be bool of shape (rows, prompt length) with {rows} rows, "
-                f"got {mask.dtype} of shape {tuple(mask.shape)}"
+                "hidden states of the chosen layers went by unseen, as in a compiled graph: "
+                "take torch.compile off the layers, or use PyTorch 2.6 or newer"
             )
-        return VisionPositions(mask.repeat_interleave(rows // mask.shape[0], 0), lambda: None)
+        self._stored.clear()
+        self._seen += final.shape[1]
+        if self._seen == self.mask.shape[1]:
+            self.last = final[:, -1].detach()
+            self._split()
 
-    def _hook(self, text: nn.Module, layer: int, slot: int, index: Tensor) -> RemovableHandle:
-        layers = text.layers
-        assert isinstance(layers, nn.ModuleList)
-        if layer == len(layers):
-            return text.register_forward_hook(
-                lambda _module, _args, output: self._store(slot, index, output[0])
-            )
-        return layers[layer].register_forward_pre_hook(
-            lambda _module, args, kwargs: self._store(
-                slot, index, args[0] if args else kwargs["hidden_states"]
-            ),
-            with_kwargs=True,
-        )
-
-    def _store(self, slot: int, index: Tensor, hidden: Tensor) -> None:
-        assert self.positions is not None
-        if hidden.shape[:2] != self.positions.mask.shape:
+    def _store(self, layer: int, hidden: Tensor) -> None:
+        """Keep the vision positions of a pass over the next positions of the prompts."""
+        prompts, length = self.mask.shape
+        rows, end = hidden.shape[0] // prompts, self._seen + hidden.shape[1]
+        if hidden.shape[0] % prompts or end > length:
             raise ValueError(
-                f"the vision tokens were located in prompts of shape "
-                f"{tuple(self.positions.mask.shape)}, but the decoder reads "
-                f"{tuple(hidden.shape[:2])}: pass vision_mask for the sequence it reads"
+                f"the vision tokens were located in prompts of shape ({prompts}, {length}), but "
+                f"the decoder reads {tuple(hidden.shape[:2])} after {self._seen} positions: pass "
+                "vision_mask for the sequence that it reads"
             )
+        self.rows = rows
         if self._buffer is None:
-            shape = (len(self.layers), index.shape[0], hidden.shape[2])
+            shape = (len(self.layers), sum(self.counts), hidden.shape[2])
             self._buffer = torch.empty(shape, dtype=hidden.dtype, device=self.device)
-        rows = hidden.detach().flatten(0, 1)
-        self._buffer[slot].copy_(rows.index_select(0, index.to(rows.device)))
+        if not self._stored:
+            there = self.mask[:, self._seen : end]
+            # Rows of one prompt hold the same: the first of each is kept.
+            row, column = there.nonzero().to(hidden.device).unbind(1)
+            self._from = (row * rows, column)
+            self._to = self._places[:, self._seen : end][there].to(self.device)
+        row, column = (index.to(hidden.device) for index in self._from)
+        kept = hidden.detach()[row, column].to(self.device)
+        for slot, chosen in enumerate(self.layers):
+            if chosen == layer:
+                self._buffer[slot].index_copy_(0, self._to, kept)
+        self._stored.add(layer)
 
-    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._layer_hooks:
-            return
-        self._remove(self._layer_hooks)
-        assert self.positions is not None and self._buffer is not None
-        self.states = []
+    def _split(self) -> None:
+        assert self._buffer is not None
         end = 0
-        for count in self.positions.mask.sum(1).tolist():
-            states = self._buffer[:, end : end + count].flatten(0, 1)
+        for count in self.counts:
+            self.states.append(self._buffer[:, end : end + count].flatten(0, 1))
             end += count
-            last = self.states[-1] if self.states else None
-            same = last is not None and torch.equal(last, states)
-            self.states.append(last if same and last is not None else states)
         self._buffer = None
-        self.prefills += 1
-        if self.once:
-            self._remove(self._forward_hooks)
 
-
-def _cached_length(past: Any) -> int:
-    """How many positions a cache of any Transformers release holds."""
-    if past is None:
-        return 0
-    if hasattr(past, "get_seq_length"):
-        return int(past.get_seq_length())
-    return int(past[0][0].shape[-2]) if len(past) else 0
+    def _keep_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if self._seen == self.mask.shape[1] and self._mine():
+            logits = getattr(output, "logits", None)
+            if isinstance(logits, Tensor):
+                self.logits = logits[:, -1].detach()
+                self.finish()

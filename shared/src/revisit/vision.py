@@ -1,54 +1,52 @@
-"""Where a prompt's vision tokens stand, and the decoder that reads them."""
+"""Where a prompt's vision tokens stand."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from revisit.columns import LMHead
-
-# A causal language model of Transformers: an nn.Module with attributes of its family's own.
-Model = Any
+from revisit.decoder import Model
 
 # (frames, rows, columns) of the vision tokens of one image or video.
 Grid = tuple[int, int, int]
 
-_TOKEN_ID_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+# The config's fields for the id of an image's or video's tokens, not of the marks around them.
+_TOKEN_ID = r"(image|video|img|vision|visual)(_patch|_pad|_context|_soft)?(_token)?_(id|index)"
 
 
 class VisionPositions(NamedTuple):
-    """The vision tokens of a prefill."""
+    """The vision tokens of the prompts of a generation."""
 
-    mask: Tensor  # (B, S) bool, S the length that the decoder layers see
-    # For each row, one grid per image in order; None if unknown. Called where a trace needs them.
+    mask: Tensor  # (P, S) bool, S the length that the decoder layers see
+    # For each prompt, one grid per image in order; None if unknown. Read where a trace needs them.
     grids: Callable[[], list[list[Grid]] | None]
 
 
-def locate(model: Model, inputs: Mapping[str, Any]) -> VisionPositions:
-    """The vision tokens of the prompts that a prefill's `forward` was called with.
+def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) -> VisionPositions:
+    """The vision tokens of the prompts that `generate` was called with.
 
-    A model whose prompt holds placeholders that it expands itself says where the vision tokens went
+    A model whose prompt holds placeholders that it expands itself says where the vision tokens go
     by a method `vision_tokens(**inputs)`. Otherwise they are the tokens whose id the model's config
     names (`image_token_id`, `video_token_id`, ...).
 
     Args:
         model: the model whose `generate` runs.
-        inputs: the keyword arguments of its `forward`.
+        inputs: what it was given for the model, `input_ids` (P, S) among it.
+        vision_mask: (P, S) bool, the caller's own word on it.
 
     Raises:
         ValueError: the vision tokens cannot be found; the message says what to pass.
     """
+    if vision_mask is not None:
+        return VisionPositions(_checked(vision_mask, inputs), lambda: None)
     if hasattr(model, "vision_tokens"):
         mask, grids = model.vision_tokens(**inputs)
         return VisionPositions(mask, lambda: grids)
-    ids = [
-        value
-        for field in _TOKEN_ID_FIELDS
-        if isinstance(value := getattr(model.config, field, None), int)
-    ]
+    ids = vision_token_ids(model.config)
     input_ids = inputs.get("input_ids")
     if not ids or input_ids is None:
         missing = "its config names no image token id" if not ids else "it was given no input_ids"
@@ -62,13 +60,35 @@ def locate(model: Model, inputs: Mapping[str, Any]) -> VisionPositions:
     return VisionPositions(mask, partial(_grids, model.config, input_ids, mask, told))
 
 
+def vision_token_ids(config: Any) -> list[int]:
+    """The ids that stand for images and videos in a prompt, as the config names them."""
+    return [
+        value
+        for name, value in vars(config).items()
+        if re.fullmatch(_TOKEN_ID, name) and type(value) is int
+    ]
+
+
+def _checked(mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    given = [inputs.get("input_ids"), inputs.get("inputs_embeds")]
+    rows = next((len(prompts) for prompts in given if prompts is not None), None)
+    if mask.ndim != 2 or mask.dtype != torch.bool or (rows is not None and rows % len(mask)):
+        raise ValueError(
+            f"vision_mask must be bool of shape (rows, prompt length)"
+            f"{'' if rows is None else f' with {rows} rows'}, "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
+    return mask
+
+
 def _grids(
     config: Any, input_ids: Tensor, mask: Tensor, told: Mapping[str, Tensor | None]
 ) -> list[list[Grid]] | None:
     """The grids of images and videos in the order of the prompts; None where unknown.
 
     Models whose images differ in size are told the patches of each (`image_grid_thw`,
-    `video_grid_thw`), of which the vision tower merges squares into one vision token.
+    `video_grid_thw`), of which the vision tower merges squares into one vision token. Where these
+    do not add up to the prompt's vision tokens, the model counts otherwise: unknown.
     """
     vision_config = getattr(config, "vision_config", None)
     merge = getattr(vision_config, "spatial_merge_size", None)
@@ -87,55 +107,10 @@ def _grids(
         tokens = ids[there].tolist()
         row: list[Grid] = []
         while tokens:
-            name = "video_grid_thw" if tokens[0] == video_id else "image_grid_thw"
-            grid = queues[name].pop(0)
-            row.append(grid)
+            queue = queues.get("video_grid_thw" if tokens[0] == video_id else "image_grid_thw")
+            if not queue or math.prod(queue[0]) > len(tokens):
+                return None
+            row.append(grid := queue.pop(0))
             del tokens[: math.prod(grid)]
         ordered.append(row)
     return ordered
-
-
-def decoder(model: Model) -> nn.Module:
-    """The text decoder: the module that holds the decoder layers (`layers`).
-
-    Raises:
-        ValueError: the model has none.
-    """
-    start = model.get_decoder() if hasattr(model, "get_decoder") else model
-    queue: list[nn.Module] = [start if start is not None else model]
-    while queue:
-        module = queue.pop(0)
-        if isinstance(getattr(module, "layers", None), nn.ModuleList):
-            return module
-        queue.extend(module.children())
-    raise ValueError(f"{type(model).__name__} has no decoder with a list of layers")
-
-
-def decoder_layers(model: Model) -> nn.ModuleList:
-    """The layers of the text decoder, in order."""
-    layers = decoder(model).layers
-    assert isinstance(layers, nn.ModuleList)
-    return layers
-
-
-def lm_head(model: Model) -> LMHead:
-    """The LM head's weight (V, d) and bias.
-
-    Raises:
-        ValueError: the model has none, or its weights are not in memory as floating point.
-    """
-    head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
-    if weight is None or not weight.is_floating_point() or weight.is_meta:
-        raise ValueError(
-            f"{type(model).__name__} has no LM head with floating-point weights in memory "
-            "(offloaded or quantized heads cannot project the vision tokens)"
-        )
-    bias = getattr(head, "bias", None)
-    return LMHead(weight.detach(), None if bias is None else bias.detach())
-
-
-def is_tied(model: Model) -> bool:
-    """Whether LM head and embedding share their weights, whatever the config says."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return embedding is head or (embedding.data_ptr() == head.data_ptr() and not head.is_meta)

@@ -1,0 +1,170 @@
+"""The parts of a model that ReVisiT reads: its text decoder, its layers, its LM head."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from revisit.columns import LMHead
+
+# A causal language model of Transformers: an nn.Module with attributes of its family's own.
+Model = Any
+
+# Relative error of a logit: the product in the model's dtype, summed in another order.
+_ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-3}
+_HALF_ROUNDING = 5e-2
+
+
+class Decoder(NamedTuple):
+    """The module whose output the LM head reads, and its layers in order."""
+
+    module: nn.Module
+    layers: nn.ModuleList
+
+
+def text_decoder(model: Model) -> Decoder:
+    """The innermost module that holds both the input embedding and the decoder layers.
+
+    The layers are a list as long as the text config's `num_hidden_layers`; a vision tower's list is
+    not taken for it, since no input embedding is beside it.
+
+    Raises:
+        ValueError: there is none; the message says what to pass.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(model).__name__} is an encoder-decoder: its decoder's prompt holds no vision "
+            "tokens, so ReVisiT has nothing to revisit there"
+        )
+    text = model.config
+    if hasattr(text, "get_text_config"):
+        text = text.get_text_config(decoder=True)
+    count = getattr(text, "num_hidden_layers", None)
+    for module in _around(model, model.get_input_embeddings()):
+        for child in module.children():
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                _refuse_cross_attention(model, module)
+                return Decoder(module, child)
+    raise ValueError(
+        f"cannot find the text decoder of {type(model).__name__}: no module holds both its "
+        f"input embedding and a list of {count} layers. Pass decoder, the module that does"
+    )
+
+
+def given_decoder(model: Model, module: nn.Module) -> Decoder:
+    """The decoder that a caller names: a module with one list of layers.
+
+    Raises:
+        ValueError: it has no list of layers, or more than one.
+    """
+    lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
+    if len(lists) != 1:
+        raise ValueError(
+            f"decoder must hold its layers in one nn.ModuleList, {type(module).__name__} holds "
+            f"{len(lists)}"
+        )
+    _refuse_cross_attention(model, module)
+    return Decoder(module, lists[0])
+
+
+def _around(model: Model, part: nn.Module | None) -> list[nn.Module]:
+    """The modules of the model that hold `part`, innermost first; the model itself comes last."""
+    for name, module in model.named_modules():
+        if module is part and name:
+            outer = name.split(".")[:-1]
+            return [model.get_submodule(".".join(outer[:end])) for end in range(len(outer), -1, -1)]
+    return [model]
+
+
+def _refuse_cross_attention(model: Model, decoder: nn.Module) -> None:
+    for part in decoder.modules():
+        if "crossattention" in type(part).__name__.lower():
+            raise ValueError(
+                f"{type(model).__name__} reads its images by cross-attention "
+                f"({type(part).__name__}): its prompt holds no vision tokens to revisit"
+            )
+
+
+def lm_head(model: Model) -> LMHead:
+    """The LM head's weight (V, d) and bias; what follows it is found by `complete`.
+
+    Raises:
+        ValueError: the model has none, or its weights are not in memory as floating point.
+    """
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
+        raise ValueError(
+            f"the LM head of {type(model).__name__} has no floating-point weight in memory, which "
+            "ReVisiT projects the vision tokens with. Keep it out of quantization and of "
+            "offloading, or pass lm_head=revisit.LMHead(weight, bias)"
+        )
+    bias = getattr(head, "bias", None)
+    return LMHead(weight.detach(), None if bias is None else bias.detach())
+
+
+def is_tied(model: Model) -> bool:
+    """Whether LM head and embedding share their weights, whatever the config says."""
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    if not isinstance(embedding, Tensor) or not isinstance(head, Tensor):
+        return False
+    return embedding is head or (not head.is_meta and embedding.data_ptr() == head.data_ptr())
+
+
+def logits_owners(model: Model) -> list[nn.Module]:
+    """The modules that hold the LM head; the forward of one of them returns the logits."""
+    return _around(model, model.get_output_embeddings())
+
+
+def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: str) -> LMHead:
+    """The LM head with the scale or cap that turns a final hidden state into the model's logits.
+
+    The config's numbers that speak of logits are tried, and none: the one that comes closest to
+    the logits which the model itself gave is taken. So a decoder, head or cap that was found wrong
+    is an error and never a wrong number.
+
+    Args:
+        state: (d,) the decoder's last hidden state at a position.
+        logits: (V,) the model's logits there.
+        model: its name, for the message.
+
+    Raises:
+        ValueError: none gives the model's logits.
+    """
+    logits = logits.detach().float().to(head.weight.device)
+    # The extremes tell a cap or scale best; logits that a model masks tell nothing.
+    ranked = logits.masked_fill(~logits.isfinite(), 0).argsort()
+    words = torch.cat([ranked[:32], ranked[-32:]])
+    wide = head._replace(weight=head.weight[words].float())
+    product = wide.weight @ state.to(head.weight.device).float().unsqueeze(1)
+    expected = logits[words]
+    best, error = head, float("inf")
+    for tried in _candidates(head, config):
+        got = tried.finish(product, words).squeeze(1)
+        off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        if off < error:
+            best, error = tried, off
+    if not error <= _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING):
+        raise ValueError(
+            f"the logits of {model} are not its LM head's product with its decoder's last hidden "
+            f"state (off by {error:.1%}), nor that product scaled or capped by a number of its "
+            "config. Pass lm_head=revisit.LMHead(weight, bias, scale, softcap), or the decoder "
+            "whose output the head reads as decoder"
+        )
+    return best
+
+
+def _candidates(head: LMHead, config: Any) -> Iterator[LMHead]:
+    yield head
+    if head.scale != 1 or head.softcap is not None:
+        return  # the caller said
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config(decoder=True)
+    for name, value in vars(config).items():
+        if re.search(r"logit|lm_head", name) and type(value) in (int, float) and value:
+            yield head._replace(scale=float(value))
+            yield head._replace(scale=1 / value)
+            yield head._replace(softcap=float(value))
