@@ -1,7 +1,8 @@
-"""Qwen2.5-VL of an unpatched Transformers gives the published tokens through `attach`."""
+"""Unpatched Transformers gives the published tokens: its Qwen2.5-VL, and its own LLaVA class."""
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +14,83 @@ from safetensors.torch import load_file
 import revisit
 from revisit import ReVisiTConfig
 
-if not hasattr(transformers, "Qwen2_5_VLForConditionalGeneration"):
-    pytest.skip("this Transformers has no Qwen2.5-VL", allow_module_level=True)
-
-GOLDEN = Path(__file__).parents[2] / "Qwen2.5-VL" / "tests" / "golden"
-# Stock Transformers runs its own processors first, so the cases with others are the forks'.
+ROOT = Path(__file__).parents[2]
+QWEN = ROOT / "Qwen2.5-VL" / "tests" / "golden"
+LLAVA = ROOT / "LLaVA1.5" / "tests" / "golden"
 SETTINGS = {"do_sample", "use_revisit", "early_exit_layers", "relative_top"}
-CASES = [
-    case
-    for case in json.loads((GOLDEN / "cases.json").read_text())
-    if set(case["generate"]) == SETTINGS and not case["generate"]["do_sample"]
-]
+# `generate` takes a callable since 4.56.
+CALLABLE = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
+ROUTES = ["attach", "custom_generate"] if CALLABLE else ["attach"]
+
+
+def greedy_cases(folder: Path) -> list[dict[str, Any]]:
+    cases = json.loads((folder / "cases.json").read_text())
+    return [case for case in cases if not case["generate"]["do_sample"]]
+
+
+def name(case: dict[str, Any]) -> str:
+    settings = [f"{key}={value}" for key, value in case["generate"].items() if key != "do_sample"]
+    return " ".join([case.get("images") or case["pixel_values"], *settings])
+
+
+def check(model: Any, inputs: dict[str, Any], case: dict[str, Any], route: str) -> None:
+    given = dict(case["generate"])
+    asked = given.pop("use_revisit", False)
+    config = ReVisiTConfig(
+        layers=given.pop("early_exit_layers", "last"), alpha=given.pop("relative_top", 1), trace=True
+    )
+    settings = {
+        "max_new_tokens": case["max_new_tokens"],
+        "output_scores": True,
+        "return_dict_in_generate": True,
+        **given,
+    }
+    trace = None
+    if not asked:
+        output = model.generate(**inputs, **settings)
+    elif route == "custom_generate":
+        output = model.generate(
+            **inputs, **settings, custom_generate=revisit.generate, revisit_config=config
+        )
+        trace = output.revisit_trace
+    else:
+        with revisit.attach(model, config) as processor:
+            output = model.generate(**inputs, **settings, logits_processor=[processor])
+        trace = processor.trace
+    assert output.sequences[0, inputs["input_ids"].shape[1] :].tolist() == case["tokens"]
+    for scores, expected in zip(output.scores, case["top_scores"], strict=False):
+        tokens, values = zip(*expected, strict=True)
+        assert scores[0, list(tokens)].tolist() == pytest.approx(values, abs=1e-4)
+    # Penalties leave fewer candidates than V_cons.
+    if trace is not None and set(case["generate"]) <= SETTINGS:
+        assert [step.candidates for step in trace[0]] == case["candidates"]
+
+
+def routes(cases: list[dict[str, Any]]) -> list[Any]:
+    """Each case by each route; stock Transformers runs its own penalties before what is attached."""
+    return [
+        pytest.param(case, route, id=f"{route} {name(case)}")
+        for case in cases
+        for route in ROUTES
+        if route == "custom_generate" or set(case["generate"]) <= SETTINGS
+    ]
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(GOLDEN).float().eval()
+def qwen() -> Any:
+    family = getattr(transformers, "Qwen2_5_VLForConditionalGeneration", None)
+    if family is None:
+        pytest.skip("this Transformers has no Qwen2.5-VL")
+    return family.from_pretrained(QWEN).float().eval()
 
 
 @pytest.fixture(scope="module")
 def pixels() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "pixel_values.safetensors")
+    return load_file(QWEN / "pixel_values.safetensors")
 
 
-def name(case: dict[str, Any]) -> str:
-    given = case["generate"]
-    return f"{case['pixel_values']} {given['early_exit_layers']} {given['relative_top']}"
-
-
-@pytest.mark.parametrize("case", CASES, ids=name)
-def test_published_tokens_and_scores(model, pixels, case):
+@pytest.mark.parametrize(("case", "route"), routes(greedy_cases(QWEN)))
+def test_qwen_gives_the_published_tokens_and_scores(qwen, pixels, case, route):
     input_ids = torch.tensor([case["input_ids"]])
     inputs = {
         "input_ids": input_ids,
@@ -51,24 +99,77 @@ def test_published_tokens_and_scores(model, pixels, case):
         "image_grid_thw": torch.tensor(case["image_grid_thw"]),
     }
     # Newer releases want what their processor tells them: which tokens are of an image.
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        inputs["mm_token_type_ids"] = (input_ids == model.config.image_token_id).long()
-    config = ReVisiTConfig(
-        layers=case["generate"]["early_exit_layers"],
-        alpha=case["generate"]["relative_top"],
-        trace=True,
-    )
-    with revisit.attach(model, config) as processor:
-        output = model.generate(
-            **inputs,
-            logits_processor=[processor],
-            max_new_tokens=case["max_new_tokens"],
-            do_sample=False,
-            output_scores=True,
-            return_dict_in_generate=True,
+    if "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:
+        inputs["mm_token_type_ids"] = (input_ids == qwen.config.image_token_id).long()
+    check(qwen, inputs, case, route)
+
+
+@pytest.fixture(scope="module")
+def llava() -> Any:
+    cases = greedy_cases(LLAVA)
+    spoken = {token for case in cases for token in (*case["input_ids"], *case["tokens"])}
+    return llava_of_transformers(LLAVA, placeholder=next(i for i in range(320) if i not in spoken))
+
+
+def llava_of_transformers(folder: Path, placeholder: int) -> Any:
+    """A checkpoint in LLaVA-1.5's own format, as `LlavaForConditionalGeneration` of Transformers."""
+    if not hasattr(transformers, "LlavaForConditionalGeneration"):
+        pytest.skip("this Transformers has no LLaVA of its own")
+    told = json.loads((folder / "config.json").read_text())
+    tower = json.loads((folder / told["mm_vision_tower"] / "config.json").read_text())
+    text = {
+        key: told[key]
+        for key in (
+            *("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size"),
+            *("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps"),
+            *("bos_token_id", "eos_token_id", "pad_token_id"),
         )
-    assert output.sequences[0, input_ids.shape[1] :].tolist() == case["tokens"]
-    assert [step.candidates for step in processor.trace[0]] == case["candidates"]
-    for scores, expected in zip(output.scores, case["top_scores"], strict=False):
-        tokens, values = zip(*expected, strict=True)
-        assert scores[0, list(tokens)].tolist() == pytest.approx(values, abs=1e-4)
+    }
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**text),
+        vision_config=transformers.CLIPVisionConfig(**tower.get("vision_config", tower)),
+        image_token_index=placeholder,
+        vision_feature_layer=told["mm_vision_select_layer"],
+        vision_feature_select_strategy="default",
+    )
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    weights = {
+        **torch.load(folder / "pytorch_model.bin", weights_only=True),
+        **torch.load(folder / told["mm_vision_tower"] / "pytorch_model.bin", weights_only=True),
+    }
+    named = {inner_name(key): value for key, value in weights.items()}
+    own = {key: named[inner_name(key)] for key in model.state_dict() if "position_ids" not in key}
+    missing, unexpected = model.load_state_dict(own, strict=False)
+    assert not unexpected
+    assert all("position_ids" in key for key in missing)
+    model.generation_config.eos_token_id = told["eos_token_id"]
+    model.generation_config.pad_token_id = told["pad_token_id"]
+    return model
+
+
+def inner_name(key: str) -> str:
+    """A weight's name inside its tower, projector or decoder, the same in every release."""
+    around = "model language_model vision_tower vision_model multi_modal_projector mm_projector"
+    inner = re.sub(rf"^(({around.replace(' ', '|')})\.)+", "", key)
+    return re.sub("^2(?=[.])", "linear_2", re.sub("^0(?=[.])", "linear_1", inner))
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, torch.Tensor]:
+    return load_file(LLAVA / "images.safetensors")
+
+
+@pytest.mark.parametrize(("case", "route"), routes(greedy_cases(LLAVA)))
+def test_llava_gives_the_published_tokens_and_scores(llava, images, case, route):
+    places = llava.config.vision_config
+    count = (places.image_size // places.patch_size) ** 2
+    ids = []
+    for token in case["input_ids"]:
+        ids += [llava.config.image_token_index] * count if token == -200 else [token]
+    input_ids = torch.tensor([ids])
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "pixel_values": images[case["images"]],
+    }
+    check(llava, inputs, case, route)
