@@ -1,9 +1,8 @@
 """Make a family's fork of Transformers: the pinned release, checked, unpacked and patched.
 
-A family folder holds one patch, say `transformers-4.31.0.patch`. Its name is the release; a line
-before the first diff, `sdist-sha256: <64 hex digits>`, is the source archive's hash. From these two
-`data/transformers-4.31.0/` is made. This runs before Transformers is installed, so that only the
-standard library is imported here.
+A family folder holds one patch, say `transformers-4.31.0.patch`, which pins the release (see
+`revisit.patchfile`): from it `data/transformers-4.31.0/` is made. This runs before Transformers is
+installed, so that only the standard library is imported here.
 """
 
 import argparse
@@ -19,8 +18,10 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from revisit import patchfile
+from revisit.patchfile import PATCHES, PatchError, Pin, read_changes
 
 STATE = ".revisit-fork.json"
 
@@ -29,23 +30,8 @@ class ForkError(Exception):
     """The fork cannot be made; the message says what was wrong and what to do."""
 
 
-@dataclass(frozen=True)
-class Pin:
-    """One release on the package index, and the patch for it."""
-
-    name: str
-    version: str
-    sha256: str
-    patch: Path
-
-    @property
-    def folder(self) -> str:
-        """The top folder of the source archive, and the name of the fork's folder."""
-        return f"{self.name}-{self.version}"
-
-
 def read_pin(family: Path) -> Pin:
-    """The pin of a family folder, from its patch's name and preamble; `ForkError` if unclear."""
+    """The pin of a family folder, from its one patch; `ForkError` or `PatchError` if unclear."""
     patches = sorted(family.glob("*.patch"))
     if len(patches) != 1:
         found = ", ".join(patch.name for patch in patches) or "no patch"
@@ -55,15 +41,8 @@ def read_pin(family: Path) -> Pin:
             "`git checkout`."
         )
     patch = patches[0]
-    name = re.fullmatch(r"(?P<name>\w+)-(?P<version>\d[\w.]*)", patch.stem)
-    preamble = patch.read_bytes().partition(b"diff --git")[0].decode(errors="replace")
-    sha256 = re.search(r"^sdist-sha256: ([0-9a-f]{64})\s*$", preamble, re.MULTILINE)
-    if not name or not sha256:
-        raise ForkError(
-            f"{patch} does not pin a release: its name has to be NAME-VERSION.patch, and a line "
-            "`sdist-sha256: <64 hex digits>` has to stand before its first diff."
-        )
-    return Pin(name["name"], name["version"], sha256[1], patch)
+    # It links to the package's own patch: a folder copied to elsewhere still names it.
+    return patchfile.read_pin(patch if patch.exists() else PATCHES / patch.name)
 
 
 def why_make(tree: Path, pin: Pin) -> tuple[str, bool]:
@@ -186,26 +165,23 @@ def unpack(archive: Path, folder: Path, top: str) -> Path:
 
 
 def apply_patch(patch: Path, tree: Path) -> None:
-    """Apply the patch, whose paths are relative to `tree`, with `git apply`: all of it or nothing.
+    """Apply the patch, whose paths are relative to `tree`: all of it or nothing.
 
-    A patch may come without context lines: the hash of the release says that its places are right.
-    Raises `ForkError` where it does not apply or git is missing.
+    Raises `ForkError` where a file is not the one that the patch was made for.
     """
-    # Inside a repository git would skip, silently, what it does not find in that repository.
-    repository = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-    environment = {key: value for key, value in os.environ.items() if key not in repository}
-    environment["GIT_CEILING_DIRECTORIES"] = str(tree.resolve().parent)
-    command = ["git", "-c", "core.autocrlf=false", "apply", "--unidiff-zero"]
-    command += ["--whitespace=nowarn", str(patch.resolve())]
     try:
-        git = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise ForkError("git is not installed: install it and run this again.") from error
-    if git.returncode:
+        changes = read_changes(patch)
+        patched = {
+            tree / change.path: change.apply((tree / change.path).read_bytes())
+            for change in changes
+        }
+    except (PatchError, FileNotFoundError) as error:
         raise ForkError(
-            f"{patch} does not apply to {tree.name}:\n{git.stderr.strip()}\n"
-            f"Restore it with `git checkout -- {patch}`, or repair your own changes to it."
-        )
+            f"{patch} does not apply to {tree.name}:\n{error}\nRestore it with "
+            f"`git checkout -- {patch.resolve()}`, or repair your own changes to it."
+        ) from error
+    for path, content in patched.items():
+        path.write_bytes(content)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason, _ = why_make(tree, pin)
         print(f"{tree}: {reason or 'up to date'}")
         return int(bool(reason))
-    except ForkError as error:
+    except (ForkError, PatchError) as error:
         print(f"revisit-fork: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
