@@ -37,7 +37,9 @@ def check(model: Any, inputs: dict[str, Any], case: dict[str, Any], route: str) 
     given = dict(case["generate"])
     asked = given.pop("use_revisit", False)
     config = ReVisiTConfig(
-        layers=given.pop("early_exit_layers", "last"), alpha=given.pop("relative_top", 1), trace=True
+        layers=given.pop("early_exit_layers", "last"),
+        alpha=given.pop("relative_top", 1),
+        trace=True,
     )
     settings = {
         "max_new_tokens": case["max_new_tokens"],
@@ -67,7 +69,7 @@ def check(model: Any, inputs: dict[str, Any], case: dict[str, Any], route: str) 
 
 
 def routes(cases: list[dict[str, Any]]) -> list[Any]:
-    """Each case by each route; stock Transformers runs its own penalties before what is attached."""
+    """Each case by each route; penalties of an unpatched release run before what is attached."""
     return [
         pytest.param(case, route, id=f"{route} {name(case)}")
         for case in cases
@@ -112,7 +114,7 @@ def llava() -> Any:
 
 
 def llava_of_transformers(folder: Path, placeholder: int) -> Any:
-    """A checkpoint in LLaVA-1.5's own format, as `LlavaForConditionalGeneration` of Transformers."""
+    """A checkpoint in LLaVA-1.5's format, as Transformers' own `LlavaForConditionalGeneration`."""
     if not hasattr(transformers, "LlavaForConditionalGeneration"):
         pytest.skip("this Transformers has no LLaVA of its own")
     told = json.loads((folder / "config.json").read_text())
