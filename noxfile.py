@@ -5,6 +5,7 @@ again only when its requirements change; removing any generated folder is safe.
 """
 
 import hashlib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,9 +19,11 @@ TYPED = (
     "prerequisites",
 )
 CONDA = ("mamba", "conda", "micromamba")
+STOCK = ("5.23", "4.57")  # each with its requirements-stock file
+NEWEST = f"stock(transformers={STOCK[0]})"
 
 nox.needs_version = ">=2024.4.15"
-nox.options.sessions = ["llava", "qwen", "shared", "lint"]
+nox.options.sessions = ["llava", "qwen", "stock", "lint"]
 nox.options.default_venv_backend = "|".join([*CONDA, "uv", "virtualenv"])
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_existing_virtualenvs = True
@@ -48,16 +51,17 @@ def qwen(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON)
-def shared(session: nox.Session) -> None:
-    """The package `revisit` on the newest Transformers, unpatched: the same for its tests."""
-    build(session, "shared/requirements-test.txt")
-    test(session, "shared/tests")
+@nox.parametrize("release", [nox.param(each, id=f"transformers={each}") for each in STOCK])
+def stock(session: nox.Session, release: str) -> None:
+    """The package `revisit` on unpatched releases of Transformers, the newest first."""
+    build(session, f"shared/requirements-stock-{release}.txt")
+    test(session, "shared/tests", "prerequisites/tests")
 
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
-    """Style, formatting and types, with the tools in the environment of `shared`."""
-    python = environment(session, "shared")
+    """Style, formatting and types, with the tools in the environment of the newest `stock`."""
+    python = environment(session, NEWEST)
     session.run(python, "-m", "ruff", "check", external=True)
     session.run(python, "-m", "ruff", "format", "--check", external=True)
     session.run(python, "-m", "mypy", *TYPED, external=True)
@@ -108,4 +112,5 @@ def test(session: nox.Session, *folders: str) -> None:
 def environment(session: nox.Session, name: str) -> str:
     """The Python of another session's environment, which is built first where that is needed."""
     session.run(sys.executable, "-m", "nox", "-s", name, "--install-only", external=True)
-    return str(ROOT / ".nox" / name / "bin" / "python")
+    folder = re.sub("[^a-zA-Z0-9]+", "-", name).strip("-")  # as nox names it
+    return str(ROOT / ".nox" / folder / "bin" / "python")
