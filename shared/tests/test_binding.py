@@ -2,6 +2,7 @@
 
 import math
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -247,6 +248,16 @@ def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
 
     model = make_model(tie_word_embeddings=tied)
     model.config.tie_word_embeddings = not tied
+    assert is_tied(model) is tied
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_is_known_of_an_offloaded_embedding(tied):
+    from revisit.decoder import is_tied
+
+    model = make_model(tie_word_embeddings=tied)
+    accelerate.cpu_offload(model.get_input_embeddings())
+    assert model.get_input_embeddings().weight.is_meta
     assert is_tied(model) is tied
 
 

@@ -23,6 +23,15 @@ class Decoder(NamedTuple):
     module: nn.Module
     layers: nn.ModuleList
 
+    @property
+    def reports_outputs(self) -> bool:
+        """Whether Transformers reports as hidden state k what layer k - 1 returned.
+
+        Older code reports what layer k was given. The two differ where the decoder adds something
+        in between, as Qwen3-VL adds visual features of early layers.
+        """
+        return "hidden_states" in (getattr(self.module, "_can_record_outputs", None) or {})
+
 
 def text_decoder(model: Model) -> Decoder:
     """The innermost module that holds both the input embedding and the decoder layers.
@@ -33,14 +42,12 @@ def text_decoder(model: Model) -> Decoder:
     Raises:
         ValueError: there is none; the message says what to pass.
     """
-    if getattr(model.config, "is_encoder_decoder", False):
+    text = _text_config(model.config)
+    if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text)):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: its decoder's prompt holds no vision "
             "tokens, so ReVisiT has nothing to revisit there"
         )
-    text = model.config
-    if hasattr(text, "get_text_config"):
-        text = text.get_text_config(decoder=True)
     count = getattr(text, "num_hidden_layers", None)
     for module in _around(model, model.get_input_embeddings()):
         for child in module.children():
@@ -51,6 +58,11 @@ def text_decoder(model: Model) -> Decoder:
         f"cannot find the text decoder of {type(model).__name__}: no module holds both its "
         f"input embedding and a list of {count} layers. Pass decoder, the module that does"
     )
+
+
+def _text_config(config: Any) -> Any:
+    """The text decoder's config: a part of the model's, or all of it."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def given_decoder(model: Model, module: nn.Module) -> Decoder:
@@ -95,7 +107,13 @@ def lm_head(model: Model) -> LMHead:
     """
     head = model.get_output_embeddings()
     weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.is_meta:
+    # A subclass holds something else than the weights: quantized, flattened or spread over ranks.
+    plain = type(weight) in (Tensor, nn.Parameter)
+    if (
+        not isinstance(weight, Tensor)
+        or not (plain and weight.ndim == 2 and weight.is_floating_point())
+        or weight.is_meta
+    ):
         raise ValueError(
             f"the LM head of {type(model).__name__} has no floating-point weight in memory, which "
             "ReVisiT projects the vision tokens with. Keep it out of quantization and of "
@@ -106,12 +124,16 @@ def lm_head(model: Model) -> LMHead:
 
 
 def is_tied(model: Model) -> bool:
-    """Whether LM head and embedding share their weights, whatever the config says."""
+    """Whether LM head and embedding share their weights; a config may say otherwise, or nothing."""
     embedding = getattr(model.get_input_embeddings(), "weight", None)
     head = getattr(model.get_output_embeddings(), "weight", None)
     if not isinstance(embedding, Tensor) or not isinstance(head, Tensor):
         return False
-    return embedding is head or (not head.is_meta and embedding.data_ptr() == head.data_ptr())
+    if embedding.is_meta or head.is_meta:  # offloaded: only the config can tell
+        text = _text_config(model.config)
+        told = (getattr(config, "tie_word_embeddings", None) for config in (model.config, text))
+        return bool(next((tied for tied in told if tied is not None), False))
+    return embedding.data_ptr() == head.data_ptr()
 
 
 def logits_owners(model: Model) -> list[nn.Module]:
@@ -134,9 +156,12 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     Raises:
         ValueError: none gives the model's logits.
     """
+    # Logits that a model masks tell nothing: -inf, or the least of their dtype.
+    told = logits.isfinite() & (logits > torch.finfo(logits.dtype).min / 2)
     logits = logits.detach().float().to(head.weight.device)
-    # The extremes tell a cap or scale best; logits that a model masks tell nothing.
-    ranked = logits.masked_fill(~logits.isfinite(), 0).argsort()
+    # The extremes tell a cap or scale best.
+    unmasked = told.to(logits.device).nonzero().squeeze(1)
+    ranked = unmasked[logits[unmasked].argsort()]
     words = torch.cat([ranked[:32], ranked[-32:]])
     wide = head._replace(weight=head.weight[words].float())
     product = wide.weight @ state.to(head.weight.device).float().unsqueeze(1)
@@ -161,9 +186,7 @@ def _candidates(head: LMHead, config: Any) -> Iterator[LMHead]:
     yield head
     if head.scale != 1 or head.softcap is not None:
         return  # the caller said
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config(decoder=True)
-    for name, value in vars(config).items():
+    for name, value in vars(_text_config(config)).items():
         if re.search(r"logit|lm_head", name) and type(value) in (int, float) and value:
             yield head._replace(scale=float(value))
             yield head._replace(scale=1 / value)

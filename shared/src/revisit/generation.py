@@ -26,6 +26,9 @@ _LOOPS = {
     "beam_sample": "_beam_search",
 }
 
+# What `generate` was given for its own loops and keeps from a callable.
+_WITHHELD = ("streamer", "synced_gpus", "assistant_model")
+
 
 @contextmanager
 def attach(
@@ -147,7 +150,8 @@ def generate(
     config = revisit_config if revisit_config is not None else ReVisiTConfig()
     if config.trace and not generation_config.return_dict_in_generate:
         raise ValueError("a trace needs return_dict_in_generate=True: it is in what is returned")
-    withheld = _withheld()
+    call = _call()
+    withheld = {name: call[name] for name in _WITHHELD if call.get(name) is not None}
     refuse_other_decodings(model, {"generation_config": generation_config, **withheld})
     mode = generation_config.get_generation_mode(withheld.pop("assistant_model", None))
     if mode.value not in _LOOPS:
@@ -155,10 +159,7 @@ def generate(
             f"ReVisiT joins greedy decoding, sampling and beam search, not {mode.value}"
         )
     processor = ReVisiTLogitsProcessor(model, config, vision_mask, lm_head, decoder)
-    rows = 1
-    if vision_mask is None:  # the inputs are repeated for beams, the mask is not
-        rows = max(generation_config.num_beams, generation_config.num_return_sequences)
-    with processor.generation({"input_ids": input_ids, **model_kwargs}, rows):
+    with processor.generation(_inputs(call)):
         output = getattr(model, _LOOPS[mode.value])(
             input_ids,
             logits_processor=LogitsProcessorList([processor, *logits_processor]),
@@ -172,18 +173,20 @@ def generate(
     return output
 
 
-def _withheld() -> dict[str, Any]:
-    """What `generate` was given for its own loops and keeps from a callable: read where it stands.
+def _call() -> dict[str, Any]:
+    """The arguments of the `generate` that called: it withholds some from a callable.
 
-    A streamer would stay silent for ever, and an assistant be ignored, without a word.
+    A streamer would stay silent for ever, and an assistant be ignored, without a word. Newer
+    releases run the vision tower beforehand and keep its inputs, the images' grids among them.
     """
     own = inspect.unwrap(GenerationMixin.generate).__code__
     frame = inspect.currentframe()
     while frame is not None and frame.f_code is not own:
         frame = frame.f_back
-    names = ("streamer", "synced_gpus", "assistant_model")
-    given = {name: frame.f_locals.get(name) for name in names} if frame is not None else {}
-    return {name: value for name, value in given.items() if value is not None}
+    if frame is None:
+        raise ValueError("revisit.generate is for custom_generate=: call model.generate with it")
+    given = frame.f_locals
+    return {**given["kwargs"], **{name: given.get(name) for name in ("inputs", *_WITHHELD)}}
 
 
 def decode(

@@ -73,21 +73,20 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self._latest: _Generation | None = None
 
     @contextmanager
-    def generation(self, inputs: Mapping[str, Any], rows: int = 1) -> Iterator[None]:
+    def generation(self, inputs: Mapping[str, Any]) -> Iterator[None]:
         """The span of one generation of this thread: its prefill is recorded, its steps refined.
 
         Args:
-            inputs: what the model's forward will be given, `input_ids` among it.
-            rows: how many neighbouring rows of the inputs are one prompt (beams).
+            inputs: what `generate` was given for the model, `input_ids` among it.
 
         Raises:
             ValueError: the vision tokens cannot be found.
         """
         positions = locate(self.model, inputs, self.vision_mask)
-        mask = positions.mask[::rows]
         owners = logits_owners(self.model)
-        recorder = Recorder(self.decoder, owners, self.layers, mask, self.head.weight.device)
-        running = _Generation(self, recorder, positions, rows)
+        device = self.head.weight.device
+        recorder = Recorder(self.decoder, owners, self.layers, positions.mask, device)
+        running = _Generation(self, recorder, positions)
         stack: list[_Generation] = self._running.__dict__.setdefault("stack", [])
         stack.append(running)
         self._latest = running
@@ -144,13 +143,11 @@ class _Generation:
         processor: ReVisiTLogitsProcessor,
         recorder: Recorder,
         positions: VisionPositions,
-        repeats: int,
     ) -> None:
         self.processor = processor
         self.config = processor.config
         self.recorder = recorder
         self.positions = positions
-        self.repeats = repeats
         self.columns: list[Columns | None] | None = None
         self.choices: list[list[Choice | None]] = []
         self.grids: list[list[Grid]] | None = None
@@ -192,8 +189,8 @@ class _Generation:
             Columns(states, head, budget) if states.shape[0] else None for states in recorder.states
         ]
         self.choices = [[] for _ in range(len(columns) * recorder.rows)]
-        if self.config.trace and (grids := self.positions.grids()) is not None:
-            self.grids = grids[:: self.repeats]
+        if self.config.trace:
+            self.grids = self.positions.grids()
         return [prompt for prompt in columns for _ in range(recorder.rows)]
 
     def _complete_head(self) -> LMHead:

@@ -84,6 +84,8 @@ class Recorder:
         self._from: tuple[Tensor, Tensor]
         self._to: Tensor
         self._stored: set[int] = set()
+        # What the layer before returned, until the layer is reached.
+        self._returned: dict[int, Tensor] = {}
         self._buffer: Tensor | None = None
         self._hooks: list[RemovableHandle] = []
         self._thread = 0
@@ -93,6 +95,8 @@ class Recorder:
         _eager_prefill.begin()
         inner = [layer for layer in self.layers if layer < len(self.decoder.layers)]
         for layer in inner:
+            if layer and self.decoder.reports_outputs:
+                self._hooks.append(self._after(layer - 1))
             self._hooks.append(self._before(layer))
         self._hooks.append(self.decoder.module.register_forward_hook(self._after_pass))
         for owner in self.owners:
@@ -113,6 +117,7 @@ class Recorder:
             _eager_prefill.end()
         while self._hooks:
             self._hooks.pop().remove()
+        self._returned.clear()
 
     @property
     def done(self) -> bool:
@@ -127,9 +132,18 @@ class Recorder:
     def _before(self, layer: int) -> RemovableHandle:
         def hook(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
             if self._mine():
-                self._store(layer, args[0] if args else kwargs["hidden_states"])
+                given = args[0] if args else kwargs["hidden_states"]
+                self._store(layer, self._returned.pop(layer, given))
 
         return self.decoder.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _after(self, layer: int) -> RemovableHandle:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if self._mine():
+                # Kept as it is: what is added to it in place is a part of what is reported.
+                self._returned[layer + 1] = output[0] if isinstance(output, tuple) else output
+
+        return self.decoder.layers[layer].register_forward_hook(hook)
 
     def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if not self._mine():
@@ -150,6 +164,12 @@ class Recorder:
 
     def _store(self, layer: int, hidden: Tensor) -> None:
         """Keep the vision positions of a pass over the next positions of the prompts."""
+        if hidden.ndim != 3:
+            raise ValueError(
+                f"hidden state {layer} of {type(self.decoder.module).__name__} has shape "
+                f"{tuple(hidden.shape)}, not (rows, positions, size), so the LM head cannot read "
+                "it: choose layers='last'"
+            )
         prompts, length = self.mask.shape
         rows, end = hidden.shape[0] // prompts, self._seen + hidden.shape[1]
         if hidden.shape[0] % prompts or end > length:

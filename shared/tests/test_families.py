@@ -1,0 +1,492 @@
+"""ReVisiT on the families of Transformers: tiny models against a dense float64 computation."""
+
+import inspect
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+
+import dense
+import families
+import revisit
+from families import BOS, FAMILIES, IMAGE, LAYERS, batch, prompts, same, softcap
+from revisit import ReVisiTConfig
+from revisit.decoder import is_tied, text_decoder
+
+if "custom_generate" not in inspect.signature(GenerationMixin.generate).parameters:
+    pytest.skip("the families are those of a newer Transformers", allow_module_level=True)
+
+STEPS = 5
+ALPHA = 0.02
+ASKED = {
+    "max_new_tokens": STEPS,
+    "do_sample": False,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+}
+MADE = {}
+
+
+def made(name):
+    """A family, its model and its prompts; each model is made once."""
+    chosen = FAMILIES[name]
+    if not hasattr(transformers, chosen.needs):
+        pytest.skip(f"transformers {transformers.__version__} has no {chosen.needs}")
+    if name not in MADE:
+        model = chosen.make()
+        MADE[name] = model, prompts(chosen, model)
+    return chosen, *MADE[name]
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return made(request.param)
+
+
+def decode(model, inputs, config, *, num_beams=1, **given):
+    """Output object and trace of a generation with ReVisiT."""
+    with revisit.attach(model, config, **given) as processor:
+        output = model.generate(
+            **inputs,
+            **ASKED,
+            num_beams=num_beams,
+            logits_processor=LogitsProcessorList([processor]),
+        )
+    return output, processor.trace
+
+
+def new_tokens(output):
+    return output.sequences[:, -len(output.scores) :].tolist()
+
+
+class Forced(LogitsProcessor):
+    """Leaves one token to choose at each step."""
+
+    def __init__(self, tokens):
+        self.tokens = iter(tokens)
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, next(self.tokens)] = 0
+        return forced
+
+
+@torch.no_grad()
+def reported(model, inputs, tokens, unnormed=False):
+    """What Transformers itself reports of a prompt that goes on with `tokens`.
+
+    Returns:
+        float64 hidden states of the prompt (layers + 1, S, d), and logits (steps, V).
+    """
+    output = model.generate(
+        **inputs,
+        max_new_tokens=len(tokens),
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_hidden_states=True,
+        output_logits=True,
+        logits_processor=LogitsProcessorList([Forced(tokens)]),
+    )
+    states = torch.stack(output.hidden_states[0])[:, 0]
+    if unnormed:
+        states[-1] = text_decoder(model).module.norm(states[-1])
+    return states.double().numpy(), torch.cat(output.logits).double().numpy()
+
+
+def check(
+    model, inputs, layers, *, token=IMAGE, finish=same, unnormed=False, rounding=1e-4, **given
+):
+    """A generation of one prompt equals the textbook's on the hidden states that are reported."""
+    config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)
+    output, (trace,) = decode(model, inputs, config, **given)
+    states, logits = reported(model, inputs, new_tokens(output)[0], unnormed)
+    head = model.get_output_embeddings()
+    weight = head.weight.detach().double().numpy()
+    bias = 0 if getattr(head, "bias", None) is None else head.bias.detach().double().numpy()
+
+    def project(hidden):
+        return finish(hidden @ weight.T + bias)
+
+    unmasked = logits[0] > torch.finfo(torch.float32).min  # Chameleon writes no image tokens
+    last = project(states[-1, -1])[unmasked]
+    np.testing.assert_allclose(last, logits[0][unmasked], atol=rounding * np.abs(last).max())
+    start = 2 if is_tied(model) else 0
+    indices = {"last": [LAYERS], "all": [*range(start, LAYERS, 2), LAYERS]}[layers]
+    positions = (inputs["input_ids"][0] == token).nonzero().squeeze(1)
+    vision = project(np.concatenate([states[index, positions] for index in indices]))
+    sizes = []
+    for scores, seen, z in zip(output.scores, trace, logits, strict=True):
+        vocabulary = dense.constrain(z, ALPHA)
+        log_p = dense.log_softmax(z[vocabulary])
+        log_q = dense.log_softmax(vision.T[vocabulary])
+        distances = dense.divergences(log_p, log_q, "ag")
+        choice = indices.index(seen.layer) * len(positions) + seen.vision_token
+        assert seen.candidates == len(vocabulary)
+        assert distances[choice] <= distances.min() + rounding
+        assert seen.divergence == pytest.approx(distances[choice], abs=rounding)
+        refined = log_p + log_q[:, choice]
+        np.testing.assert_allclose(scores[0, vocabulary], refined, atol=20 * rounding)
+        assert scores[0].isfinite().sum() == len(vocabulary)
+        assert seen.token == scores[0].argmax()
+        sizes.append(len(vocabulary))
+    assert max(sizes) > 2
+    assert [step.token for step in trace] == new_tokens(output)[0]
+    return output, trace
+
+
+class Kept(LogitsProcessor):
+    """Keeps the vision states that ReVisiT has recorded."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, input_ids, scores):
+        self.states = [states.double().numpy() for states in self.processor.vision_states]
+        return scores
+
+
+def test_vision_states_are_the_hidden_states_that_transformers_reports(family):
+    chosen, model, rows = family
+    layers = list(range(LAYERS + 1))
+    with revisit.attach(model, ReVisiTConfig(layers=layers)) as processor:
+        kept = Kept(processor)
+        model.generate(
+            **rows[1],
+            max_new_tokens=1,
+            do_sample=False,
+            logits_processor=LogitsProcessorList([processor, kept]),
+        )
+    states, _ = reported(model, rows[1], [20], chosen.unnormed)
+    positions = (rows[1]["input_ids"][0] == chosen.token).nonzero().squeeze(1)
+    expected = states[:, positions].reshape(len(layers) * len(positions), -1)
+    np.testing.assert_allclose(kept.states[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_generation_equals_a_dense_float64_computation(family, layers):
+    chosen, model, rows = family
+    check(
+        model,
+        rows[1],
+        layers,
+        token=chosen.token,
+        finish=chosen.finish,
+        unnormed=chosen.unnormed,
+    )
+
+
+def custom(chosen, model, inputs, config, **arguments):
+    """Output object and trace of a generation with ReVisiT as `custom_generate`."""
+    mask = {"vision_mask": inputs["input_ids"] == chosen.token} if chosen.handed_over else {}
+    output = model.generate(
+        **inputs,
+        **ASKED,
+        custom_generate=revisit.generate,
+        revisit_config=config,
+        **mask,
+        **arguments,
+    )
+    return output, output.revisit_trace
+
+
+def without_places(trace):
+    return [[step._replace(image=None, patch=None) for step in row] for row in trace]
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_custom_generate_gives_what_attach_gives(family, layers):
+    chosen, model, rows = family
+    config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)
+    for inputs in (rows[1], batch(rows)):
+        attached, expected = decode(model, inputs, config)
+        output, trace = custom(chosen, model, inputs, config)
+        assert output.sequences.tolist() == attached.sequences.tolist()
+        assert without_places(trace) == without_places(expected)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(
+    "name", ["Qwen2-VL", "Qwen2-VL, video", "Qwen2.5-VL", "Qwen3-VL", "GLM-4V"]
+)
+def test_both_ways_tell_where_in_which_image_the_vision_tokens_stand(name, num_beams):
+    chosen, model, rows = made(name)
+    config = ReVisiTConfig(alpha=ALPHA, trace=True)
+    output, attached = decode(model, batch(rows), config, num_beams=num_beams)
+    other, customized = custom(chosen, model, batch(rows), config, num_beams=num_beams)
+    assert output.sequences.tolist() == other.sequences.tolist()
+    images = [set(range(count)) for count in chosen.images]
+    for trace in (attached, customized):
+        assert len(trace) == len(rows) * num_beams
+        for row, steps in enumerate(trace):
+            assert all(step.image in images[row // num_beams] for step in steps)
+            assert all(step.patch is not None for step in steps)
+    assert attached == customized
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_a_padded_batch_gives_row_by_row_what_each_prompt_gives_alone(family, layers):
+    chosen, model, rows = family
+    if not chosen.padded:
+        pytest.skip(f"padding changes the logits of this transformers' own {chosen.needs}")
+    config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)
+    together, traces = decode(model, batch(rows), config)
+    for row, inputs in enumerate(rows):
+        alone, (trace,) = decode(model, inputs, config)
+        assert new_tokens(together)[row] == new_tokens(alone)[0]
+        for mine, other in zip(trace, traces[row], strict=True):
+            assert mine.candidates == other.candidates
+            assert (mine.layer, mine.vision_token) == (other.layer, other.vision_token)
+            assert mine.divergence == pytest.approx(other.divergence, abs=1e-4)
+
+
+def test_a_language_model_that_generates_for_another_asks_for_a_mask():
+    _, model, rows = made("BLIP-2")
+    with pytest.raises(ValueError, match="Pass vision_mask"):
+        model.generate(**rows[0], max_new_tokens=2, custom_generate=revisit.generate)
+
+
+def test_a_config_that_names_no_image_token_asks_for_a_mask():
+    model = families.kosmos2()
+    inputs = words([BOS, 20, *[IMAGE] * families.QUERIES, 21, 22])
+    mask = inputs["input_ids"] == IMAGE
+    torch.manual_seed(2)
+    inputs["pixel_values"] = torch.randn(1, 3, 16, 16)
+    inputs["image_embeds_position_mask"] = mask.long()
+    with pytest.raises(ValueError, match="Pass vision_mask"):
+        decode(model, inputs, ReVisiTConfig())
+    check(model, inputs, "all", vision_mask=mask)
+
+
+# LM heads
+
+
+PROMPT = [BOS, 20, *[IMAGE] * 6, 21, *[IMAGE] * 5, 22, 23]
+
+
+def words(ids=PROMPT):
+    input_ids = torch.tensor([ids])
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
+def with_bias(model):
+    torch.manual_seed(1)
+    model.lm_head.bias = nn.Parameter(torch.randn(families.VOCABULARY))
+    return model
+
+
+HEADS = {
+    "untied": (lambda: families.language_model("Llama"), same),
+    "tied": (lambda: families.language_model("Llama", tie_word_embeddings=True), same),
+    "biased": (lambda: with_bias(families.language_model("Llama")), same),
+    "soft-capped": (
+        lambda: families.language_model("Gemma2", final_logit_softcapping=3.0),
+        softcap(3.0),
+    ),
+    "multiplied": (
+        lambda: families.language_model("Cohere", logit_scale=0.25),
+        lambda product: 0.25 * product,
+    ),
+    "divided": (
+        lambda: families.language_model("Granite", logits_scaling=4.0),
+        lambda product: product / 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("name", HEADS)
+def test_lm_heads_equal_the_dense_computation(name, layers):
+    make, finish = HEADS[name]
+    model = make()
+    assert is_tied(model) is (name in ("tied", "soft-capped", "multiplied"))
+    check(model, words(), layers, finish=finish)
+
+
+class Halved(nn.Linear):
+    """A head that does to its logits what no config tells."""
+
+    def forward(self, state):
+        return 0.5 * super().forward(state)
+
+
+def test_logits_that_no_config_explains_are_refused_and_can_be_explained_by_the_caller():
+    model = families.language_model("Llama")
+    head = Halved(32, families.VOCABULARY, bias=False)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    config = ReVisiTConfig(alpha=ALPHA)
+    with pytest.raises(ValueError, match=r"Pass lm_head=revisit\.LMHead"):
+        decode(model, words(), config)
+    told = revisit.LMHead(head.weight.detach(), scale=0.5)
+    check(model, words(), "last", finish=lambda product: 0.5 * product, lm_head=told)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["LLaVA", "Qwen2.5-VL", "Gemma 3", "Idefics3"])
+def test_half_precision_equals_the_dense_computation_within_its_rounding(name, dtype):
+    chosen, _, rows = made(name)
+    model = chosen.make().to(dtype)
+    inputs = {
+        key: value.to(dtype) if value.is_floating_point() else value
+        for key, value in rows[1].items()
+    }
+    output, _ = check(model, inputs, "all", rounding=0.02)
+    assert all(scores.dtype == torch.float32 for scores in output.scores)
+
+
+# Weights that are elsewhere, or not floating point
+
+
+def test_layers_offloaded_to_the_disk_give_what_they_give_in_memory(tmp_path):
+    chosen, model, rows = made("LLaVA")
+    config = ReVisiTConfig(layers="all", alpha=ALPHA, trace=True)
+    expected, trace = decode(model, rows[1], config)
+    dispatched = chosen.make()
+    places = {
+        "model.vision_tower": "disk",
+        "model.multi_modal_projector": "cpu",
+        "lm_head": "cpu",
+    }
+    for name, _ in dispatched.model.language_model.named_children():
+        places[f"model.language_model.{name}"] = "disk" if name == "layers" else "cpu"
+    accelerate.dispatch_model(dispatched, places, offload_dir=str(tmp_path))
+    assert next(dispatched.model.language_model.layers.parameters()).is_meta
+    output, other = decode(dispatched, rows[1], config)
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    assert other == trace
+    custom_output, _ = custom(chosen, dispatched, rows[1], config)
+    assert custom_output.sequences.tolist() == expected.sequences.tolist()
+
+
+def test_a_decoder_offloaded_to_memory_gives_what_it_gives_without():
+    chosen, model, rows = made("Qwen2.5-VL")
+    config = ReVisiTConfig(layers="all", alpha=ALPHA, trace=True)
+    expected, trace = decode(model, rows[1], config)
+    offloaded = chosen.make()
+    accelerate.cpu_offload(offloaded.model.language_model.layers, "cpu")
+    assert next(offloaded.model.language_model.layers.parameters()).is_meta
+    output, other = decode(offloaded, rows[1], config)
+    assert output.sequences.tolist() == expected.sequences.tolist()
+    assert other == trace
+
+
+class Int8Linear(nn.Module):
+    """A linear layer that keeps its weight as int8 and one scale for each row."""
+
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach()
+        self.scale = weight.abs().amax(1, keepdim=True) / 127
+        self.register_buffer("weight", (weight / self.scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, inputs):
+        return nn.functional.linear(inputs, self.weight * self.scale, self.bias)
+
+
+def quantize(module):
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Int8Linear(child))
+        else:
+            quantize(child)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_quantized_layers_equal_the_dense_computation(layers):
+    chosen, _, rows = made("LLaVA")
+    model = chosen.make()
+    quantize(model.model.language_model.layers)
+    assert any(isinstance(part, Int8Linear) for part in model.modules())
+    check(model, rows[1], layers)
+
+
+def offload_head(model):
+    """Returns the weight that the model goes on with."""
+    weight = model.lm_head.weight.detach().clone()
+    accelerate.cpu_offload(model, "cpu")
+    return weight
+
+
+def quantize_head(model):
+    model.lm_head = Int8Linear(model.lm_head)
+    return model.lm_head.weight * model.lm_head.scale
+
+
+@pytest.mark.parametrize("away", [offload_head, quantize_head])
+def test_an_lm_head_that_is_not_there_is_refused_until_it_is_given(away):
+    chosen, _, rows = made("LLaVA")
+    model = chosen.make()
+    weight = away(model).detach()
+    passes = []
+    counting = model.model.register_forward_hook(lambda *_: passes.append(1))
+    config = ReVisiTConfig(alpha=ALPHA)
+    asked = {**ASKED, "custom_generate": revisit.generate}
+    message = "LM head .* has no floating-point weight in memory"
+    with pytest.raises(ValueError, match=message):
+        decode(model, rows[1], config)
+    with pytest.raises(ValueError, match=message):
+        model.generate(**rows[1], **asked, revisit_config=config)
+    assert not passes
+    counting.remove()
+    head = revisit.LMHead(weight)
+    output, _ = decode(model, rows[1], config, lm_head=head)
+    other = model.generate(**rows[1], **asked, revisit_config=config, lm_head=head)
+    assert other.sequences.tolist() == output.sequences.tolist()
+
+
+# What is not supported
+
+
+REFUSED = {
+    "Mllama": ("Mllama", families.mllama, 1, "reads its images by cross-attention"),
+    "Florence-2": ("Florence2", families.florence2, 5, "is an encoder-decoder"),
+    "BLIP-2 with T5": ("Blip2", lambda: families.with_t5("Blip2"), 3, "is an encoder-decoder"),
+    "InstructBLIP with T5": (
+        "InstructBlip",
+        lambda: families.with_t5("InstructBlip"),
+        3,
+        "is an encoder-decoder",
+    ),
+}
+
+
+def test_layers_that_hold_several_streams_are_refused_but_the_last_is_one():
+    model = families.language_model(
+        "Gemma3n",
+        config="Gemma3nText",
+        intermediate_size=[48] * LAYERS,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=families.VOCABULARY,
+        laurel_rank=4,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * LAYERS,
+    )
+    with pytest.raises(ValueError, match="choose layers='last'"):
+        decode(model, words(), ReVisiTConfig(layers="all"))
+    output, _ = decode(model, words(), ReVisiTConfig(layers="last"))
+    assert len(output.scores) == STEPS
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_decoder_whose_prompt_holds_no_vision_tokens_is_refused(name):
+    needs, make, count, message = REFUSED[name]
+    if not hasattr(transformers, f"{needs}ForConditionalGeneration"):
+        pytest.skip(f"transformers {transformers.__version__} has no {needs}")
+    model = make()
+    with pytest.raises(ValueError, match=message), revisit.attach(model):
+        pass
+    inputs = {
+        **words([BOS, *[IMAGE] * count, 20]),
+        "pixel_values": torch.randn(1, 3, 16, 16),
+        "max_new_tokens": 2,
+    }
+    if needs == "InstructBlip":
+        inputs["qformer_input_ids"] = torch.tensor([[3, 4]])
+    with pytest.raises(ValueError, match=message):
+        model.generate(**inputs, custom_generate=revisit.generate)
