@@ -75,6 +75,19 @@ def demo(session: nox.Session) -> None:
     session.run(python, "prerequisites/demo/demo.py", *session.posargs, external=True)
 
 
+@nox.session(python=False)
+def doctor(session: nox.Session) -> None:
+    """What is there and what is missing for the paper's setting, and the commands that get it."""
+    session.run(sys.executable, "prerequisites/doctor.py", external=True)
+
+
+@nox.session(python=False)
+def bench(session: nox.Session) -> None:
+    """What ReVisiT costs in time and memory, beside greedy decoding and the published way."""
+    python = environment(session, NEWEST)
+    session.run(python, "benchmarks/cost.py", *session.posargs, external=True)
+
+
 def build(session: nox.Session, requirements: str, family: str | None = None) -> None:
     """Install the pins and the package `revisit`; for a family, its fork and its own package too.
 

@@ -13,6 +13,9 @@ case "$OUTPUT_PATH" in
     *) captions="$OUTPUT_PATH/captions.jsonl" ;;
 esac
 
+# Where prerequisites/download_nltk.py puts NLTK's data; NLTK looks in its own places too.
+export NLTK_DATA="${NLTK_DATA:-$root/prerequisites/nltk_data}"
+
 # Scoring comes last: what it needs is looked for first.
 python -c 'import sys; from revisit.evaluation.lemmas import LEMMATIZERS; LEMMATIZERS[sys.argv[1]]()' \
     "$LEMMATIZER"

@@ -1,0 +1,294 @@
+"""Say what is there and what is missing for the paper's setting, and how to get it."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import download_coco
+import download_from_huggingface
+import download_nltk
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of the two models. `gpu`, `disk`, `checkpoint_disk`: GB that it takes."""
+
+    title: str
+    folder: str
+    session: str
+    conda: str
+    gpu: int
+    disk: float
+    checkpoint_disk: float
+
+
+FAMILIES = (
+    Family("LLaVA-1.5", "LLaVA1.5", "llava", "revisit_llava", 16, 5, 15.3),
+    Family("Qwen2.5-VL", "Qwen2.5-VL", "qwen", "revisit_qwen", 20, 6, 16.6),
+)
+"""GPU: the weights in 16 bits (14 and 17 GB), and what a caption adds."""
+
+_COCO_DISK, _NLTK_DISK = 14.0, 0.1
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for. `missing`: what is wrong with it ("" if nothing); `remedy`: the command
+    that puts it right; `disk`: GB that it then takes."""
+
+    name: str
+    found: str
+    missing: str = ""
+    remedy: str = ""
+    disk: float = 0.0
+
+
+def examine() -> Iterator[tuple[str, list[Finding]]]:
+    """The findings for each family, and for both."""
+    pythons = []
+    for family in FAMILIES:
+        python = find_python(family)
+        state = ask(python, family) if python else {}
+        pythons += [python] if python and not state.get("error") else []
+        yield (
+            family.title,
+            [
+                _environment(family, python, state),
+                _fork(family, python, state),
+                _checkpoint(family, python),
+                _gpu(family, state),
+            ],
+        )
+    yield "Both", [_coco(), _nltk(pythons)]
+
+
+def find_python(family: Family) -> Path | None:
+    """The Python of the family's environment: the activated one, nox's, or conda's by its name."""
+    active = [os.environ.get(name, "") for name in ("CONDA_PREFIX", "VIRTUAL_ENV")]
+    nox = ROOT / ".nox" / family.session
+    prefixes = [Path(prefix) for prefix in active if prefix]
+    known = Path.home() / ".conda" / "environments.txt"  # conda and mamba note their own there
+    conda = [Path(line) for line in known.read_text().splitlines()] if known.is_file() else []
+    candidates = [
+        *(prefix for prefix in prefixes if prefix.name == family.conda or prefix == nox),
+        nox,
+        *(prefix for prefix in conda if prefix.name == family.conda),
+    ]
+    return next(
+        (path for prefix in candidates if (path := prefix / "bin" / "python").exists()), None
+    )
+
+
+def ask(python: Path, family: Family) -> dict[str, Any]:
+    """What an environment says of itself: versions, where its Transformers is, its GPUs."""
+    names = [*pins(family), *packages(family)]
+    run = subprocess.run([python, "-c", _PROBE, *names], capture_output=True, text=True)
+    try:
+        state: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+        return state
+    except (IndexError, ValueError):
+        return {"error": (run.stderr.strip().splitlines() or ["it says nothing"])[-1]}
+
+
+_PROBE = """
+import importlib.metadata, json, sys
+found = {distribution.name.lower().replace("_", "-"): distribution
+         for distribution in importlib.metadata.distributions()}
+state = {"python": sys.version.split()[0], "versions": {}, "transformers": "", "gpus": []}
+for name in sys.argv[1:]:
+    if name in found:
+        state["versions"][name] = found[name].version
+if "transformers" in found:
+    origin = found["transformers"].read_text("direct_url.json") or "{}"
+    state["transformers"] = json.loads(origin).get("url", "")
+try:
+    import torch
+    state["gpus"] = [[properties.name, properties.total_memory]
+                     for properties in map(torch.cuda.get_device_properties,
+                                           range(torch.cuda.device_count()))]
+except Exception as error:
+    state["torch"] = f"{type(error).__name__}: {error}"
+print(json.dumps(state))
+"""
+
+
+def pins(family: Family) -> dict[str, str]:
+    """Package -> version, as the family's requirements.txt pins it on every system."""
+    lines = (ROOT / family.folder / "requirements.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if "==" in line and ";" not in line)
+    return {name.strip().lower().replace("_", "-"): version.strip() for name, version in pairs}
+
+
+def packages(family: Family) -> list[str]:
+    """What is installed from this repository."""
+    files = [ROOT / folder / "pyproject.toml" for folder in ("shared", family.folder)]
+    own = [tomllib.loads(file.read_text())["project"]["name"] for file in files if file.exists()]
+    return [*own, "transformers"]
+
+
+def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
+    remedy = f"python -m nox -s {family.session} --install-only"
+    if python is None:
+        by_hand = f"conda env create -f {family.folder}/{_yaml(family)}, see the README"
+        missing = f"neither .nox/{family.session} nor a conda environment {family.conda}"
+        return Finding("environment", "", missing, f"{remedy}   (or {by_hand})", family.disk)
+    prefix = python.parents[1]
+    if _is_conda(family, python):
+        requirements = f"{family.folder}/requirements.txt"
+        remedy = f"conda activate {family.conda} && pip install -r {requirements} -e shared"
+    versions = state.get("versions", {})
+    wrong = [
+        f"{name} is {versions.get(name, 'missing')}, not {version}"
+        for name, version in pins(family).items()
+        if versions.get(name) != version
+    ]
+    wrong += [f"{name} is not installed" for name in packages(family) if name not in versions]
+    wrong += [state["torch"]] if state.get("torch") else []
+    trouble = state.get("error") or "; ".join(wrong[:4] + ["..."] * (len(wrong) > 4))
+    found = f"{_short(prefix)}: Python {state.get('python')}, torch {versions.get('torch')}"
+    return Finding("environment", found, f"{_short(prefix)}: {trouble}" if trouble else "", remedy)
+
+
+def _fork(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
+    # revisit.fork needs the standard library only: any Python can run it from the sources.
+    check = subprocess.run(
+        [sys.executable, "-m", "revisit.fork", family.folder, "--check"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "shared" / "src")},
+        capture_output=True,
+        text=True,
+    )
+    said = (check.stdout or check.stderr).strip()
+    tree, _, reason = said.partition(": ")
+    remedy = f"python -m nox -s {family.session} --install-only"
+    if python and _is_conda(family, python):
+        own = f" -e {family.folder}" if (ROOT / family.folder / "pyproject.toml").exists() else ""
+        remedy = f"conda activate {family.conda} && revisit-fork {family.folder} && "
+        remedy += f"pip install -e {tree}{own}"
+    if check.returncode:
+        return Finding("fork", "", f"{tree}: {reason}" if reason else said, remedy)
+    source = Path(unquote(urlsplit(state.get("transformers", "")).path))
+    installed = source.resolve() == (ROOT / tree).resolve()
+    if state and not state.get("error") and not installed:
+        return Finding(
+            "fork", tree, f"{tree} is made, but not installed in the environment", remedy
+        )
+    return Finding("fork", tree)
+
+
+def _checkpoint(family: Family, python: Path | None) -> Finding:
+    name = download_from_huggingface.CHECKPOINTS[family.session].folder
+    folder = download_from_huggingface.PREREQUISITES / name
+    why = download_from_huggingface.why_incomplete(folder)
+    runner = _short(python) if python else f".nox/{family.session}/bin/python"
+    remedy = f"{runner} prerequisites/download_from_huggingface.py --model {family.session}"
+    return Finding("checkpoint", _short(folder), _shortened(why), remedy, family.checkpoint_disk)
+
+
+def _gpu(family: Family, state: dict[str, Any]) -> Finding:
+    gpus = [(name, size / 1e9) for name, size in state.get("gpus", [])]
+    by_torch = bool(state) and not state.get("error")
+    if not by_torch:
+        gpus = _nvidia_smi()
+    found = ", ".join(f"{name} with {size:.0f} GB" for name, size in gpus)
+    needs = f"about {family.gpu} GB are needed"
+    if not gpus:
+        seen = _nvidia_smi() if by_torch else []
+        trouble = "no GPU that CUDA can use"
+        if seen:
+            trouble = f"nvidia-smi sees {seen[0][0]}, but this environment's torch does not"
+        remedy = "a machine that has one; DEVICE=cpu runs the scripts without, slowly"
+        return Finding("GPU", "", f"{trouble}; {needs}", remedy)
+    if max(size for _, size in gpus) < family.gpu:
+        remedy = "a larger one, or DEVICE=auto, which spreads the model"
+        return Finding(
+            "GPU",
+            found,
+            f"{found}; {needs}",
+            remedy,
+        )
+    return Finding("GPU", found)
+
+
+def _nvidia_smi() -> list[tuple[str, float]]:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        rows = [line.rsplit(",", 1) for line in said.splitlines()]
+        return [(name.strip(), float(mebibytes) * 2**20 / 1e9) for name, mebibytes in rows]
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return []
+
+
+def _coco() -> Finding:
+    coco = download_coco.COCO
+    why = download_coco.why_incomplete(coco)
+    remedy = "bash prerequisites/download_coco.sh"
+    return Finding("COCO val2014", _short(coco), _shortened(why), remedy, _COCO_DISK)
+
+
+def _nltk(pythons: Sequence[Path]) -> Finding:
+    folder = download_nltk.NLTK_DATA
+    why = download_nltk.why_incomplete(folder)
+    if why and pythons:  # it may be where NLTK looks by itself
+        program = "from revisit.evaluation.lemmas import LEMMATIZERS; LEMMATIZERS['nltk']()"
+        places = {"NLTK_DATA": str(folder)} | os.environ  # as the evaluation scripts set it
+        if not subprocess.run(
+            [pythons[0], "-c", program], env=places, capture_output=True
+        ).returncode:
+            return Finding("NLTK's data", "found by NLTK itself")
+    remedy = "python prerequisites/download_nltk.py"
+    return Finding("NLTK's data", _short(folder), _shortened(why), remedy, _NLTK_DISK)
+
+
+def _is_conda(family: Family, python: Path) -> bool:
+    return python.parents[1].name == family.conda
+
+
+def _yaml(family: Family) -> str:
+    return next(path.name for path in (ROOT / family.folder).glob("*.yaml"))
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _shortened(text: str) -> str:
+    return text.replace(f"{ROOT}{os.sep}", "")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns 0 if all is there and 1 if something is missing."""
+    argparse.ArgumentParser(
+        description="Say, for each family, what is there and what is missing (environment, fork, "
+        "checkpoint, GPU; COCO and NLTK's data) and the command that gets it, to be run in the "
+        "repository's folder. Changes nothing. Exit status 1 if something is missing.",
+    ).parse_args(arguments)
+    missing: list[Finding] = []
+    for title, findings in examine():
+        print(title)
+        for finding in findings:
+            state = "MISSING" if finding.missing else "ok"
+            print(f"  {state:8} {finding.name:13} {finding.missing or finding.found}")
+            if finding.missing:
+                print(f"  {'':22} get it: {finding.remedy}", flush=True)
+        missing += [finding for finding in findings if finding.missing]
+    free = shutil.disk_usage(ROOT).free / 1e9
+    needed = sum(finding.disk for finding in missing)
+    print(f"Disk: {free:.0f} GB free; what is missing takes about {needed:.0f} GB.")
+    return int(bool(missing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

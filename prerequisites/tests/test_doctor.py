@@ -1,0 +1,251 @@
+"""The doctor, run in a small copy of the repository whose parts come and go."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+import download_nltk
+from revisit import fork
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "prerequisites" / "demo"
+# A torch that finds one GPU of the size that the test says.
+TORCH = """
+class cuda:
+    device_count = lambda: {count}
+    class get_device_properties:
+        name, total_memory = "Test GPU", {memory}
+        def __init__(self, index): pass
+"""
+
+
+@pytest.fixture
+def repository(tmp_path):
+    return Repository(tmp_path / "a repository")
+
+
+class Repository:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.home = root.parent / "home"
+        self.home.mkdir()
+        unneeded = shutil.ignore_patterns("data", "tests", "__pycache__", "*.egg-info")
+        for folder in ("LLaVA1.5", "Qwen2.5-VL", "shared"):
+            shutil.copytree(ROOT / folder, root / folder, ignore=unneeded)
+        (root / "prerequisites").mkdir()
+        for path in (ROOT / "prerequisites").glob("*.py"):
+            shutil.copy(path, root / "prerequisites")
+
+    def doctor(self, **environment: str) -> tuple[int, str]:
+        clean = {"PATH": "/usr/bin:/bin", "HOME": str(self.home)} | environment
+        program = [sys.executable, self.root / "prerequisites" / "doctor.py"]
+        run = subprocess.run(program, cwd="/", env=clean, capture_output=True, text=True)
+        assert run.stderr == ""
+        return run.returncode, run.stdout
+
+    def make_environment(self, prefix: Path, family: str, gpus: int = 1, memory: float = 24e9):
+        """An environment that has what the family's requirements.txt lists."""
+        venv.create(prefix, symlinks=True)
+        (site,) = prefix.glob("lib/python*/site-packages")
+        (site / "torch.py").write_text(TORCH.format(count=gpus, memory=int(memory)))
+        pins = (self.root / family / "requirements.txt").read_text().splitlines()
+        versions = dict(line.partition(";")[0].split("==") for line in pins if "==" in line)
+        (patch,) = (self.root / family).glob("*.patch")
+        name, version = patch.stem.split("-")
+        for package, number in (
+            *versions.items(),
+            *(("revisit", "0.1.0"), ("llava_revisit", "0.1.0"), (name, version)),
+        ):
+            self.install(site, package, number)
+        origin = {"url": (self.root / family / "data" / patch.stem).as_uri()}
+        (info,) = site.glob(f"{name}-*.dist-info")
+        (info / "direct_url.json").write_text(json.dumps(origin))
+        return site
+
+    @staticmethod
+    def install(site: Path, package: str, version: str) -> None:
+        info = site / f"{package.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        fields = ("Metadata-Version: 2.1", f"Name: {package}", f"Version: {version}", "")
+        (info / "METADATA").write_text("\n".join(fields))
+
+    def make_fork(self, family: str) -> Path:
+        pin = fork.read_pin(self.root / family)
+        tree = self.root / family / "data" / pin.folder
+        tree.mkdir(parents=True)
+        (tree / "setup.py").write_text("")
+        fork._write_state(tree, pin)
+        return tree
+
+    def make_downloads(self) -> None:
+        here = self.root / "prerequisites"
+        shutil.copytree(DEMO / "llava-tiny", here / "llava-v1.5-7b")
+        shutil.copytree(DEMO / "qwen-tiny", here / "Qwen2.5-VL-7B-Instruct")
+        shutil.copytree(DEMO / "coco", here / "coco")
+        record = {}
+        for package, place in download_nltk.PACKAGES.items():
+            folder = here / "nltk_data" / place / package
+            folder.mkdir(parents=True)
+            (folder / "data").write_text("data")
+            record[package] = {"files": 1, "bytes": 4}
+        (here / "nltk_data" / "downloads.json").write_text(json.dumps(record))
+
+    def make_all(self) -> None:
+        for family, session in (("LLaVA1.5", "llava"), ("Qwen2.5-VL", "qwen")):
+            self.make_environment(self.root / ".nox" / session, family)
+            self.make_fork(family)
+        self.make_downloads()
+
+
+def lines(said: str, word: str) -> list[str]:
+    """The lines about a thing, each with the command that follows it."""
+    found = [" ".join(line.split()) for line in [*said.splitlines(), ""]]
+    pairs = [pair for pair in pairwise(found) if pair[0].partition(" ")[2].startswith(word)]
+    return [" ".join(pair) for pair in pairs]
+
+
+def test_on_a_fresh_clone_each_thing_is_missing_and_has_its_command(repository):
+    status, said = repository.doctor()
+    assert status == 1 and "  ok " not in said
+    for session, python in (("llava", ".nox/llava/bin/python"), ("qwen", ".nox/qwen/bin/python")):
+        assert f"get it: python -m nox -s {session} --install-only" in said
+        assert f"{python} prerequisites/download_from_huggingface.py --model {session}" in said
+    assert "conda env create -f LLaVA1.5/ReVisiT_LLaVA.yaml" in said
+    assert "LLaVA1.5/data/transformers-4.31.0: not made yet" in said
+    assert "get it: bash prerequisites/download_coco.sh" in said
+    assert "get it: python prerequisites/download_nltk.py" in said
+    assert "GB free; what is missing takes about 57 GB" in said
+    assert not (repository.root / "LLaVA1.5" / "data").exists()
+
+
+def test_when_all_is_there_it_says_so(repository):
+    repository.make_all()
+    status, said = repository.doctor()
+    assert status == 0 and "MISSING" not in said, said
+    assert ".nox/llava: Python 3.11" in said and "torch 2.0.1" in said
+    assert "Test GPU with 24 GB" in said and "takes about 0 GB" in said
+
+
+def test_a_conda_environment_is_found_by_its_name(repository):
+    repository.make_all()
+    shutil.rmtree(repository.root / ".nox" / "llava")
+    prefix = repository.root.parent / "envs" / "revisit_llava"
+    repository.make_environment(prefix, "LLaVA1.5")
+    status, said = repository.doctor(CONDA_PREFIX=str(prefix))
+    assert status == 0 and f"{prefix}: Python" in said
+    (repository.home / ".conda").mkdir()
+    (repository.home / ".conda" / "environments.txt").write_text(f"/gone\n{prefix}\n")
+    assert repository.doctor()[0] == 0
+    shutil.rmtree(repository.root / "LLaVA1.5" / "data")
+    (line,) = lines(repository.doctor()[1], "fork LLaVA1.5")
+    assert "conda activate revisit_llava && revisit-fork LLaVA1.5 && pip install -e" in line
+    assert line.endswith("-e LLaVA1.5/data/transformers-4.31.0 -e LLaVA1.5")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("version", "torch is 9.9, not 2.0.1"),
+        ("package", "nltk is missing, not 3.10.4"),
+        ("own", "llava-revisit is not installed"),
+        ("torch", "ImportError: no libcudart"),
+        ("python", "No such file"),
+    ],
+)
+def test_an_environment_that_is_not_as_pinned(repository, change, said):
+    repository.make_all()
+    (site,) = (repository.root / ".nox" / "llava").glob("lib/python*/site-packages")
+    if change == "version":
+        (site / "torch-2.0.1.dist-info").rename(site / "torch-9.9.dist-info")
+        metadata = site / "torch-9.9.dist-info" / "METADATA"
+        metadata.write_text(metadata.read_text().replace("2.0.1", "9.9"))
+    if change == "package":
+        shutil.rmtree(site / "nltk-3.10.4.dist-info")
+    if change == "own":
+        shutil.rmtree(site / "llava_revisit-0.1.0.dist-info")
+    if change == "torch":
+        (site / "torch.py").write_text("raise ImportError('no libcudart')")
+    if change == "python":
+        python = repository.root / ".nox" / "llava" / "bin" / "python"
+        python.unlink()
+        python.write_text("#!/bin/sh\necho 'No such file' >&2\nexit 1\n")
+        python.chmod(0o755)
+    status, words = repository.doctor()
+    (line,) = [line for line in lines(words, "environment") if "llava" in line]
+    assert status == 1 and "MISSING" in line and said in line
+    assert "nox -s llava --install-only" in line
+
+
+def test_a_fork_that_is_made_and_not_installed(repository):
+    repository.make_all()
+    (site,) = (repository.root / ".nox" / "qwen").glob("lib/python*/site-packages")
+    (origin,) = site.glob("transformers-*.dist-info/direct_url.json")
+    origin.unlink()
+    status, said = repository.doctor()
+    (line,) = lines(said, "fork Qwen2.5-VL")
+    assert status == 1 and "made, but not installed in the environment" in line
+
+
+def test_a_fork_that_was_edited(repository):
+    repository.make_all()
+    (repository.root / "LLaVA1.5/data/transformers-4.31.0/setup.py").write_text("edited")
+    status, said = repository.doctor()
+    assert status == 1 and "changed: setup.py" in said
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("llava-v1.5-7b/model.safetensors", "lacks weights"),
+        ("llava-v1.5-7b/clip-vit-tiny-patch14-112", "lacks its vision tower clip-vit-tiny"),
+        ("Qwen2.5-VL-7B-Instruct/preprocessor_config.json", "lacks preprocessor_config.json"),
+        ("Qwen2.5-VL-7B-Instruct/config.json", "lacks config.json"),
+        ("coco/annotations/captions_val2014.json", "captions_val2014.json is missing"),
+        ("coco/val2014/COCO_val2014_000000000003.jpg", "lacks 1 of"),
+        ("nltk_data/taggers", "lacks averaged_perceptron_tagger_eng"),
+    ],
+)
+def test_what_a_download_lacks_is_named(repository, lost, said):
+    repository.make_all()
+    path = repository.root / "prerequisites" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    status, words = repository.doctor()
+    assert status == 1 and words.count("MISSING") == 1 and said in words, words
+    assert str(repository.root) not in words
+
+
+def test_an_index_names_the_shards_that_are_missing(repository):
+    repository.make_all()
+    folder = repository.root / "prerequisites" / "Qwen2.5-VL-7B-Instruct"
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    status, said = repository.doctor()
+    assert status == 1 and f"Qwen2.5-VL-7B-Instruct lacks {shards[1]}" in said
+
+
+def test_gpus_that_are_missing_small_or_hidden(repository):
+    repository.make_all()
+    shutil.rmtree(repository.root / ".nox")
+    repository.make_environment(repository.root / ".nox" / "llava", "LLaVA1.5", memory=12e9)
+    repository.make_environment(repository.root / ".nox" / "qwen", "Qwen2.5-VL", gpus=0)
+    small, none = lines(repository.doctor()[1], "GPU")
+    assert "Test GPU with 12 GB; about 16 GB are needed" in small
+    assert "no GPU that CUDA can use; about 20 GB are needed" in none
+    tools = repository.root / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559'\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    path = f"{tools}{os.pathsep}/usr/bin:/bin"
+    _, hidden = lines(repository.doctor(PATH=path)[1], "GPU")
+    assert "nvidia-smi sees NVIDIA H100 80GB HBM3, but this environment's torch does not" in hidden
+    shutil.rmtree(repository.root / ".nox")
+    assert "NVIDIA H100 80GB HBM3 with 86 GB" in lines(repository.doctor(PATH=path)[1], "GPU")[0]

@@ -1,0 +1,146 @@
+"""The conda files, and how nox makes an environment with each tool of conda's kind."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = {
+    "llava": ("revisit_llava", ROOT / "LLaVA1.5" / "ReVisiT_LLaVA.yaml"),
+    "qwen": ("revisit_qwen", ROOT / "Qwen2.5-VL" / "ReVisiT_Qwen.yaml"),
+}
+TOOLS = ("mamba", "conda", "micromamba")
+PIN = re.compile(r"([A-Za-z0-9_.-]+)==(\S+?)(; .*)?")
+
+by_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def read(family: str) -> dict:
+    return yaml.safe_load(FAMILIES[family][1].read_text())
+
+
+def requirements(family: str) -> list[str]:
+    lines = (FAMILIES[family][1].parent / "requirements.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@by_family
+def test_the_environment_has_the_name_that_the_readme_activates(family):
+    name, path = FAMILIES[family]
+    assert read(family)["name"] == name
+    readme = (ROOT / "README.md").read_text()
+    assert f"conda env create -f {path.relative_to(ROOT)}" in readme
+    assert f"conda activate {name}" in readme
+
+
+@by_family
+def test_its_conda_packages_are_specs_that_conda_reads(family):
+    rattler = pytest.importorskip("rattler")
+    content = read(family)
+    assert set(content) == {"name", "channels", "dependencies"}
+    specs = [spec for spec in content["dependencies"] if isinstance(spec, str)]
+    read_specs = {spec.name.normalized: spec for spec in map(rattler.MatchSpec, specs)}
+    assert set(read_specs) == {"python", "pip"}  # all else is pip's, from the one list
+    for version, fits in (("3.11.9", True), ("3.12.0", False), ("3.10.1", False)):
+        record = rattler.PackageRecord(
+            name="python",
+            version=version,
+            build=rattler.BuildString("0"),
+            build_number=0,
+            subdir="linux-64",
+        )
+        assert read_specs["python"].matches(record) == fits
+    for channel in set(content["channels"]) - {"nodefaults"}:
+        assert rattler.Channel(channel).name == "conda-forge"
+
+
+@by_family
+def test_pip_installs_the_pins_of_the_virtualenv(family):
+    (pip,) = [entry["pip"] for entry in read(family)["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-r requirements.txt"]  # conda reads it relative to the file: the family's list
+    session = (ROOT / "noxfile.py").read_text()
+    assert f'"{FAMILIES[family][1].parent.name}/requirements.txt"' in session
+
+
+@by_family
+def test_every_requirement_is_pinned_once(family):
+    pins = [PIN.fullmatch(line) for line in requirements(family)]
+    assert all(pins)
+    names = [re.sub(r"[-_.]+", "-", pin[1]).lower() for pin in pins]
+    assert len(names) == len(set(names)) and {"torch", "huggingface-hub", "nltk"} <= set(names)
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    """A copy of what nox needs of the repository."""
+    for file in ("noxfile.py", "LLaVA1.5/requirements.txt", "shared/pyproject.toml"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    shutil.copytree(
+        ROOT / "LLaVA1.5",
+        tmp_path / "LLaVA1.5",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("data", "tests", "__pycache__"),
+    )
+    return tmp_path
+
+
+def nox(folder: Path, *path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOX")}
+    environment["PATH"] = os.pathsep.join(map(str, path))
+    return subprocess.run(
+        [sys.executable, "-m", "nox", "-s", "llava", "--install-only"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_nox_asks_the_tool_that_is_there_for_python_3_11(scratch, tool):
+    """As far as it goes without a channel: the tool notes what it was asked, and fails."""
+    pytest.importorskip("nox")
+    tools, asked = scratch / "tools", scratch / "asked"
+    tools.mkdir()
+    recorder = f'#!/bin/sh\nprintf "%s\\n" "$@" >> "{asked}"\nexit 1\n'
+    (tools / tool).write_text(recorder)
+    (tools / tool).chmod(0o755)
+    run = nox(scratch, tools, Path("/usr/bin"), Path("/bin"))
+    assert run.returncode != 0 and f"Creating {tool} env" in run.stderr, run.stderr
+    environment = str(scratch / ".nox" / "llava")
+    arguments = asked.read_text().split("\n")
+    assert arguments[:4] == ["create", "--yes", "--prefix", environment]
+    assert {"pip", "python=3.11"} <= set(arguments)
+    assert ("--channel=conda-forge" in arguments) == (tool == "micromamba")
+
+
+@pytest.mark.skipif(
+    os.environ.get("REVISIT_TEST_CONDA") != "1",
+    reason="needs conda and a channel: set REVISIT_TEST_CONDA=1",
+)
+@by_family
+def test_conda_makes_the_environment(family, tmp_path):
+    """The real thing: minutes, and 5 GB. The tool is the first of `TOOLS` on the PATH."""
+    tool = next((tool for tool in TOOLS if shutil.which(tool)), None)
+    assert tool, f"REVISIT_TEST_CONDA=1 needs one of {', '.join(TOOLS)} on the PATH"
+    make = [tool, "env", "create", "--yes", "--prefix", tmp_path / "made"]
+    subprocess.run([*make, "-f", FAMILIES[family][1]], check=True)
+    python = tmp_path / "made" / "bin" / "python"
+    listed = [python, "-m", "pip", "list", "--format=json"]
+    installed = {
+        re.sub(r"[-_.]+", "-", package["name"]).lower(): package["version"]
+        for package in json.loads(subprocess.check_output(listed))
+    }
+    for line in requirements(family):
+        name, version, marker = PIN.fullmatch(line).groups()
+        if not marker or sys.platform == "linux":
+            assert installed[re.sub(r"[-_.]+", "-", name).lower()].partition("+")[0] == version
+    assert subprocess.check_output([python, "-V"], text=True).startswith("Python 3.11.")
