@@ -1,5 +1,8 @@
 """The folder `custom_generate/`, loaded by Transformers as it would be from the Hub."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from safetensors.torch import load_file
 
 import revisit
 from revisit import ReVisiTConfig
+from servers import Hub
 from small_llama import PAD, PROMPTS, batch, make_model, new_tokens
 
 if tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 56):
@@ -85,3 +89,43 @@ def test_a_checkpoint_may_carry_the_folder(model, tmp_path):
         revisit_config=ReVisiTConfig(layers="all", alpha=0.02),
     )
     assert output.tolist() == expected.tolist()
+
+
+PROGRAM = """
+from small_llama import PAD, PROMPTS, batch, make_model
+
+settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=PAD)
+asked = dict(custom_generate="someone/revisit", trust_remote_code=True)
+print(make_model().generate(**batch(PROMPTS), **settings, **asked, revisit_config={"alpha": 0.02}))
+"""
+
+
+def test_a_repository_of_the_hub_may_be_named(model, tmp_path):
+    """A process of its own, since the hub's client reads its address once."""
+    hub = Hub()
+    folder = ROOT / "custom_generate"
+    hub.models["someone/revisit"] = {
+        f"custom_generate/{path.name}": path.read_bytes() for path in folder.glob("*.*")
+    }
+    own = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, **own},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        hub.close()
+    assert run.returncode == 0, run.stderr
+    expected = model.generate(
+        **batch(PROMPTS),
+        **SETTINGS,
+        custom_generate=revisit.generate,
+        revisit_config=ReVisiTConfig(alpha=0.02),
+    )
+    assert run.stdout.strip() == str(expected)
