@@ -55,7 +55,8 @@ def qwen(session: nox.Session) -> None:
 def stock(session: nox.Session, release: str) -> None:
     """The package `revisit` on unpatched releases of Transformers, the newest first."""
     build(session, f"shared/requirements-stock-{release}.txt")
-    test(session, "shared/tests", "prerequisites/tests")
+    newest = ["benchmarks/tests"] if release == STOCK[0] else []
+    test(session, "shared/tests", "prerequisites/tests", *newest)
 
 
 @nox.session(python=False)

@@ -2,7 +2,9 @@
 
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,10 +15,44 @@ from hypothesis import strategies as st
 import dense
 from revisit.columns import Columns, LMHead
 from revisit.config import ReVisiTConfig
-from revisit.step import constrain, divergence, step
+from revisit.step import constrain, divergence, refine, step
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step.json").read_text())
 BIG = 2**30
+
+
+def fast(logits, columns, config, generator=None):
+    """The step as a batch of one row."""
+    refined, (decided,) = refine(logits.unsqueeze(0), [columns], config, generator)
+    assert torch.equal(refined[0], decided.scores)
+    return decided
+
+
+def as_on_a_gpu(logits, columns, config, generator=None):
+    """The step with the operations that a GPU runs."""
+    with patch("revisit.step._ONE_PASS", set()):
+        return fast(logits, columns, config, generator)
+
+
+def in_small_blocks(logits, columns, config, generator=None):
+    """The step with temporaries of a kilobyte."""
+    with small_blocks():
+        return fast(logits, columns, config, generator)
+
+
+@contextmanager
+def small_blocks():
+    with (
+        patch.dict("revisit.columns._BLOCK_BYTES", cpu=1000),
+        patch("revisit.columns._WEIGHT_BYTES", 300),
+        patch("revisit.columns._PROJECTED_BYTES", 3000),
+        patch("revisit.step._NARROWEST", 3),
+    ):
+        yield
+
+
+PATHS = [step, fast, as_on_a_gpu, in_small_blocks]
+ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
 
 
 def make(logits, states, head, budget=BIG, bias=None):
@@ -26,10 +62,11 @@ def make(logits, states, head, budget=BIG, bias=None):
 
 @pytest.mark.parametrize("case", range(len(GOLDEN)))
 @pytest.mark.parametrize("kind", ["ag", "js"])
-def test_published_steps_are_reproduced(case, kind):
+@ON_EVERY_PATH
+def test_published_steps_are_reproduced(path, case, kind):
     golden = GOLDEN[case]
     logits, columns = make(golden["logits"], golden["vision_states"], golden["lm_head"])
-    result = step(logits, columns, ReVisiTConfig(alpha=golden["alpha"], divergence=kind))
+    result = path(logits, columns, ReVisiTConfig(alpha=golden["alpha"], divergence=kind))
     assert result.vocabulary.tolist() == golden["vocabulary"]
     assert int(result.choice) == golden[f"selected_{kind}"]
     expected = golden[kind][golden[f"selected_{kind}"]]
@@ -71,110 +108,124 @@ def agrees(result, logits, states, head, alpha, kind, tolerance):
     np.testing.assert_allclose(got, refined[:, choice], rtol=tolerance, atol=20 * tolerance)
 
 
+@ON_EVERY_PATH
 @settings(deadline=None, max_examples=150)
-@given(problems(), ALPHAS, KINDS)
-def test_step_equals_the_textbook_in_float64(problem, alpha, kind):
+@given(problem=problems(), alpha=ALPHAS, kind=KINDS)
+def test_step_equals_the_textbook_in_float64(path, problem, alpha, kind):
     logits, states, head = problem
     _, columns = make(*problem)
-    result = step(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
+    result = path(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
     agrees(result, logits, states, head, alpha, kind, 1e-4)
 
 
+@ON_EVERY_PATH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from([torch.float16, torch.bfloat16]), st.data(), ALPHAS, KINDS)
-def test_half_precision_inputs_give_the_textbook_within_their_rounding(dtype, data, alpha, kind):
+@given(data=st.data(), alpha=ALPHAS, kind=KINDS)
+def test_half_precision_inputs_give_the_textbook_within_their_rounding(
+    path, dtype, data, alpha, kind
+):
     logits, states, head = data.draw(problems(dtype))
     _, columns = make(logits, states, head)
-    result = step(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
+    result = path(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
     # The product is rounded to the model's dtype; the textbook takes over from the rounded product.
     product = (head.float() @ states.float().T).to(dtype)
     one_hot = torch.eye(states.shape[0])
     agrees(result, logits, one_hot, product, alpha, kind, 2e-2 if dtype == torch.bfloat16 else 3e-3)
 
 
-@settings(deadline=None, max_examples=60)
-@given(problems(), ALPHAS, KINDS, st.integers(0, 4000))
+@pytest.mark.parametrize("path", [fast, as_on_a_gpu, in_small_blocks])
+@settings(deadline=None, max_examples=100)
+@given(problem=problems(), alpha=ALPHAS, kind=KINDS, budget=st.integers(0, 4000))
 def test_a_cache_of_any_budget_filled_by_other_steps_gives_the_same_result(
-    problem, alpha, kind, budget
+    path, problem, alpha, kind, budget
 ):
     logits, states, head = problem
     config = ReVisiTConfig(alpha=alpha, divergence=kind)
-    _, fresh = make(*problem)
-    expected = step(logits, fresh, config)
-    _, used = make(*problem, budget=budget)
+    _, columns = make(*problem, budget=budget)
+    expected = step(logits, columns, config)
     for shift in range(3):
-        step(logits.roll(shift + 1), used, config)
-    result = step(logits, used, config)
-    assert used.table.numel() * used.table.element_size() <= budget
+        path(logits.roll(shift + 1), columns, config)
+    result = path(logits, columns, config)
+    assert columns.table.numel() * columns.table.element_size() <= budget
     assert result.vocabulary.tolist() == expected.vocabulary.tolist()
     assert float(result.divergence) == pytest.approx(float(expected.divergence), rel=1e-4, abs=1e-5)
     agrees(result, logits, states, head, alpha, kind, 1e-4)
 
 
-def test_blocks_over_vision_tokens_give_the_same_result_as_one(monkeypatch):
-    generator = torch.Generator().manual_seed(3)
-    logits, states = torch.randn(50, generator=generator), torch.randn(33, 8, generator=generator)
-    head = torch.randn(50, 8, generator=generator)
-    config = ReVisiTConfig(alpha=0)
-    whole = step(logits, make(logits, states, head)[1], config)
-    monkeypatch.setitem(step.__globals__["_BLOCK_BYTES"], "cpu", 1000)
-    blocked = step(logits, make(logits, states, head)[1], config)
-    assert int(blocked.choice) == int(whole.choice)
-    torch.testing.assert_close(blocked.scores, whole.scores)
+class Counted(Columns):
+    """Columns that tell which words they projected."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.projected = []
+
+    def project(self, words, tokens=slice(None)):
+        self.projected.extend(words.tolist())
+        return super().project(words, tokens)
 
 
-def test_no_column_is_computed_twice_below_the_budget(monkeypatch):
-    computed = []
-    project = Columns._project
-
-    def record(self, vocabulary, tokens, out=None):
-        computed.extend(vocabulary.tolist())
-        return project(self, vocabulary, tokens, out)
-
-    monkeypatch.setattr(Columns, "_project", record)
+def test_no_column_is_computed_twice_below_the_budget():
     generator = torch.Generator().manual_seed(0)
     states, head = torch.randn(5, 8, generator=generator), torch.randn(40, 8, generator=generator)
-    _, columns = make(torch.zeros(40), states, head)
+    columns = Counted(states, LMHead(head), BIG)
+    needed = set()
     for _ in range(20):
-        step(torch.randn(40, generator=generator) * 3, columns, ReVisiTConfig(alpha=0.01))
-    assert sorted(computed) == sorted(set(computed))
+        logits = torch.randn(3, 40, generator=generator) * 3
+        _, steps = refine(logits, [columns, None, columns], ReVisiTConfig(alpha=0.01))
+        needed |= {word for row in (0, 2) for word in steps[row].vocabulary.tolist()}
+    assert sorted(columns.projected) == sorted(needed)
 
 
-def test_a_full_cache_drops_what_was_not_used_for_longest(monkeypatch):
+def likely(words, size):
+    """Logits (1, size) whose V_cons are the given words."""
+    logits = torch.full((1, size), -100.0)
+    logits[0, words] = torch.linspace(0, 1, len(words))
+    return logits
+
+
+def test_a_full_cache_drops_what_was_not_used_for_longest():
+    columns = Counted(torch.randn(3, 2), LMHead(torch.randn(30, 2)), 10 * 3 * 4)
     computed = []
-    project = Columns._project
-
-    def record(self, vocabulary, tokens, out=None):
-        computed.append(vocabulary.tolist())
-        return project(self, vocabulary, tokens, out)
-
-    monkeypatch.setattr(Columns, "_project", record)
-    head = LMHead(torch.randn(30, 2))
-    columns = Columns(torch.randn(3, 2), head, budget=10 * 3 * 4)
-    for vocabulary in ([0, 1, 2, 3], [4, 5, 6], [0, 1, 7], [0, 1, 8, 9, 10], [0, 1, 7, 9]):
-        columns.keep(torch.tensor(vocabulary))
-    assert computed == [[0, 1, 2, 3], [4, 5, 6], [7], [8, 9, 10]]
-    words = torch.tensor([0, 1, 7, 9])
-    expected = head.weight[words] @ columns.states.T
-    for slots in (columns.keep(words), None):
-        torch.testing.assert_close(columns(words, slots, slice(None)), expected)
-        torch.testing.assert_close(columns(words, slots, torch.tensor([2, 0])), expected[:, [2, 0]])
-    assert columns.keep(torch.arange(11)) is None
+    for words in ([0, 1, 2, 3], [4, 5, 6], [0, 1, 7], [0, 1, 8, 9, 10], [0, 1, 7, 9], [4, 5, 6]):
+        refine(likely(words, 30), [columns], ReVisiTConfig())
+        computed.append(columns.projected)
+        columns.projected = []
+    assert computed == [[0, 1, 2, 3], [4, 5, 6], [7], [8, 9, 10], [], []]
+    assert columns.absent.sum() == 20
 
 
+def test_of_a_vocabulary_that_does_not_fit_the_cache_only_the_rest_is_computed_each_step():
+    columns = Counted(torch.randn(3, 2), LMHead(torch.randn(30, 2)), 10 * 3 * 4)
+    for words in (range(14), range(2, 14)):
+        columns.projected = []
+        logits = likely(list(words), 30)
+        result = fast(logits[0], columns, ReVisiTConfig())
+        torch.testing.assert_close(
+            result.scores, step(logits[0], columns, ReVisiTConfig()).scores, rtol=1e-4, atol=1e-4
+        )
+    assert set(columns.projected) == set(range(2, 14))
+    assert columns.table.shape[0] == 10
+    columns.projected = []
+    fast(likely(list(range(2, 14)), 30)[0], columns, ReVisiTConfig())
+    assert set(columns.projected) == {12, 13}
+
+
+@ON_EVERY_PATH
 @settings(deadline=None, max_examples=100)
-@given(problems(), ALPHAS, KINDS, st.integers(2, 5))
-def test_the_first_of_equal_vision_tokens_is_chosen(problem, alpha, kind, copies):
+@given(problem=problems(), alpha=ALPHAS, kind=KINDS, copies=st.integers(2, 5))
+def test_the_first_of_equal_vision_tokens_is_chosen(path, problem, alpha, kind, copies):
     logits, states, head = problem
     repeated = states.repeat(copies, 1)
     config = ReVisiTConfig(alpha=alpha, divergence=kind)
-    result = step(logits, make(logits, repeated, head)[1], config)
+    result = path(logits, make(logits, repeated, head)[1], config)
     assert int(result.choice) < states.shape[0]
 
 
-def test_one_candidate_chooses_the_first_vision_token_and_keeps_the_token():
+@ON_EVERY_PATH
+def test_one_candidate_chooses_the_first_vision_token_and_keeps_the_token(path):
     logits = torch.tensor([0.0, 9.0, 0.0])
-    result = step(
+    result = path(
         logits, make(logits, torch.randn(4, 2), torch.randn(3, 2))[1], ReVisiTConfig(alpha=1)
     )
     assert result.vocabulary.tolist() == [1]
@@ -192,13 +243,14 @@ def test_the_vocabulary_does_not_depend_on_a_constant_in_the_logits(problem, alp
     assert constrain(logits, alpha).tolist() == constrain(logits + round(constant), alpha).tolist()
 
 
-def test_impossible_tokens_are_left_out_and_cause_no_nan():
+@ON_EVERY_PATH
+def test_impossible_tokens_are_left_out_and_cause_no_nan(path):
     logits = torch.tensor([1.0, -math.inf, 0.5, -math.inf])
     states, head = torch.randn(6, 3), torch.randn(4, 3)
-    below = step(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=1e-5))
+    below = path(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=1e-5))
     assert below.vocabulary.tolist() == [0, 2]
     for kind in ("ag", "js"):
-        whole = step(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=0, divergence=kind))
+        whole = path(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=0, divergence=kind))
         assert whole.vocabulary.tolist() == [0, 1, 2, 3]
         assert not whole.scores.isnan().any()
         assert whole.scores.isneginf().tolist() == [False, True, False, True]
@@ -206,20 +258,24 @@ def test_impossible_tokens_are_left_out_and_cause_no_nan():
 
 @pytest.mark.parametrize("kind", ["ag", "js"])
 @pytest.mark.parametrize("size", [1e4, 1e30])
-def test_very_large_logits_stay_finite_where_they_are_possible(kind, size):
+@ON_EVERY_PATH
+def test_very_large_logits_stay_finite_where_they_are_possible(path, kind, size):
     logits = torch.tensor([size, 0.0, -size, size])
     states, head = torch.randn(6, 3), torch.randn(4, 3)
     for alpha in (0.0, 1e-5):
         config = ReVisiTConfig(alpha=alpha, divergence=kind)
-        result = step(logits, make(logits, states, head)[1], config)
+        result = path(logits, make(logits, states, head)[1], config)
         assert not result.scores.isnan().any()
         assert int(result.scores.argmax()) in (0, 3)
 
 
-def test_nan_logits_are_refused():
-    logits = torch.full((4,), math.nan)
-    with pytest.raises(ValueError, match="NaN"):
-        step(logits, make(logits, torch.randn(2, 3), torch.randn(4, 3))[1], ReVisiTConfig())
+@ON_EVERY_PATH
+def test_nan_logits_are_refused(path):
+    for alpha in (0, 1e-5):
+        for logits in (torch.full((4,), math.nan), torch.tensor([0.0, math.nan, 1.0, 2.0])):
+            _, columns = make(logits, torch.randn(2, 3), torch.randn(4, 3))
+            with pytest.raises(ValueError, match="NaN"):
+                path(logits, columns, ReVisiTConfig(alpha=alpha))
 
 
 def test_states_of_another_width_are_refused():
@@ -227,27 +283,29 @@ def test_states_of_another_width_are_refused():
         make(torch.zeros(4), torch.randn(2, 5), torch.randn(4, 3))
 
 
-def test_a_bias_of_the_head_is_part_of_the_projection():
+@ON_EVERY_PATH
+def test_a_bias_of_the_head_is_part_of_the_projection(path):
     logits, states, head = torch.randn(5), torch.randn(3, 2), torch.randn(5, 2)
     bias = torch.randn(5)
-    with_bias = step(logits, make(logits, states, head, bias=bias)[1], ReVisiTConfig(alpha=0))
+    with_bias = path(logits, make(logits, states, head, bias=bias)[1], ReVisiTConfig(alpha=0))
     ones = torch.cat([states, torch.ones(3, 1)], 1)
     folded = make(logits, ones, torch.cat([head, bias.unsqueeze(1)], 1))[1]
     torch.testing.assert_close(
-        with_bias.scores, step(logits, folded, ReVisiTConfig(alpha=0)).scores
+        with_bias.scores, path(logits, folded, ReVisiTConfig(alpha=0)).scores
     )
 
 
-def test_max_takes_the_farthest_and_random_repeats_with_its_seed():
+@ON_EVERY_PATH
+def test_max_takes_the_farthest_and_random_repeats_with_its_seed(path):
     generator = torch.Generator().manual_seed(5)
     logits, states = torch.randn(30, generator=generator), torch.randn(20, 4, generator=generator)
     problem = (logits, states, torch.randn(30, 4, generator=generator))
-    nearest = step(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01))
-    farthest = step(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01, selection="max"))
+    nearest = path(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01))
+    farthest = path(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01, selection="max"))
     assert float(farthest.divergence) > float(nearest.divergence)
     config = ReVisiTConfig(alpha=0.01, selection="random")
     draws = [
-        [int(step(logits, make(*problem)[1], config, own).choice) for _ in range(8)]
+        [int(path(logits, make(*problem)[1], config, own).choice) for _ in range(8)]
         for own in (torch.Generator().manual_seed(7), torch.Generator().manual_seed(7))
     ]
     assert draws[0] == draws[1]
