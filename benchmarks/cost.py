@@ -506,7 +506,9 @@ def main() -> None:
             "![Time against V_cons, vision states, rows, vocabulary, and length](cost.png)\n\n"
             "The sizes that are not named are LLaVA-1.5-7B's, with 1,000 words in V_cons. A step "
             "of ReVisiT includes the projection of its new words; a dense step only reads what its "
-            "prefill stored, which is not counted here. Bold: longer than dense.\n\n"
+            "prefill stored, which is not counted here. Bold: longer than dense, where the fixed "
+            "cost of a step's small operators shows (few words) or the projection of many new "
+            "words.\n\n"
             f"{growth_table(found, long)}\n\nOn a GPU none of this was measured; `python "
             "benchmarks/gpu.py` does, where there is one.\n",
             encoding="utf-8",
