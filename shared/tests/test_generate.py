@@ -146,6 +146,19 @@ def test_other_decodings_are_refused_before_the_model_runs(model, route, argumen
     assert hooks(model) == before
 
 
+def test_continuous_batching_is_refused_where_it_asks_no_processor(model):
+    with (
+        revisit.attach(model, CONFIG) as processor,
+        pytest.raises(ValueError, match="cache_implementation='paged'"),
+    ):
+        model.generate(
+            **batch(PROMPTS[:1]),
+            cache_implementation="paged",
+            max_new_tokens=2,
+            logits_processor=LogitsProcessorList([processor]),
+        )
+
+
 def test_an_attached_model_decodes_plainly_without_the_processor(model):
     plain = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
     expected = model.generate(**batch(PROMPTS), **plain)

@@ -268,7 +268,8 @@ def published_layers(
 
 
 def refuse_other_decodings(model: Model, given: Mapping[str, Any]) -> None:
-    """Refuse what takes more than one forward pass a step, or drafts tokens that may be dropped.
+    """Refuse what takes more forward passes a step, drafts tokens that may be dropped, or asks no
+    logits processor.
 
     Args:
         given: the arguments of `generate`.
@@ -288,6 +289,7 @@ def refuse_other_decodings(model: Model, given: Mapping[str, Any]) -> None:
         "prompt_lookup_num_tokens": value("prompt_lookup_num_tokens"),
         "assistant_early_exit": value("assistant_early_exit"),
         "assistant_model": value("assistant_model") is not None,
+        "cache_implementation='paged'": value("cache_implementation") == "paged",
     }
     if named := [name for name, asked in others.items() if asked]:
         raise ValueError(
