@@ -242,6 +242,21 @@ def test_a_processor_without_a_prefill_says_what_to_do(model):
         processor(torch.ones(1, 3, dtype=torch.long), torch.zeros(1, 90))
 
 
+@torch.no_grad()
+def test_a_decoding_loop_of_one_s_own(model):
+    config = ReVisiTConfig(layers="all", alpha=0.02)
+    expected, _ = decode(model, PROMPTS[:1], config)
+    tokens = torch.tensor(PROMPTS[:1])
+    with (
+        revisit.attach(model, config) as processor,
+        processor.generation({"input_ids": tokens}),
+    ):
+        for _ in range(6):
+            scores = processor(tokens, model(input_ids=tokens).logits[:, -1])
+            tokens = torch.cat([tokens, scores.argmax(1, keepdim=True)], 1)
+    assert tokens.tolist() == expected.sequences.tolist()
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
     from revisit.decoder import is_tied

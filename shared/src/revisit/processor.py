@@ -76,8 +76,10 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     def generation(self, inputs: Mapping[str, Any]) -> Iterator[None]:
         """The span of one generation of this thread: its prefill is recorded, its steps refined.
 
+        `attach` opens it around each `generate`; a decoding loop of one's own opens it itself.
+
         Args:
-            inputs: what `generate` was given for the model, `input_ids` among it.
+            inputs: what the model is given for its prompts, `input_ids` among it.
 
         Raises:
             ValueError: the vision tokens cannot be found.
@@ -113,7 +115,8 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if not stack:
             raise ValueError(
                 "ReVisiT saw no prefill of this model: call model.generate, of the model that was "
-                "attached, inside `with revisit.attach(model, ...)`"
+                "attached, inside `with revisit.attach(model, ...)`; or, in a decoding loop of "
+                "your own, read the prompts inside `with processor.generation(inputs)`"
             )
         return stack[-1]
 
