@@ -9,6 +9,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from releases import RELEASE
+
 PAD, BOS, EOS, IMAGE, VIDEO, VISION_START, VISION_END = 0, 1, 2, 5, 6, 7, 8
 LAYERS, VOCABULARY = 4, 120
 
@@ -46,7 +48,7 @@ QWEN_IDS = {
 Inputs = dict[str, Tensor]
 
 
-NEWER = int(transformers.__version__.split(".")[0]) >= 5
+NEWER = RELEASE >= (5, 0)
 
 
 def same(product: Any) -> Any:

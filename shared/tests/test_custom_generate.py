@@ -11,11 +11,12 @@ import transformers
 from safetensors.torch import load_file
 
 import revisit
+from releases import CALLABLE
 from revisit import ReVisiTConfig
 from servers import Hub
 from small_llama import PAD, PROMPTS, batch, make_model, new_tokens
 
-if tuple(map(int, transformers.__version__.split(".")[:2])) < (4, 56):
+if not CALLABLE:
     pytest.skip("custom_generate takes a callable since 4.56", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]

@@ -4,16 +4,15 @@ import threading
 
 import pytest
 import torch
-import transformers
 from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 
 import revisit
+from releases import CALLABLE, RELEASE
 from revisit import ReVisiTConfig
 from small_llama import IMAGE, PAD, PROMPTS, batch, hooks, make_model, new_tokens
 
-RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
 CONFIG = ReVisiTConfig(layers="all", alpha=0.02)
-newer = pytest.mark.skipif(RELEASE < (4, 56), reason="custom_generate takes a callable since 4.56")
+newer = pytest.mark.skipif(not CALLABLE, reason="custom_generate takes a callable since 4.56")
 
 
 def attached(model, prompts, config=CONFIG, **arguments):

@@ -12,14 +12,13 @@ import transformers
 from safetensors.torch import load_file
 
 import revisit
+from releases import CALLABLE
 from revisit import ReVisiTConfig
 
 ROOT = Path(__file__).parents[2]
 QWEN = ROOT / "Qwen2.5-VL" / "tests" / "golden"
 LLAVA = ROOT / "LLaVA1.5" / "tests" / "golden"
 SETTINGS = {"do_sample", "use_revisit", "early_exit_layers", "relative_top"}
-# `generate` takes a callable since 4.56.
-CALLABLE = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
 ROUTES = ["attach", "custom_generate"] if CALLABLE else ["attach"]
 
 

@@ -39,15 +39,10 @@ class LMHead(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
-    def finish(self, product: Tensor, words: Tensor | None = None) -> Tensor:
-        """Logits (c, b) from the product W[words] H^T (c, b), in its dtype.
-
-        Args:
-            words: (c,) token ids of the rows; the whole vocabulary if left out.
-        """
+    def finish(self, product: Tensor, words: Tensor) -> Tensor:
+        """Logits (c, b) of the words (c,) from the product W[words] H^T (c, b), in its dtype."""
         if self.bias is not None:
-            bias = self.bias if words is None else self.bias[words]
-            product = product + bias.unsqueeze(1)
+            product = product + self.bias[words].unsqueeze(1)
         if self.scale != 1:
             product = product * self.scale
         if self.softcap is not None:

@@ -106,14 +106,10 @@ def lm_head(model: Model) -> LMHead:
         ValueError: the model has none, or its weights are not in memory as floating point.
     """
     head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
+    weight: Any = getattr(head, "weight", None)
     # A subclass holds something else than the weights: quantized, flattened or spread over ranks.
     plain = type(weight) in (Tensor, nn.Parameter)
-    if (
-        not isinstance(weight, Tensor)
-        or not (plain and weight.ndim == 2 and weight.is_floating_point())
-        or weight.is_meta
-    ):
+    if not plain or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
         raise ValueError(
             f"the LM head of {type(model).__name__} has no floating-point weight in memory, which "
             "ReVisiT projects the vision tokens with. Keep it out of quantization and of "
@@ -163,8 +159,7 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     unmasked = told.to(logits.device).nonzero().squeeze(1)
     ranked = unmasked[logits[unmasked].argsort()]
     words = torch.cat([ranked[:32], ranked[-32:]])
-    wide = head._replace(weight=head.weight[words].float())
-    product = wide.weight @ state.to(head.weight.device).float().unsqueeze(1)
+    product = head.weight[words].float() @ state.to(head.weight.device).float().unsqueeze(1)
     expected = logits[words]
     best, error = head, float("inf")
     for tried in _candidates(head, config):

@@ -108,7 +108,7 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
                 generation, a prompt has no vision token and `config.no_vision` is `"error"`, or the
                 prompts' rows are not those of `scores`.
         """
-        return self._current().refine(input_ids, scores)
+        return self._current().refine(scores)
 
     def _current(self) -> "_Generation":
         stack: list[_Generation] = self._running.__dict__.get("stack", [])
@@ -157,7 +157,7 @@ class _Generation:
         self.generator = torch.Generator()
         self.generator.manual_seed(self.config.seed)
 
-    def refine(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def refine(self, scores: Tensor) -> Tensor:
         if self.columns is None:
             self.columns = self._begin()
         if scores.shape[0] != len(self.columns):
