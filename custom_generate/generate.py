@@ -4,9 +4,10 @@ from typing import Any
 
 try:
     import revisit
+    from revisit.transformers.enable import decode
 except ImportError as error:
     raise ImportError(
-        "ReVisiT's decoding is in its own package `revisit`, which is not on PyPI: clone its "
+        "ReVisiT's decoding is in its own package, `pip install revisit-decoding`; or clone its "
         "repository and run `pip install ./shared` there"
     ) from error
 
@@ -17,11 +18,9 @@ def generate(model: Any, revisit_config: Any = None, **arguments: Any) -> Any:
     Args:
         model: a vision-language model whose prompt holds its vision tokens.
         revisit_config: a `revisit.ReVisiTConfig` or a dict of its settings.
-        **arguments: everything else that `model.generate` takes, and what `revisit.generate` does.
+        **arguments: everything else that `model.generate` takes, and `vision_mask`, `lm_head` and
+            `decoder` as `revisit.enable` describes them.
     """
-    if isinstance(revisit_config, dict):
-        revisit_config = revisit.ReVisiTConfig(**revisit_config)
-    # A checkpoint may name this folder as its own `generate`: the class's is meant.
-    return type(model).generate(
-        model, custom_generate=revisit.generate, revisit_config=revisit_config, **arguments
-    )
+    if revisit_config is None or isinstance(revisit_config, dict):
+        revisit_config = revisit.ReVisiTConfig(**(revisit_config or {}))
+    return decode(model, revisit_config, **arguments)

@@ -8,7 +8,7 @@ from PIL import Image
 from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from revisit.checkpoint import load_complete
+from revisit.transformers.checkpoint import load_complete
 from revisit.evaluation.captioning import decoding_arguments, main
 
 

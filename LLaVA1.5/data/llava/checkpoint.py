@@ -6,7 +6,7 @@ from typing import Any
 from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from llava.config import LlavaConfig
-from revisit.checkpoint import check_files, load_complete, reading
+from revisit.transformers.checkpoint import check_files, load_complete, reading
 
 
 def load_config(name: str, **kwargs: Any) -> LlavaConfig:

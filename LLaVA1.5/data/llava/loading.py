@@ -6,7 +6,7 @@ import torch
 from transformers import CLIPImageProcessor, LlamaTokenizer
 
 from llava.model import LlavaLlamaForCausalLM
-from revisit.checkpoint import check_files
+from revisit.transformers.checkpoint import check_files
 
 
 def load_pretrained_model(

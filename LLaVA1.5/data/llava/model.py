@@ -20,7 +20,7 @@ from llava.config import LlavaConfig
 from llava.generation import TextLogitsProcessorList, TextStreamer, text_only
 from llava.layout import IMAGE_TOKEN_INDEX, Layout, expand, image_positions
 from llava.vision import VisionTower, build_projector, stack_images
-from revisit.checkpoint import load_complete
+from revisit.transformers.checkpoint import load_complete
 
 Images = torch.Tensor | Sequence[torch.Tensor]
 

@@ -5,22 +5,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from revisit.columns import LMHead as LMHead
     from revisit.config import ReVisiTConfig as ReVisiTConfig
-    from revisit.generation import attach as attach
-    from revisit.generation import generate as generate
-    from revisit.processor import ReVisiTLogitsProcessor as ReVisiTLogitsProcessor
+    from revisit.core.head import LMHead as LMHead
+    from revisit.transformers.enable import attach as attach
+    from revisit.transformers.enable import disable as disable
+    from revisit.transformers.enable import enable as enable
+    from revisit.transformers.processor import ReVisiTLogitsProcessor as ReVisiTLogitsProcessor
 
 __version__ = "0.1.0"
-__all__ = ["LMHead", "ReVisiTConfig", "ReVisiTLogitsProcessor", "attach", "generate"]
+__all__ = ["LMHead", "ReVisiTConfig", "ReVisiTLogitsProcessor", "attach", "disable", "enable"]
 
 # Loaded on first use: the scorer and the fork maker start without PyTorch.
 _HOME = {
-    "LMHead": "revisit.columns",
+    "LMHead": "revisit.core.head",
     "ReVisiTConfig": "revisit.config",
-    "ReVisiTLogitsProcessor": "revisit.processor",
-    "attach": "revisit.generation",
-    "generate": "revisit.generation",
+    "ReVisiTLogitsProcessor": "revisit.transformers.processor",
+    "attach": "revisit.transformers.enable",
+    "disable": "revisit.transformers.enable",
+    "enable": "revisit.transformers.enable",
 }
 
 

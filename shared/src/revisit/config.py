@@ -1,8 +1,8 @@
 """The settings of ReVisiT, checked when they are made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Divergence = Literal["ag", "js"]
 Selection = Literal["min", "max", "random"]
@@ -26,11 +26,12 @@ class ReVisiTConfig:
             the paper's text names. The two choose different vision tokens now and then.
         selection: `"min"` takes the vision token that diverges least; `"max"` and `"random"` are
             the paper's ablations.
-        seed: of the generator that `selection="random"` draws from.
+        seed: of `selection="random"`. Each prompt draws from a generator of its own, which follows
+            from the seed and from how many prompts were decoded before it.
         no_vision: what a prompt without a vision token gets: an error, or plain decoding.
         cache_bytes: upper bound in bytes of the vision-token logits that a generation keeps. Past
             it those not used for longest are computed again when needed, with the same result.
-        trace: keep, for each step, which vision token was chosen (see `revisit.trace`).
+        trace: keep, for each step, which vision token was chosen (see `revisit.core.trace`).
 
     Raises:
         ValueError: a setting is outside its range; the message names it and the range.
@@ -60,6 +61,29 @@ class ReVisiTConfig:
             raise ValueError(f"seed must be an integer, got {self.seed!r}")
         if not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
             raise ValueError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
+
+
+# The published flags of `generate` and of the evaluation scripts, and our settings.
+PUBLISHED = {
+    "early_exit_layers": "layers",
+    "relative_top": "alpha",
+    "revisit_divergence": "divergence",
+    "revisit_selection": "selection",
+    "revisit_seed": "seed",
+    "revisit_no_vision": "no_vision",
+    "revisit_trace": "trace",
+}
+
+
+def from_published(flags: Mapping[str, Any]) -> ReVisiTConfig:
+    """The settings that published flags name; those left out keep our defaults.
+
+    Raises:
+        ValueError: a setting is outside its range; the message names it and the range.
+    """
+    return ReVisiTConfig(
+        **{ours: flags[theirs] for theirs, ours in PUBLISHED.items() if theirs in flags}
+    )
 
 
 def _layers(layers: object) -> str | tuple[int, ...]:

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revisit.columns import Columns, LMHead
 from revisit.config import ReVisiTConfig
-from revisit.step import divergence, refine, step
+from revisit.core.batch import refine
+from revisit.core.columns import Columns
+from revisit.core.head import LMHead
+from revisit.core.step import divergence, step
+from test_step import on
 
 VOCABULARY, WIDTH = 80, 12
 
@@ -32,7 +35,7 @@ def batches(draw):
     return rows, logits * scale.unsqueeze(1)
 
 
-@pytest.mark.parametrize("one_pass", [{"cpu"}, set()], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("one_pass", [lambda _: True, lambda _: False], ids=["cpu", "gpu"])
 @settings(deadline=None, max_examples=150)
 @given(
     batch=batches(),
@@ -44,14 +47,14 @@ def test_every_row_is_refined_as_if_it_were_alone(one_pass, batch, alpha, kind, 
     rows, steps = batch
     config = ReVisiTConfig(alpha=alpha, divergence=kind, selection=selection)
     for logits in steps:
-        with patch("revisit.step._ONE_PASS", one_pass):
-            refined, decided = refine(logits, rows, config)
+        with patch("revisit.core.onepass.serves", one_pass):
+            refined, decided = refine(logits, [row and on(row, config) for row in rows])
         for row, columns in enumerate(rows):
             if columns is None:
                 assert decided[row] is None
                 assert torch.equal(refined[row], logits[row])
                 continue
-            alone = step(logits[row], columns, config)
+            alone = step(logits[row], columns.states, columns.head, config)
             assert decided[row].vocabulary.tolist() == alone.vocabulary.tolist()
             torch.testing.assert_close(
                 decided[row].distances, alone.distances, rtol=1e-4, atol=1e-5
@@ -72,10 +75,10 @@ def test_every_row_is_refined_as_if_it_were_alone(one_pass, batch, alpha, kind, 
 def test_scores_of_half_precision_are_refined_in_float32():
     columns = Columns(torch.randn(5, 4), LMHead(torch.randn(9, 4)), 2**20)
     logits = torch.randn(2, 9).to(torch.bfloat16)
-    refined, _ = refine(logits, [columns, None], ReVisiTConfig(alpha=0.01))
+    refined, _ = refine(logits, [on(columns, ReVisiTConfig(alpha=0.01)), None])
     assert refined.dtype == torch.float32
     assert torch.equal(refined[1], logits[1].float())
-    same, _ = refine(logits, [None, None], ReVisiTConfig())
+    same, _ = refine(logits, [None, None])
     assert torch.equal(same, logits.float())
 
 
@@ -83,9 +86,9 @@ def test_nan_in_one_row_is_refused_and_in_a_row_without_vision_tokens_it_is_not(
     columns = Columns(torch.randn(5, 4), LMHead(torch.randn(9, 4)), 2**20)
     logits = torch.randn(2, 9)
     logits[1, 3] = torch.nan
-    refine(logits, [columns, None], ReVisiTConfig())
+    refine(logits, [on(columns, ReVisiTConfig()), None])
     with pytest.raises(ValueError, match="NaN"):
-        refine(logits, [columns, columns], ReVisiTConfig())
+        refine(logits, [on(columns, ReVisiTConfig())] * 2)
 
 
 class Watched(TorchDispatchMode):
@@ -139,8 +142,9 @@ class Watched(TorchDispatchMode):
 
 
 def watched(logits, columns, config):
-    with Watched() as watch, patch("revisit.step._ONE_PASS", set()):
-        refine(logits, columns, config)
+    sessions = [on(each, config) for each in columns]
+    with Watched() as watch, patch("revisit.core.onepass.serves", lambda _: False):
+        refine(logits, sessions)
     return watch
 
 
@@ -165,7 +169,7 @@ def test_a_step_waits_for_a_gpu_once(rows, beams, budget):
         watch = watched(logits, columns, ReVisiTConfig(alpha=0.01))
         assert watch.waits == {"tolist": 1}
     with Watched() as watch:  # a trace reads nothing either
-        _, steps = refine(logits, columns, ReVisiTConfig(alpha=0.01))
+        _, steps = refine(logits, [on(each, ReVisiTConfig(alpha=0.01)) for each in columns])
         [(one.choice, one.divergence, one.scores.argmax()) for one in steps]
     assert watch.waits == {"tolist": 1}
 
@@ -187,7 +191,7 @@ def test_rows_of_a_batch_are_taken_together():
     operators = []
     for rows in (1, 8):
         columns = prompts(rows, 1)
-        refine(logits[:rows], columns, config)
+        refine(logits[:rows], [on(each, config) for each in columns])
         operators.append(watched(logits[:rows], columns, config).operators)
     assert operators[1] < operators[0] + 7 * 4 + 10
 
@@ -198,7 +202,7 @@ def test_no_tensor_has_the_size_of_vision_tokens_times_vocabulary(budget):
     (columns,) = prompts(1, 1, budget, tokens, vocabulary)
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(4)) * 5
     with Watched() as watch:
-        _, (decided,) = refine(logits, [columns], ReVisiTConfig(alpha=1e-4))
+        _, (decided,) = refine(logits, [on(columns, ReVisiTConfig(alpha=1e-4))])
     assert decided.vocabulary.shape[0] > 30
     assert watch.largest < tokens * vocabulary / 20
 
@@ -209,10 +213,10 @@ def test_a_step_does_not_become_longer_as_a_generation_does():
     (columns,) = prompts(1, 1, 2**30, 50, vocabulary)
     again = torch.randn(1, vocabulary, generator=generator) * 3
     config = ReVisiTConfig(alpha=0.01)
-    refine(again, [columns], config)
+    refine(again, [on(columns, config)])
     first = watched(again, [columns], config)
     for _ in range(50):
-        refine(torch.randn(1, vocabulary, generator=generator) * 3, [columns], config)
+        refine(torch.randn(1, vocabulary, generator=generator) * 3, [on(columns, config)])
     last = watched(again, [columns], config)
     assert columns.kept > 500
     assert last.operators == first.operators

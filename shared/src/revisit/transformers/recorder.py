@@ -1,14 +1,14 @@
 """Records the hidden states of the vision tokens during prefill."""
 
 import threading
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from revisit.decoder import Decoder
+from revisit.transformers.parts import Decoder
 
 
 class _EagerPrefill:
@@ -19,14 +19,14 @@ class _EagerPrefill:
         self._users = 0
         self._stance: Any = None
 
-    def begin(self) -> None:
+    def __enter__(self) -> None:
         with self._lock:
             set_stance = getattr(getattr(torch, "compiler", None), "set_stance", None)
             if not self._users and set_stance is not None:  # PyTorch 2.6
                 self._stance = set_stance("force_eager")
             self._users += 1
 
-    def end(self) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._lock:
             self._users -= 1
             if not self._users and self._stance is not None:
@@ -57,6 +57,7 @@ class Recorder:
         rows: how many rows of the decoder each prompt has.
         last: (rows, d) the decoder's output at the last position of the prompts.
         logits: (rows, V) the model's own there.
+        bare: whether the model returned a tuple, whose parts have no names.
     """
 
     def __init__(
@@ -77,46 +78,42 @@ class Recorder:
         self.states: list[Tensor] = []
         self.last: Tensor | None = None
         self.logits: Tensor | None = None
-        # For each vision token, its place among all of them, prompt by prompt.
-        self._places = mask.flatten().cumsum(0).view_as(mask) - 1
+        self.bare = False
+        # For each vision token, which one it is among all of them, prompt by prompt.
+        self._numbers = mask.flatten().cumsum(0).view_as(mask) - 1
         self._seen = 0
-        # Of the pass that runs: where its vision tokens stand and go, and the layers kept of it.
+        # Of the pass that runs: row and position of each of its vision tokens, the tokens' numbers,
+        # and the layers kept of it so far.
         self._from: tuple[Tensor, Tensor]
         self._to: Tensor
         self._stored: set[int] = set()
-        # What the layer before returned, until the layer is reached.
+        # By layer, what the layer before it returned, until the layer is reached.
         self._returned: dict[int, Tensor] = {}
         self._buffer: Tensor | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._undo = ExitStack()
         self._thread = 0
 
     def __enter__(self) -> "Recorder":
         self._thread = threading.get_ident()
-        _eager_prefill.begin()
-        inner = [layer for layer in self.layers if layer < len(self.decoder.layers)]
-        for layer in inner:
-            if layer and self.decoder.reports_outputs:
-                self._hooks.append(self._after(layer - 1))
-            self._hooks.append(self._before(layer))
-        self._hooks.append(self.decoder.module.register_forward_hook(self._after_pass))
-        for owner in self.owners:
-            self._hooks.append(owner.register_forward_hook(self._keep_logits))
+        with ExitStack() as undo:
+            undo.enter_context(_eager_prefill)
+            for layer in (layer for layer in self.layers if layer < len(self.decoder.layers)):
+                if layer and self.decoder.reports_outputs:
+                    undo.callback(self._after(layer - 1).remove)
+                undo.callback(self._before(layer).remove)
+            module = self.decoder.module
+            undo.callback(module.register_forward_hook(self._after_pass).remove)
+            for owner in self.owners:
+                undo.callback(owner.register_forward_hook(self._keep_logits).remove)
+            self._undo = undo.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.finish()
 
     def finish(self) -> None:
         """Take every hook off."""
-        if self._hooks:
-            _eager_prefill.end()
-        while self._hooks:
-            self._hooks.pop().remove()
+        self._undo.close()
         self._returned.clear()
 
     @property
@@ -128,7 +125,8 @@ class Recorder:
         """Whether it is this generation that runs the model: others may at the same time."""
         return threading.get_ident() == self._thread and not self.done
 
-    # A hook taken off by one thread while another calls it gets no keyword arguments.
+    # kwargs=None: where one thread takes a hook off while another is about to call it, PyTorch no
+    # longer finds that it was to get keyword arguments.
     def _before(self, layer: int) -> RemovableHandle:
         def hook(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
             if self._mine():
@@ -187,7 +185,7 @@ class Recorder:
             # Rows of one prompt hold the same: the first of each is kept.
             row, column = there.nonzero().to(hidden.device).unbind(1)
             self._from = (row * rows, column)
-            self._to = self._places[:, self._seen : end][there].to(self.device)
+            self._to = self._numbers[:, self._seen : end][there].to(self.device)
         row, column = (index.to(hidden.device) for index in self._from)
         kept = hidden.detach()[row, column].to(self.device)
         for slot, chosen in enumerate(self.layers):
@@ -206,6 +204,7 @@ class Recorder:
     def _keep_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self._seen == self.mask.shape[1] and self._mine():
             logits = getattr(output, "logits", None)
+            self.bare = isinstance(output, tuple)
             if isinstance(logits, Tensor):
                 self.logits = logits[:, -1].detach()
                 self.finish()

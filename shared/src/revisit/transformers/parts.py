@@ -1,13 +1,12 @@
 """The parts of a model that ReVisiT reads: its text decoder, its layers, its LM head."""
 
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from revisit.columns import LMHead
+from revisit.core.head import LMHead
 
 # A causal language model of Transformers: an nn.Module with attributes of its family's own.
 Model = Any
@@ -15,6 +14,13 @@ Model = Any
 # Relative error of a logit: the product in the model's dtype, summed in another order.
 _ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-3}
 _HALF_ROUNDING = 5e-2
+
+# Rounding spreads to both sides and a scale does not: over many words it shows much sooner.
+_SCALE_ROUNDING = 5e-3
+
+# What configs call a number that their model's logits are multiplied by, divided by or capped at.
+_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 
 
 class Decoder(NamedTuple):
@@ -129,7 +135,13 @@ def is_tied(model: Model) -> bool:
         text = _text_config(model.config)
         told = (getattr(config, "tie_word_embeddings", None) for config in (model.config, text))
         return bool(next((tied for tied in told if tied is not None), False))
-    return embedding.data_ptr() == head.data_ptr()
+    if embedding.device == head.device:
+        return embedding.data_ptr() == head.data_ptr()
+    # Spread over devices, shared weights became copies of each other.
+    return embedding.shape == head.shape and all(
+        torch.equal(some, other.to(some.device))
+        for some, other in zip(torch.split(embedding, 4096), torch.split(head, 4096), strict=True)
+    )
 
 
 def logits_owners(model: Model) -> list[nn.Module]:
@@ -161,13 +173,16 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     words = torch.cat([ranked[:32], ranked[-32:]])
     product = head.weight[words].float() @ state.to(head.weight.device).float().unsqueeze(1)
     expected = logits[words]
+    rounding = _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING)
     best, error = head, float("inf")
     for tried in _candidates(head, config):
         got = tried.finish(product, words).squeeze(1)
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        scale = float(got @ expected / (got @ got).clamp(min=1e-12))
+        off = max(off, abs(scale - 1) * rounding / min(rounding, _SCALE_ROUNDING))
         if off < error:
             best, error = tried, off
-    if not error <= _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING):
+    if not error <= rounding:
         raise ValueError(
             f"the logits of {model} are not its LM head's product with its decoder's last hidden "
             f"state (off by {error:.1%}), nor that product scaled or capped by a number of its "
@@ -181,8 +196,14 @@ def _candidates(head: LMHead, config: Any) -> Iterator[LMHead]:
     yield head
     if head.scale != 1 or head.softcap is not None:
         return  # the caller said
-    for name, value in vars(_text_config(config)).items():
-        if re.search(r"logit|lm_head", name) and type(value) in (int, float) and value:
-            yield head._replace(scale=float(value))
-            yield head._replace(scale=1 / value)
-            yield head._replace(softcap=float(value))
+    text = _text_config(config)
+    for value in _numbers(text, _SCALES):
+        yield head._replace(scale=value)
+        yield head._replace(scale=1 / value)
+    for value in _numbers(text, _CAPS):
+        yield head._replace(softcap=value)
+
+
+def _numbers(config: Any, names: tuple[str, ...]) -> list[float]:
+    values = (getattr(config, name, None) for name in names)
+    return [float(value) for value in values if type(value) in (int, float) and value]

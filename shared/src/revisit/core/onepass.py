@@ -1,7 +1,7 @@
 """The divergence of many distributions in few passes over memory, for a CPU.
 
-`revisit.step.divergence` is the same in plain terms, and what this is tested against. With r = q/p,
-the mean m = (p + q) / 2 has log m = log p + log(1 + r) - log 2, and so
+`revisit.core.step.divergence` is the same in plain terms, and what this is tested against. With
+r = q/p, the mean m = (p + q) / 2 has log m = log p + log(1 + r) - log 2, and so
 
     "ag"    sum of (p + q) (log(1 + r) - log 2 - log(r) / 2) / 2
     "js"    log 2 - sum of ((p + q) log(1 + r) - q log r) / 2
@@ -23,35 +23,44 @@ _LOG2 = math.log(2)
 # Smaller probabilities count as exp of this: their inverse is still a float32.
 _LEAST = -82.0
 
+# Below this alpha, words of V_cons may be too improbable for that.
+_FAINT = 1e-30
 
-class Base(NamedTuple):
-    """The model's own distribution on V_cons, in the forms that `distances` needs."""
+
+class Prepared(NamedTuple):
+    """The model's own distribution p on V_cons, in the forms that `distances` needs."""
 
     p: Tensor  # (..., c, 1) probabilities, at least exp(_LEAST)
     shift: Tensor  # (..., c, 1) what log2 q loses to become the log2 r of the formulas above
     never: Tensor | None  # (..., 1) bool, whether a word of V_cons has no probability at all
 
 
-def base(log_p: Tensor, kind: str, faint: bool) -> Base:
+def serves(device: torch.device) -> bool:
+    """Whether this is the faster way: on a GPU the number of kernels counts, not of passes."""
+    return device.type == "cpu"
+
+
+def prepare(log_p: Tensor, kind: str, alpha: float) -> Prepared:
     """Prepare log-probabilities (..., c) float32 for `distances`.
 
     Args:
         kind: `"ag"` or `"js"`.
-        faint: whether log-probabilities may lie below _LEAST.
+        alpha: what V_cons was made with; the least of the rows.
     """
     own = log_p.unsqueeze(-1).clamp(min=_LEAST)
     p = own.exp()
     never = None
     if kind == "ag":
-        if faint:
-            # Of log m - (log p + log q) / 2 only the first term takes p as raised above.
+        if alpha < _FAINT:
+            # "ag" is log m less half of (log p + log q). `own` stands for log p in both, and was
+            # raised to _LEAST; twice `own` less the true log p puts the truth back in the second.
             own = own * 2 - log_p.unsqueeze(-1).clamp(min=-1e30)
             never = log_p.isneginf().any(-1, keepdim=True)
         own = own - 2 * _LOG2
-    return Base(p, own.mul(_LOG2E), never)
+    return Prepared(p, own.mul(_LOG2E), never)
 
 
-def distances(base: Base, logits: Tensor, kind: str) -> Tensor:
+def distances(prepared: Prepared, logits: Tensor, kind: str) -> Tensor:
     """D(p, q_i) in nats for every column i, q_i = softmax(logits[..., i]).
 
     Args:
@@ -65,15 +74,15 @@ def distances(base: Base, logits: Tensor, kind: str) -> Tensor:
     q = x.exp2()
     total = q.sum(-2, keepdim=True)
     x -= total.log2()
-    x -= base.shift
+    x -= prepared.shift
     if kind == "ag":
-        torch.addcdiv(base.p, q, total, out=q)
-        terms = (q / base.p).log_().sub_(x, alpha=_LOG2 / 2).mul_(q)
+        torch.addcdiv(prepared.p, q, total, out=q)
+        terms = (q / prepared.p).log_().sub_(x, alpha=_LOG2 / 2).mul_(q)
         result = terms.sum(-2).mul_(0.5)
     else:
         q /= total
         x *= q
-        q += base.p
-        terms = (q / base.p).log_().mul_(q).sub_(x, alpha=_LOG2)
+        q += prepared.p
+        terms = (q / prepared.p).log_().mul_(q).sub_(x, alpha=_LOG2)
         result = terms.sum(-2).mul_(-0.5).add_(_LOG2)
-    return result if base.never is None else result.masked_fill_(base.never, math.inf)
+    return result if prepared.never is None else result.masked_fill_(prepared.never, math.inf)

@@ -6,48 +6,18 @@ within a budget; the projection onto the whole vocabulary is never formed.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from revisit.core.head import LMHead
 
 # Temporaries stay within a CPU's cache, and are large enough to fill a GPU.
 _BLOCK_BYTES = {"cpu": 5 * 2**18}
 _GPU_BLOCK_BYTES = 64 * 2**20
 
-# Rows of the LM head gathered at a time: enough that all vision states are not read for a few.
-_WEIGHT_BYTES = 4 * 2**20
-
 # Logits projected at once and not kept: enough that a weight is not read for a few states only.
 _PROJECTED_BYTES = 32 * 2**20
-
-
-def block_bytes(device: torch.device) -> int:
-    """How large a temporary tensor should be at most."""
-    return _BLOCK_BYTES.get(device.type, _GPU_BLOCK_BYTES)
-
-
-class LMHead(NamedTuple):
-    """The output projection, and what the model does to its logits afterwards.
-
-    Logits are softcap * tanh(x / softcap), or x where `softcap` is None, with
-    x = scale * (H W^T + bias).
-    """
-
-    weight: Tensor  # (V, d)
-    bias: Tensor | None = None  # (V,)
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def finish(self, product: Tensor, words: Tensor) -> Tensor:
-        """Logits (c, b) of the words (c,) from the product W[words] H^T (c, b), in its dtype."""
-        if self.bias is not None:
-            product = product + self.bias[words].unsqueeze(1)
-        if self.scale != 1:
-            product = product * self.scale
-        if self.softcap is not None:
-            product = torch.tanh(product / self.softcap) * self.softcap
-        return product
 
 
 class Columns:
@@ -58,6 +28,7 @@ class Columns:
         head: the LM head; the product is taken in its dtype.
         budget: bytes that kept columns may take. Columns beyond it take the place of those not used
             for longest; what does not fit at all is computed in blocks, and not kept.
+        block_bytes: how large a temporary tensor should be at most; what suits the device if None.
 
     Attributes:
         tokens: M.
@@ -67,7 +38,9 @@ class Columns:
         complete: whether the table holds all words that `keep` was last asked for.
     """
 
-    def __init__(self, states: Tensor, head: LMHead, budget: int) -> None:
+    def __init__(
+        self, states: Tensor, head: LMHead, budget: int, block_bytes: int | None = None
+    ) -> None:
         if states.ndim != 2 or states.shape[1] != head.weight.shape[1]:
             raise ValueError(
                 f"vision states must have shape (M, {head.weight.shape[1]}) to be projected by an "
@@ -78,6 +51,8 @@ class Columns:
         self.head = head
         self.tokens = states.shape[0]
         self.most = min(vocabulary, budget // max(1, self.tokens * head.weight.element_size()))
+        own = _BLOCK_BYTES.get(head.weight.device.type, _GPU_BLOCK_BYTES)
+        self.block_bytes = own if block_bytes is None else block_bytes
         self.kept = 0
         self.complete = True
         self.table = self.states.new_empty((0, self.tokens))
@@ -125,7 +100,7 @@ class Columns:
         """Note that the step uses `words` (c,), which tells a bounded table what is old."""
         if self.complete:
             self.used.index_fill_(0, self.slots[words], self.steps)
-        else:  # it holds nothing else
+        else:  # the step needs more than fits, so every word of the table is one of its words
             self.used.fill_(self.steps)
 
     def _oldest(self, count: int, wanted: Tensor) -> Tensor:
@@ -144,10 +119,9 @@ class Columns:
             setattr(self, name, grown)
 
     def _fill(self, rows: Tensor, words: Tensor) -> None:
-        size = self._words_a_block()
-        for some_rows, some_words in zip(
-            torch.split(rows, size), torch.split(words, size), strict=True
-        ):
+        size = max(1, _PROJECTED_BYTES // max(1, self.tokens * self.table.element_size()))
+        each = zip(torch.split(rows, size), torch.split(words, size), strict=True)
+        for some_rows, some_words in each:
             self.table.index_copy_(0, some_rows, self.project(some_words))
         self.words[rows] = words
         self.used.index_fill_(0, rows, self.steps)
@@ -155,24 +129,8 @@ class Columns:
         self.absent.index_fill_(0, words, False)
 
     def project(self, words: Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
-        """(H W^T)^T on the given words and states, (c, b), in the LM head's dtype."""
-        states = self.states[tokens]
-        # PyTorch 2.0 has no float16 product on the CPU; the result is rounded all the same.
-        upcast = states.dtype == torch.float16 and states.device.type == "cpu"
-        if upcast:
-            states = states.float()
-        size = self._words_a_block()
-        logits = self.states.new_empty((words.shape[0], states.shape[0]))
-        for some, out in zip(torch.split(words, size), torch.split(logits, size), strict=True):
-            weight = self.head.weight.index_select(0, some)
-            product = torch.mm(weight.float() if upcast else weight, states.T)
-            out.copy_(self.head.finish(product, some))
-        return logits
-
-    def _words_a_block(self) -> int:
-        weight = self.head.weight
-        size = max(_WEIGHT_BYTES, block_bytes(weight.device))
-        return max(1, size // (weight.shape[1] * weight.element_size()))
+        """The logits (c, b) of words (c,) at some of the states, in the LM head's dtype."""
+        return self.head.project(words, self.states[tokens])
 
 
 class Found:
@@ -191,8 +149,8 @@ class Found:
         self.tokens, self.shape = first.tokens, words.shape
         self.words = [words] if alone else torch.split(words, 1)
         self.slots = [v.slots.take(w) for v, w in zip(self.visions, self.words, strict=True)]
-        # The places of the words that did not fit. A GPU is waited for here, but the projection
-        # that they need every step takes far longer.
+        # Where the words that did not fit stand in `words`. A GPU is waited for here, but the
+        # projection that they need every step takes far longer.
         self.absent = None if first.complete else first.absent[words[0]].nonzero().squeeze(1)
 
     def blocks(self, width: int) -> Iterator[Tensor]:

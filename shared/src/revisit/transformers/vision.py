@@ -1,7 +1,6 @@
 """Where a prompt's vision tokens stand."""
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,13 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from revisit.decoder import Model
-
-# (frames, rows, columns) of the vision tokens of one image or video.
-Grid = tuple[int, int, int]
+from revisit.core.trace import Grid
+from revisit.transformers.parts import Model
 
 # The config's fields for the id of an image's or video's tokens, not of the marks around them.
-_TOKEN_ID = r"(image|video|img|vision|visual)(_patch|_pad|_context|_soft)?(_token)?_(id|index)"
+_TOKEN_IDS = (
+    *("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id"),
+    *("video_token_id", "video_token_index"),
+)
 
 
 class VisionPositions(NamedTuple):
@@ -62,11 +62,8 @@ def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) 
 
 def vision_token_ids(config: Any) -> list[int]:
     """The ids that stand for images and videos in a prompt, as the config names them."""
-    return [
-        value
-        for name, value in vars(config).items()
-        if re.fullmatch(_TOKEN_ID, name) and type(value) is int
-    ]
+    values = (getattr(config, name, None) for name in _TOKEN_IDS)
+    return [value for value in values if type(value) is int]
 
 
 def _checked(mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 
 from revisit import ReVisiTConfig
-from revisit.layers import resolve_layers
+from revisit.core.layers import resolve_layers
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from revisit.decoder import is_tied, text_decoder
 from torch import nn
 from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
@@ -15,7 +16,6 @@ import families
 import revisit
 from families import BOS, FAMILIES, IMAGE, LAYERS, batch, prompts, same, softcap
 from revisit import ReVisiTConfig
-from revisit.decoder import is_tied, text_decoder
 
 if "custom_generate" not in inspect.signature(GenerationMixin.generate).parameters:
     pytest.skip("the families are those of a newer Transformers", allow_module_level=True)

@@ -13,45 +13,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dense
-from revisit.columns import Columns, LMHead
 from revisit.config import ReVisiTConfig
-from revisit.step import constrain, divergence, refine, step
+from revisit.core.batch import refine
+from revisit.core.columns import Columns
+from revisit.core.head import LMHead
+from revisit.core.session import Session
+from revisit.core.step import constrain, divergence, step
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step.json").read_text())
 BIG = 2**30
 
 
-def fast(logits, columns, config, generator=None):
+def plain(logits, columns, config):
+    """The step as its formulas say it."""
+    session = on(columns, config)
+    return step(logits, columns.states, columns.head, config, session.generator)
+
+
+def fast(logits, columns, config):
     """The step as a batch of one row."""
-    refined, (decided,) = refine(logits.unsqueeze(0), [columns], config, generator)
+    refined, (decided,) = refine(logits.unsqueeze(0), [on(columns, config)])
     assert torch.equal(refined[0], decided.scores)
     return decided
 
 
-def as_on_a_gpu(logits, columns, config, generator=None):
+def on(columns, config):
+    """A session whose columns these are."""
+    session = Session(columns.states, columns.head, config)
+    session.columns = columns
+    return session
+
+
+def as_on_a_gpu(logits, columns, config):
     """The step with the operations that a GPU runs."""
-    with patch("revisit.step._ONE_PASS", set()):
-        return fast(logits, columns, config, generator)
+    with patch("revisit.core.onepass.serves", lambda _: False):
+        return fast(logits, columns, config)
 
 
-def in_small_blocks(logits, columns, config, generator=None):
+def in_small_blocks(logits, columns, config):
     """The step with temporaries of a kilobyte."""
     with small_blocks():
-        return fast(logits, columns, config, generator)
+        return fast(logits, columns, config)
 
 
 @contextmanager
 def small_blocks():
     with (
-        patch.dict("revisit.columns._BLOCK_BYTES", cpu=1000),
-        patch("revisit.columns._WEIGHT_BYTES", 300),
-        patch("revisit.columns._PROJECTED_BYTES", 3000),
-        patch("revisit.step._NARROWEST", 3),
+        patch.dict("revisit.core.columns._BLOCK_BYTES", cpu=1000),
+        patch.dict("revisit.core.head._GATHERED_BYTES", cpu=300),
+        patch("revisit.core.columns._PROJECTED_BYTES", 3000),
+        patch("revisit.core.batch._NARROWEST", 3),
     ):
         yield
 
 
-PATHS = [step, fast, as_on_a_gpu, in_small_blocks]
+PATHS = [plain, fast, as_on_a_gpu, in_small_blocks]
 ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
 
 
@@ -143,7 +159,7 @@ def test_a_cache_of_any_budget_filled_by_other_steps_gives_the_same_result(
     logits, states, head = problem
     config = ReVisiTConfig(alpha=alpha, divergence=kind)
     _, columns = make(*problem, budget=budget)
-    expected = step(logits, columns, config)
+    expected = plain(logits, columns, config)
     for shift in range(3):
         path(logits.roll(shift + 1), columns, config)
     result = path(logits, columns, config)
@@ -169,10 +185,11 @@ def test_no_column_is_computed_twice_below_the_budget():
     generator = torch.Generator().manual_seed(0)
     states, head = torch.randn(5, 8, generator=generator), torch.randn(40, 8, generator=generator)
     columns = Counted(states, LMHead(head), BIG)
+    session = on(columns, ReVisiTConfig(alpha=0.01))
     needed = set()
     for _ in range(20):
         logits = torch.randn(3, 40, generator=generator) * 3
-        _, steps = refine(logits, [columns, None, columns], ReVisiTConfig(alpha=0.01))
+        _, steps = refine(logits, [session, None, session])
         needed |= {word for row in (0, 2) for word in steps[row].vocabulary.tolist()}
     assert sorted(columns.projected) == sorted(needed)
 

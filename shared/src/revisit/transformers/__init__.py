@@ -1,0 +1,1 @@
+"""ReVisiT in `generate` of Transformers, from 4.31 to the newest release."""
