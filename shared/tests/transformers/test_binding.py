@@ -1,6 +1,7 @@
 """ReVisiT in `generate`, on a small Llama whose prompts hold vision tokens, in any Transformers."""
 
 import math
+from dataclasses import replace
 
 import accelerate
 import numpy as np
@@ -21,16 +22,15 @@ def model():
 
 def decode(model, prompts, config, steps=6, **arguments):
     """Output object and trace of a generation with ReVisiT."""
-    with revisit.attach(model, config) as processor:
+    with revisit.attach(model, config) as run:
         output = model.generate(
             **batch(prompts),
             max_new_tokens=steps,
-            logits_processor=LogitsProcessorList([processor]),
             return_dict_in_generate=True,
             output_scores=True,
             **{"do_sample": False, "pad_token_id": PAD, **arguments},
         )
-    return output, processor.trace
+    return output, run.trace
 
 
 def hidden_states_and_logits(model, ids):
@@ -78,11 +78,11 @@ def test_a_padded_batch_gives_row_by_row_what_each_prompt_gives_alone(model, lay
 
 def test_rows_of_one_prompt_share_their_vision_states(model):
     kept = []
-    with revisit.attach(model, ReVisiTConfig(layers="all")) as processor:
+    with revisit.attach(model, ReVisiTConfig(layers="all")) as run:
 
         class Probe(LogitsProcessor):
             def __call__(self, input_ids, scores):
-                kept.append((len(input_ids), [tuple(s.shape) for s in processor.vision_states]))
+                kept.append((len(input_ids), [tuple(s.shape) for s in run.vision_states]))
                 return scores
 
         model.generate(
@@ -90,7 +90,7 @@ def test_rows_of_one_prompt_share_their_vision_states(model):
             max_new_tokens=3,
             num_beams=4,
             do_sample=False,
-            logits_processor=LogitsProcessorList([processor, Probe()]),
+            logits_processor=LogitsProcessorList([Probe()]),
         )
     assert kept == [(8, [(3 * 3, 32), (3 * 7, 32)])] * 3
 
@@ -113,8 +113,8 @@ def test_sampling_repeats_with_its_seed_and_stays_inside_the_vocabulary(model):
 def test_the_trace_follows_the_refined_argmax(model):
     output, trace = decode(model, PROMPTS, ReVisiTConfig(alpha=0.1, trace=True))
     for row, tokens in enumerate(new_tokens(output, PROMPTS)):
-        assert [step.token for step in trace[row]] == tokens
-        assert all(step.changed == (step.token != step.plain_token) for step in trace[row])
+        assert [step.refined_token for step in trace[row]] == tokens
+        assert all(step.changed == (step.refined_token != step.plain_token) for step in trace[row])
     assert any(step.changed for row in trace for step in row)
 
 
@@ -134,19 +134,19 @@ def test_no_hook_is_left_after_a_generation_or_an_exception(model):
     assert hooks(model) == before
     with (
         pytest.raises(RuntimeError, match="stop here"),
-        revisit.attach(model, ReVisiTConfig()) as processor,
+        revisit.attach(model, ReVisiTConfig()),
     ):
         model.generate(
             **batch(PROMPTS),
             max_new_tokens=2,
-            logits_processor=LogitsProcessorList([processor, Failing()]),
+            logits_processor=LogitsProcessorList([Failing()]),
         )
     assert hooks(model) == before
 
 
 def test_the_layers_are_hooked_for_the_prefill_only(model):
     before, counts = hooks(model.model), []
-    with revisit.attach(model, ReVisiTConfig(layers="all")) as processor:
+    with revisit.attach(model, ReVisiTConfig(layers="all")):
 
         class Count(LogitsProcessor):
             def __call__(self, input_ids, scores):
@@ -156,7 +156,7 @@ def test_the_layers_are_hooked_for_the_prefill_only(model):
         model.generate(
             **batch(PROMPTS),
             max_new_tokens=3,
-            logits_processor=LogitsProcessorList([processor, Count()]),
+            logits_processor=LogitsProcessorList([Count()]),
         )
     assert counts == [before] * 3
 
@@ -164,14 +164,13 @@ def test_the_layers_are_hooked_for_the_prefill_only(model):
 def test_one_attachment_serves_generations_one_after_the_other(model):
     config = ReVisiTConfig(alpha=0.02)
     expected = [new_tokens(decode(model, [prompt], config)[0], [prompt]) for prompt in PROMPTS]
-    with revisit.attach(model, config) as processor:
+    with revisit.attach(model, config):
         for prompt, tokens in zip(PROMPTS, expected, strict=True):
             output = model.generate(
                 **batch([prompt]),
                 max_new_tokens=6,
                 do_sample=False,
                 pad_token_id=PAD,
-                logits_processor=LogitsProcessorList([processor]),
             )
             assert output[:, len(prompt) :].tolist() == tokens
 
@@ -196,13 +195,13 @@ def test_a_mask_serves_where_the_config_names_no_token(model):
         decode(other, PROMPTS[:1], ReVisiTConfig(alpha=0.02))
     inputs = batch(PROMPTS[:1])
     config = ReVisiTConfig(alpha=0.02)
-    with revisit.attach(other, config, vision_mask=inputs["input_ids"] == IMAGE) as processor:
+    with revisit.attach(other, config):
         output = other.generate(
             **inputs,
+            vision_mask=inputs["input_ids"] == IMAGE,
             max_new_tokens=6,
             do_sample=False,
             pad_token_id=PAD,
-            logits_processor=LogitsProcessorList([processor]),
         )
     assert output.tolist() == expected.sequences.tolist()
 
@@ -214,12 +213,12 @@ def test_a_mask_of_another_shape_or_type_is_refused(model, mask):
     before = hooks(model)
     with (
         pytest.raises(ValueError, match="vision_mask"),
-        revisit.attach(model, ReVisiTConfig(), vision_mask=mask) as processor,
+        revisit.attach(model, ReVisiTConfig()),
     ):
         model.generate(
             **batch(PROMPTS[:1]),
+            vision_mask=mask,
             max_new_tokens=2,
-            logits_processor=LogitsProcessorList([processor]),
         )
     assert hooks(model) == before
 
@@ -237,29 +236,109 @@ def test_a_layer_outside_the_model_is_refused_before_generation(model):
 def test_a_processor_without_a_prefill_says_what_to_do(model):
     with (
         revisit.attach(model, ReVisiTConfig()) as processor,
-        pytest.raises(ValueError, match=r"revisit\.attach"),
+        pytest.raises(ValueError, match="saw no prefill"),
     ):
         processor(torch.ones(1, 3, dtype=torch.long), torch.zeros(1, 90))
 
 
 @torch.no_grad()
 def test_a_decoding_loop_of_one_s_own(model):
-    config = ReVisiTConfig(layers="all", alpha=0.02)
+    config = ReVisiTConfig(layers="all", alpha=0.02, trace=True)
     expected, _ = decode(model, PROMPTS[:1], config)
     tokens = torch.tensor(PROMPTS[:1])
-    with (
-        revisit.attach(model, config) as processor,
-        processor.generation({"input_ids": tokens}),
-    ):
+    processor = revisit.ReVisiTLogitsProcessor(model, config)
+    with processor.generation({"input_ids": tokens}):
         for _ in range(6):
             scores = processor(tokens, model(input_ids=tokens).logits[:, -1])
             tokens = torch.cat([tokens, scores.argmax(1, keepdim=True)], 1)
     assert tokens.tolist() == expected.sequences.tolist()
+    generated = tokens[0, len(PROMPTS[0]) :].tolist()
+    assert [step.refined_token for step in processor.trace[0]] == generated
+    assert [step.token for step in processor.trace[0]] == [*generated[:-1], None]
+
+
+@torch.no_grad()
+def test_a_model_that_returns_a_tuple_is_told_what_is_wrong(model):
+    tokens = torch.tensor(PROMPTS[:1])
+    processor = revisit.ReVisiTLogitsProcessor(model)
+    with (
+        processor.generation({"input_ids": tokens}),
+        pytest.raises(ValueError, match="return_dict=True"),
+    ):
+        processor(tokens, model(input_ids=tokens, return_dict=False)[0][:, -1])
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_the_trace_tells_the_token_that_was_sampled(model, num_beams):
+    torch.manual_seed(1)
+    config = ReVisiTConfig(alpha=1e-3, trace=True)
+    output, trace = decode(
+        model, PROMPTS, config, do_sample=True, temperature=3.0, num_beams=num_beams
+    )
+    for row, tokens in enumerate(new_tokens(output, PROMPTS)):
+        assert [step.token for step in trace[row]] == tokens
+    assert any(step.token != step.refined_token for row in trace for step in row)
+
+
+def test_the_trace_of_a_beam_is_that_of_its_own_hypothesis(model):
+    """Each step's argmax is what the model, given just this hypothesis so far, would say."""
+    config = ReVisiTConfig(alpha=0.02, trace=True)
+    output, trace = decode(model, PROMPTS[:2], config, num_beams=4, num_return_sequences=2)
+    sequences = new_tokens(output, PROMPTS[:2])
+    assert len(trace) == len(sequences) == 4
+    for row, tokens in enumerate(sequences):
+        for place, step in enumerate(trace[row]):
+            prompt = [*PROMPTS[row // 2], *tokens[:place]]
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+            assert step.plain_token == int(logits.argmax())
+            assert step.token == tokens[place]
+
+
+def test_random_draws_differ_between_generations_and_not_with_the_neighbours(model):
+    """A prompt's draws follow from the seed and its number among the prompts seen."""
+    config = ReVisiTConfig(selection="random", trace=True, layers="all", alpha=1e-3)
+
+    def choices(trace):
+        return [[(step.layer, step.vision_token) for step in row] for row in trace]
+
+    _, together = decode(model, [PROMPTS[1]] * 3, config)
+    alone = []
+    with revisit.attach(model, config) as run:
+        for _ in range(3):
+            model.generate(**batch(PROMPTS[1:2]), max_new_tokens=6, do_sample=False)
+            alone += choices(run.trace)
+    assert choices(together) == alone
+    assert alone[0] != alone[1] != alone[2]
+    _, other = decode(model, PROMPTS[1:2], replace(config, seed=1))
+    assert choices(other) != alone[:1]
+
+
+def test_an_exception_while_the_hooks_are_set_leaves_none(model):
+    before = hooks(model)
+    processor = revisit.ReVisiTLogitsProcessor(model, ReVisiTConfig(layers="all"))
+    processor.decoder.layers[2].register_forward_pre_hook = None  # the third hook fails
+    try:
+        with (
+            pytest.raises(TypeError),
+            processor.generation({"input_ids": torch.tensor(PROMPTS[:1])}),
+        ):
+            pass
+    finally:
+        del processor.decoder.layers[2].register_forward_pre_hook
+    assert hooks(model) == before
+    assert force_eager_is_off()
+
+
+def force_eager_is_off():
+    from revisit.transformers import recorder
+
+    return recorder._eager_prefill._users == 0
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
-    from revisit.decoder import is_tied
+    from revisit.transformers.parts import is_tied
 
     model = make_model(tie_word_embeddings=tied)
     model.config.tie_word_embeddings = not tied
@@ -268,7 +347,7 @@ def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_is_known_of_an_offloaded_embedding(tied):
-    from revisit.decoder import is_tied
+    from revisit.transformers.parts import is_tied
 
     model = make_model(tie_word_embeddings=tied)
     accelerate.cpu_offload(model.get_input_embeddings())

@@ -1,42 +1,52 @@
 """`generate` of any Transformers around ReVisiT: caches, compiling, chunks, streams, refusals."""
 
+import copy
+import io
+import pickle
 import threading
 
 import pytest
+import tokenizers
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    TextStreamer,
+)
 
 import revisit
-from releases import CALLABLE, RELEASE
+from releases import RELEASE
 from revisit import ReVisiTConfig
 from small_llama import IMAGE, PAD, PROMPTS, batch, hooks, make_model, new_tokens
 
 CONFIG = ReVisiTConfig(layers="all", alpha=0.02)
-newer = pytest.mark.skipif(not CALLABLE, reason="custom_generate takes a callable since 4.56")
+SETTINGS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
 
 
 def attached(model, prompts, config=CONFIG, **arguments):
     """Sequences by `revisit.attach`."""
-    with revisit.attach(model, config) as processor:
-        return model.generate(
-            **batch(prompts),
-            logits_processor=LogitsProcessorList([processor]),
-            **{"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD, **arguments},
-        )
+    with revisit.attach(model, config):
+        return model.generate(**batch(prompts), **{**SETTINGS, **arguments})
 
 
-def custom(model, prompts, config=CONFIG, **arguments):
-    """Sequences by `custom_generate=revisit.generate`."""
-    return model.generate(
-        **batch(prompts),
-        custom_generate=revisit.generate,
-        revisit_config=config,
-        **{"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD, **arguments},
-    )
+def enabled(model, prompts, config=CONFIG, **arguments):
+    """Sequences by `revisit.enable`."""
+    revisit.enable(model, config)
+    try:
+        return model.generate(**batch(prompts), **{**SETTINGS, **arguments})
+    finally:
+        revisit.disable(model)
 
 
-ROUTES = [attached, pytest.param(custom, marks=newer)]
-both_routes = pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.__name__)
+def plain(model, prompts, **arguments):
+    """Sequences without ReVisiT."""
+    return model.generate(**batch(prompts), **{**SETTINGS, **arguments})
+
+
+both_routes = pytest.mark.parametrize(
+    "route", [attached, enabled], ids=lambda route: route.__name__
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +54,6 @@ def model():
     return make_model()
 
 
-@newer
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -58,18 +67,19 @@ def model():
     ],
     ids=str,
 )
-def test_custom_generate_gives_what_attach_gives(model, arguments):
+def test_enable_gives_what_attach_gives(model, arguments):
     sequences = []
-    for route in (attached, custom):
+    for route in (attached, enabled, plain):
         torch.manual_seed(7)
         sequences.append(route(model, PROMPTS, **arguments).tolist())
     assert sequences[0] == sequences[1]
+    assert sequences[0] != sequences[2]
 
 
-@newer
-def test_custom_generate_comes_before_penalties(model):
+@pytest.mark.skipif(RELEASE < (4, 38), reason="this release returns no logits of its own")
+def test_revisit_comes_before_penalties(model):
     """A penalty that reads refined scores cannot bring back a word outside V_cons."""
-    output = custom(
+    output = attached(
         model,
         PROMPTS[:1],
         ReVisiTConfig(alpha=0.05, trace=True),
@@ -86,14 +96,14 @@ def test_custom_generate_comes_before_penalties(model):
         assert scores[0].isfinite().nonzero().squeeze(1).tolist() == vocabulary.tolist()
 
 
-@newer
 def test_a_trace_is_returned_or_refused(model):
     config = ReVisiTConfig(alpha=0.05, trace=True)
-    output = custom(model, PROMPTS, config, return_dict_in_generate=True)
+    output = enabled(model, PROMPTS, config, return_dict_in_generate=True)
     tokens = [[step.token for step in row] for row in output.revisit_trace]
     assert tokens == new_tokens(output, PROMPTS)
     with pytest.raises(ValueError, match="return_dict_in_generate=True"):
-        custom(model, PROMPTS, config)
+        enabled(model, PROMPTS, config)
+    assert "revisit_trace" not in enabled(model, PROMPTS, return_dict_in_generate=True)
 
 
 class Pieces(TextStreamer):
@@ -125,12 +135,16 @@ def test_tokens_are_streamed(model, route):
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "num_beam_groups"),
         ({"dola_layers": "low"}, "dola_layers"),
+        ({"guidance_scale": 1.5}, "guidance_scale"),
+        ({"custom_generate": "some/folder"}, "custom_generate"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_decodings_are_refused_before_the_model_runs(model, route, arguments, named):
     if named == "dola_layers" and RELEASE < (4, 43):
         pytest.skip("this release has no DoLa")
+    if named == "custom_generate" and RELEASE < (4, 52):
+        pytest.skip("this release has no custom_generate")
     if named == "prompt_lookup_num_tokens" and RELEASE < (4, 37):
         pytest.skip("this release has no prompt lookup")
     ran, before = [], hooks(model)
@@ -146,81 +160,219 @@ def test_other_decodings_are_refused_before_the_model_runs(model, route, argumen
 
 
 def test_continuous_batching_is_refused_where_it_asks_no_processor(model):
-    with (
-        revisit.attach(model, CONFIG) as processor,
-        pytest.raises(ValueError, match="cache_implementation='paged'"),
-    ):
-        model.generate(
-            **batch(PROMPTS[:1]),
-            cache_implementation="paged",
-            max_new_tokens=2,
-            logits_processor=LogitsProcessorList([processor]),
-        )
+    with pytest.raises(ValueError, match="cache_implementation='paged'"):
+        attached(model, PROMPTS[:1], cache_implementation="paged")
 
 
-def test_an_attached_model_decodes_plainly_without_the_processor(model):
-    plain = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
-    expected = model.generate(**batch(PROMPTS), **plain)
-    with revisit.attach(model, CONFIG):
-        assert model.generate(**batch(PROMPTS), **plain).tolist() == expected.tolist()
+def test_an_enabled_model_is_never_decoded_plainly_in_silence(model):
+    """Whatever prepares a decoding of it without its `generate`, as continuous batching does."""
+    revisit.enable(model, CONFIG)
+    try:
+        with pytest.raises(ValueError, match=r"call model\.generate"):
+            type(model).generate(model, **batch(PROMPTS[:1]), **SETTINGS)
+    finally:
+        revisit.disable(model)
 
 
-def test_attaching_leaves_the_model_as_it_was(model):
+class Deaf(type(make_model())):
+    """A model whose own decoding asks no logits processor, as Janus's in text mode."""
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, **_):
+        for _ in range(max_new_tokens):
+            logits = self(input_ids=input_ids, attention_mask=attention_mask).logits[:, -1]
+            input_ids = torch.cat([input_ids, logits.argmax(1, keepdim=True)], 1)
+            ones = attention_mask.new_ones(len(input_ids), 1)
+            attention_mask = torch.cat([attention_mask, ones], 1)
+        return input_ids
+
+
+@both_routes
+def test_a_generation_that_asked_no_processor_is_an_error(route):
+    model = make_model()
+    model.__class__ = Deaf
+    with pytest.raises(ValueError, match="without asking ReVisiT"):
+        route(model, PROMPTS[:1])
+    assert plain(model, PROMPTS[:1]).shape == (1, len(PROMPTS[0]) + 6)
+
+
+def test_enabling_twice_changes_the_settings(model):
+    other = ReVisiTConfig(alpha=0.3)
+    expected = [attached(model, PROMPTS, config).tolist() for config in (CONFIG, other)]
+    assert expected[0] != expected[1]
     before = dict(vars(model))
-    with revisit.attach(model, CONFIG), revisit.attach(model, CONFIG):
-        pass
+    revisit.enable(model, CONFIG)
+    assert plain(model, PROMPTS).tolist() == expected[0]
+    revisit.enable(model, other)
+    assert plain(model, PROMPTS).tolist() == expected[1]
+    revisit.disable(model)
+    revisit.disable(model)
+    assert vars(model) == before
+
+
+def test_the_innermost_settings_count(model):
+    other = ReVisiTConfig(alpha=0.3)
+    expected = [attached(model, PROMPTS, config).tolist() for config in (CONFIG, other)]
+    revisit.enable(model, CONFIG)
+    with revisit.attach(model, other):
+        assert plain(model, PROMPTS).tolist() == expected[1]
+        with revisit.attach(model, CONFIG):
+            assert plain(model, PROMPTS).tolist() == expected[0]
+        revisit.disable(model)
+        assert plain(model, PROMPTS).tolist() == expected[1]
+
+
+def test_what_cannot_work_is_refused_when_it_is_asked_for(model):
+    for route in (revisit.enable, lambda *given: revisit.attach(*given).__enter__()):
+        with pytest.raises(ValueError, match="out of range"):
+            route(model, ReVisiTConfig(layers=[99]))
+        with pytest.raises(ValueError, match="pass the model itself"):
+            route(torch.nn.Linear(2, 2), CONFIG)
+    assert "generate" not in vars(model)
+
+
+def test_settings_are_as_enabled_in_every_thread_and_as_attached_in_one(model):
+    expected, greedy = attached(model, PROMPTS).tolist(), plain(model, PROMPTS).tolist()
+    assert expected != greedy
+    seen = []
+
+    def elsewhere():
+        thread = threading.Thread(target=lambda: seen.append(plain(model, PROMPTS).tolist()))
+        thread.start()
+        thread.join()
+
+    with revisit.attach(model, CONFIG):
+        elsewhere()
+    revisit.enable(model, CONFIG)
+    elsewhere()
+    revisit.disable(model)
+    assert seen == [greedy, expected]
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
+def test_a_copy_of_an_enabled_model_is_enabled_and_on_its_own(copied):
+    model = make_model()
+    expected, greedy = attached(model, PROMPTS).tolist(), plain(model, PROMPTS).tolist()
+    revisit.enable(model, CONFIG)
+    other = copied(model)
+    assert plain(other, PROMPTS).tolist() == expected
+    revisit.disable(other)
+    assert plain(other, PROMPTS).tolist() == greedy
+    assert plain(model, PROMPTS).tolist() == expected
+    # It reads its own weights.
+    revisit.enable(other, CONFIG)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert plain(other, PROMPTS).tolist() == expected
+
+
+def test_weights_that_change_after_enabling_are_read_as_they_are():
+    model = make_model()
+    revisit.enable(model, CONFIG)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+    expected = attached(model, PROMPTS).tolist()
+    assert plain(model, PROMPTS).tolist() == expected
+
+
+@pytest.mark.skipif(RELEASE < (4, 39), reason="this release has no stop strings")
+@both_routes
+def test_stop_strings_stop(model, route):
+    letters = tokenizers.Tokenizer(tokenizers.models.BPE({chr(33 + i): i for i in range(90)}, []))
+    letters.decoder = tokenizers.decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
+    whole = route(model, PROMPTS[:1])[0].tolist()
+    third = whole[len(PROMPTS[0]) + 2]
+    stopped = route(model, PROMPTS[:1], stop_strings=[chr(33 + third)], tokenizer=tokenizer)
+    assert stopped[0].tolist() == whole[: whole.index(third, len(PROMPTS[0])) + 1]
+
+
+@both_routes
+def test_the_model_is_left_as_it_was(model, route):
+    before = dict(vars(model))
+    with revisit.attach(model, CONFIG):
+        route(model, PROMPTS)
     assert vars(model) == before
     with pytest.raises(RuntimeError, match="inside"), revisit.attach(model, CONFIG):
         raise RuntimeError("inside")
     assert vars(model) == before
 
 
+def test_somebody_else_s_generate_is_kept_and_called(model):
+    model = make_model()
+    calls = []
+
+    def own(*args, **kwargs):
+        calls.append(1)
+        return type(model).generate(model, *args, **kwargs)
+
+    model.generate = own
+    expected = attached(make_model(), PROMPTS).tolist()
+    assert enabled(model, PROMPTS).tolist() == expected
+    assert calls == [1]
+    assert model.generate is own
+
+
 def test_a_processor_of_another_model_says_what_to_do(model):
     other = make_model(1)
     with (
         revisit.attach(model, CONFIG) as processor,
-        pytest.raises(ValueError, match="of the model that was attached"),
+        pytest.raises(ValueError, match=r"decode by model\.generate of that model"),
     ):
         other.generate(
             **batch(PROMPTS), max_new_tokens=2, logits_processor=LogitsProcessorList([processor])
         )
 
 
+def test_a_processor_that_is_passed_too_refines_once(model):
+    expected = attached(model, PROMPTS).tolist()
+    with revisit.attach(model, CONFIG) as processor:
+        both = model.generate(
+            **batch(PROMPTS), **SETTINGS, logits_processor=LogitsProcessorList([processor])
+        )
+    assert both.tolist() == expected
+
+
 @pytest.mark.skipif(RELEASE < (4, 40), reason="this release goes on with a last token only")
 def test_a_cache_that_holds_a_part_of_the_prompt_is_refused(model):
-    inputs = batch(PROMPTS[:1])
     with torch.no_grad():
-        cache = model(input_ids=inputs["input_ids"][:, :4], use_cache=True).past_key_values
-    with (
-        revisit.attach(model, CONFIG) as processor,
-        pytest.raises(ValueError, match="past_key_values"),
-    ):
-        model.generate(
-            **inputs,
-            past_key_values=cache,
-            max_new_tokens=2,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([processor]),
-        )
+        ids = batch(PROMPTS[:1])["input_ids"][:, :4]
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="past_key_values"):
+        attached(model, PROMPTS[:1], past_key_values=cache)
 
 
 def test_a_prompt_of_embeddings_needs_a_mask(model):
     inputs = batch(PROMPTS[:1])
     embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
     expected = attached(model, PROMPTS[:1])[:, -6:].tolist()
-    given = {"inputs_embeds": embeddings, "attention_mask": inputs["attention_mask"]}
-    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
-    with (
-        revisit.attach(model, CONFIG) as processor,
-        pytest.raises(ValueError, match="Pass vision_mask"),
-    ):
-        model.generate(**given, **settings, logits_processor=LogitsProcessorList([processor]))
+    given = {"inputs_embeds": embeddings, "attention_mask": inputs["attention_mask"], **SETTINGS}
     mask = inputs["input_ids"] == IMAGE
-    with revisit.attach(model, CONFIG, vision_mask=mask) as processor:
-        output = model.generate(
-            **given, **settings, logits_processor=LogitsProcessorList([processor])
-        )
+    with revisit.attach(model, CONFIG):
+        with pytest.raises(ValueError, match="Pass vision_mask"):
+            model.generate(**given)
+        output = model.generate(**given, vision_mask=mask)
     assert output[:, -6:].tolist() == expected
+
+
+def test_a_vision_mask_is_of_one_generation(model):
+    """What was said of one prompt is not taken for the next, though it is as long."""
+    other = [[1, 20, 21, 9, IMAGE, IMAGE, IMAGE]]
+    expected = attached(model, other).tolist()
+    with revisit.attach(model, CONFIG):
+        mask = torch.tensor([[0, 0, 1, 1, 1, 0, 0]]).bool()
+        model.generate(**batch(PROMPTS[:1]), **SETTINGS, vision_mask=mask)
+        assert model.generate(**batch(other), **SETTINGS).tolist() == expected
 
 
 needs_static = pytest.mark.skipif(RELEASE < (4, 45), reason="no static cache of this kind")
@@ -273,17 +425,17 @@ def test_a_compiled_model_gives_the_same_tokens(route, part):
     assert len(GRAPHS) > ran, "decoding after the prefill did not run compiled"
 
 
-@newer
+@pytest.mark.skipif(RELEASE < (4, 56), reason="its compiled decoding is not for every device")
 def test_transformers_own_compiled_decoding_gives_the_same_tokens():
     from transformers import CompileConfig
 
     model = make_model()
-    expected = custom(model, PROMPTS).tolist()
+    expected = attached(model, PROMPTS).tolist()
     torch._dynamo.reset()
     GRAPHS.clear()
     compiling = CompileConfig(backend=counting, mode=None, fullgraph=False)
     compiling._compile_all_devices = True
-    tokens = custom(
+    tokens = attached(
         model, PROMPTS, cache_implementation="static", compile_config=compiling
     ).tolist()
     assert GRAPHS
@@ -315,31 +467,34 @@ class Inside(LogitsProcessor):
 @both_routes
 def test_a_generation_inside_another_does_not_mix_with_it(model, route):
     outer, inner = route(model, PROMPTS[:1]).tolist(), route(model, PROMPTS[1:]).tolist()
-    settings = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
-    plain = model.generate(**batch(PROMPTS[1:]), **settings).tolist()
     revisited = Inside(lambda: route(model, PROMPTS[1:]))
-    plainly = Inside(lambda: model.generate(**batch(PROMPTS[1:]), **settings))
-    with revisit.attach(model, CONFIG) as processor:
-        again = Inside(
-            lambda: model.generate(
-                **batch(PROMPTS[1:]), **settings, logits_processor=LogitsProcessorList([processor])
-            )
-        )
+    again = Inside(lambda: plain(model, PROMPTS[1:]))  # in the same block, so revisited too
+    with revisit.attach(model, CONFIG):
         output = model.generate(
             **batch(PROMPTS[:1]),
-            **settings,
-            logits_processor=LogitsProcessorList([processor, revisited, plainly, again]),
+            **SETTINGS,
+            logits_processor=LogitsProcessorList([revisited, again]),
         )
     assert output.tolist() == outer
     assert revisited.results == again.results == [inner] * 6
-    assert plainly.results == [plain] * 6
 
 
-@both_routes
+def test_another_model_may_generate_inside(model):
+    other = make_model(1)
+    expected = attached(model, PROMPTS).tolist(), plain(other, PROMPTS).tolist()
+    elsewhere = Inside(lambda: plain(other, PROMPTS))
+    output = attached(model, PROMPTS, logits_processor=LogitsProcessorList([elsewhere]))
+    assert output.tolist() == expected[0]
+    assert elsewhere.results == [expected[1]] * 6
+
+
+@pytest.mark.parametrize("route", [attached, plain], ids=["attached", "enabled"])
 def test_threads_on_one_model_do_not_mix(model, route):
     """Each thread has a prompt of its own; a barrier before every step makes them interleave."""
     prompts = [PROMPTS[:1], PROMPTS[1:2], PROMPTS[2:], PROMPTS]
-    expected = [route(model, each).tolist() for each in prompts]
+    expected = [attached(model, each).tolist() for each in prompts]
+    if route is plain:
+        revisit.enable(model, CONFIG)
     before = hooks(model)
     barrier = threading.Barrier(len(prompts), timeout=60)
 
@@ -362,31 +517,10 @@ def test_threads_on_one_model_do_not_mix(model, route):
     for thread in threads:
         thread.join()
     handle.remove()
+    revisit.disable(model)
     assert results == [[tokens] * 3 for tokens in expected]
     assert hooks(model) == before
     assert "generate" not in vars(model)
-
-
-def test_one_processor_serves_threads(model):
-    expected = [attached(model, [prompt]).tolist() for prompt in PROMPTS]
-    results = [None] * len(PROMPTS)
-    with revisit.attach(model, CONFIG) as processor:
-
-        def run(number):
-            results[number] = model.generate(
-                **batch([PROMPTS[number]]),
-                max_new_tokens=6,
-                do_sample=False,
-                pad_token_id=PAD,
-                logits_processor=LogitsProcessorList([processor]),
-            ).tolist()
-
-        threads = [threading.Thread(target=run, args=(number,)) for number in range(len(PROMPTS))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert results == expected
 
 
 @both_routes
@@ -396,10 +530,6 @@ def test_after_an_exception_no_hook_is_left(model, route, when):
 
     def fail(*_):
         raise RuntimeError("stop here")
-
-    class Fail(LogitsProcessor):
-        def __call__(self, input_ids, scores):
-            fail()
 
     with pytest.raises(RuntimeError, match="stop here"):
         if when == "prefill":

@@ -42,4 +42,5 @@ class Session:
     @cached_property
     def generator(self) -> torch.Generator:
         """What `selection="random"` draws from, on the CPU."""
-        return torch.Generator().manual_seed(((self.config.seed << 32) + self.number) % 2**63)
+        # The CPU's generator takes 32 bits of a seed.
+        return torch.Generator().manual_seed((self.config.seed * 1_000_003 + self.number) % 2**32)

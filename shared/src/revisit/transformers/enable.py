@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from revisit.config import ReVisiTConfig
 from revisit.core.head import LMHead
@@ -303,12 +304,15 @@ def _setting(model: Model, given: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call by name, those of its `**kwargs` among them."""
+    """The arguments of a call of a `generate` by name, those that it hands on among them."""
     signature = inspect.signature(function)
     named = signature.bind(*args, **kwargs).arguments
+    own = list(inspect.signature(GenerationMixin.generate).parameters)[1:]
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             named.update(named.pop(name, {}))
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            named.update(zip(own, named.pop(name, ()), strict=False))
     return named
 
 
