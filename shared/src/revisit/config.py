@@ -2,12 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Divergence = Literal["ag", "js"]
 Selection = Literal["min", "max", "random"]
 NoVision = Literal["error", "plain"]
 NamedLayers = Literal["last", "all", "low", "high"]
+
+PUBLISHED = {
+    "early_exit_layers": "layers",
+    "relative_top": "alpha",
+    "revisit_divergence": "divergence",
+    "revisit_selection": "selection",
+    "revisit_no_vision": "no_vision",
+    "revisit_trace": "trace",
+}
+"""The names of flags and of the forks' `generate` -> the settings of `ReVisiTConfig`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,18 @@ class ReVisiTConfig:
             raise ValueError(f"seed must be an integer, got {self.seed!r}")
         if not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
             raise ValueError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
+
+
+def from_published(**flags: Any) -> ReVisiTConfig:
+    """The settings that flags of the published names (`PUBLISHED`) give; the rest are defaults.
+
+    Raises:
+        ValueError: a setting is outside its range.
+        TypeError: a name is not in `PUBLISHED`.
+    """
+    if unknown := sorted(flags.keys() - PUBLISHED.keys()):
+        raise TypeError(f"no published settings: {unknown}; there are {sorted(PUBLISHED)}")
+    return ReVisiTConfig(**{PUBLISHED[name]: value for name, value in flags.items()})
 
 
 def _layers(layers: object) -> str | tuple[int, ...]:
