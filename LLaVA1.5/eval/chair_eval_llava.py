@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -13,7 +14,12 @@ from llava import (
     process_images,
     tokenizer_image_token,
 )
-from revisit.evaluation.captioning import decoding_arguments, main
+from revisit.evaluation.captioning import main
+from revisit.evaluation.flags import decoding_arguments
+from revisit.transformers.checkpoint import own_dtype
+from revisit.transformers.published import published_layers
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "llava"
 
 
 class LlavaCaptioner:
@@ -27,7 +33,9 @@ class LlavaCaptioner:
         prompt = llava_v1_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{args.question}"])
         ids = tokenizer_image_token(prompt, self.tokenizer)
         self.prompt = torch.tensor([ids], device=self.model.device)
-        self.decoding = decoding_arguments(args, self.model)
+        if args.use_revisit:
+            published_layers(self.model, args.early_exit_layers)  # refuses one that is not there
+        self.decoding = decoding_arguments(args)
         self.settings = {"conversation": "llava_v1"}
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
@@ -44,4 +52,12 @@ class LlavaCaptioner:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(LlavaCaptioner, "Caption COCO images with LLaVA-1.5."))
+    raise SystemExit(
+        main(
+            LlavaCaptioner,
+            "Caption COCO images with LLaVA-1.5.",
+            results=RESULTS,
+            own_dtype=own_dtype,
+            gpu_dtype="float16",  # as published
+        )
+    )

@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+import llava
 from llava import llava_v1_prompt, load_pretrained_model, process_images, tokenizer_image_token
 from revisit.evaluation.captioning import main
+from revisit.transformers.checkpoint import own_dtype
 
 FAMILY = Path(__file__).parents[1]
 SIZES = [(60, 40), (30, 70), (56, 56), (20, 80), (64, 64)]
@@ -62,7 +64,8 @@ def test_captions_are_what_the_model_says_of_each_image(
         **decoder,
     }
     argv = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    assert main(captioner, "LLaVA", argv=argv) == 0
+    family = {"results": tmp_path / "results", "own_dtype": own_dtype}
+    assert main(captioner, "LLaVA", argv=argv, **family) == 0
 
     tokenizer, model, processor = load_pretrained_model(checkpoint, device="cpu")
     prompt = llava_v1_prompt(["<image>\nPlease describe this image in detail."])
@@ -77,26 +80,61 @@ def test_captions_are_what_the_model_says_of_each_image(
     assert len(set(expected.values())) > 1
 
 
-def test_the_script_captions_and_scores_from_any_folder(checkpoint, coco, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
+def run_script(folder: Path, checkpoint: Path, coco: Path, *arguments: str, **settings: str) -> int:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MODEL_PATH": str(checkpoint),
-        "DATA_PATH": "../coco/val2014",
+        "DATA_PATH": str(coco / "val2014"),
         "ANNO_PATH": str(coco / "annotations"),
         "OUTPUT_PATH": "out put",
         "EARLY_EXIT_LAYERS": "0 2",
         "MAX_NEW_TOKENS": "4",
         "NUM_EVAL_SAMPLES": "3",
         "BATCH_SIZE": "2",
+        "DEVICE": "cpu",
         "LEMMATIZER": "noun",
+        **settings,
     }
-    done = subprocess.run(
-        ["bash", FAMILY / "eval_chair_llava.sh"], cwd=elsewhere, env=environment, check=False
-    )
-    assert done.returncode == 0
+    command = ["bash", str(FAMILY / "eval_chair_llava.sh"), *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+
+
+def test_the_script_captions_and_scores_from_any_folder(checkpoint, coco, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert run_script(elsewhere, checkpoint, coco, DATA_PATH="../coco/val2014") == 0
     assert len(captions_in(elsewhere / "out put" / "captions.jsonl")) == 3
     result = (elsewhere / "out put" / "chair.json").read_text()
     assert "CHAIRs" in result and '"relative_top": 1e-05' in result
+
+
+def test_flags_after_the_scripts_name_count_before_the_environment(checkpoint, coco, tmp_path):
+    flags = ["--output_path", "mine", "--use_revisit", "false", "--seed", "5"]
+    assert run_script(tmp_path, checkpoint, coco, *flags, USE_REVISIT="TRUE", SEED="4") == 0
+    assert not (tmp_path / "out put").exists()
+    assert len(captions_in(tmp_path / "mine" / "captions.jsonl")) == 3
+    recorded = json.loads((tmp_path / "mine" / "chair.json").read_text())["captions"]["run"]
+    assert recorded["settings"]["seed"] == 5
+    assert "use_revisit" not in recorded["settings"]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", "float16"), ("cpu", "float32")])
+def test_the_dtype_on_a_gpu_is_float16_whatever_the_checkpoints_own(
+    coco, tmp_path, monkeypatch, capsys, device, dtype
+):
+    """As published. There is no GPU here: what matters is what the model is loaded with."""
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def load(name, **given):
+        raise OSError(f"{given['device']} {given['dtype']}")
+
+    monkeypatch.setattr(llava, "load_pretrained_model", load)
+    flags = ["--model_path", str(tmp_path), "--data_path", str(coco / "val2014")]
+    flags += ["--output_path", str(tmp_path / "out")]
+    flags += ["--device", "cpu"] if device == "cpu" else []
+    monkeypatch.setattr(sys, "argv", ["chair_eval_llava.py", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(FAMILY / "eval" / "chair_eval_llava.py"), run_name="__main__")
+    assert capsys.readouterr().err.endswith(f": {device} torch.{dtype}\n")

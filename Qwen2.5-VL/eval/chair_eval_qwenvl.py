@@ -2,14 +2,19 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from revisit.transformers.checkpoint import load_complete
-from revisit.evaluation.captioning import decoding_arguments, main
+from revisit.evaluation.captioning import main
+from revisit.evaluation.flags import decoding_arguments
+from revisit.transformers.checkpoint import load_complete, own_dtype
+from revisit.transformers.published import published_layers
+
+RESULTS = Path(__file__).resolve().parents[2] / "results" / "qwen"
 
 
 class QwenCaptioner:
@@ -27,7 +32,9 @@ class QwenCaptioner:
             args.model_path, padding_side="left", use_fast=False
         )
         self.question = args.question
-        self.decoding = decoding_arguments(args, self.model)
+        if args.use_revisit:
+            published_layers(self.model, args.early_exit_layers)  # refuses one that is not there
+        self.decoding = decoding_arguments(args)
         pixels = self.processor.image_processor
         self.limits = {"min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
         self.settings = dict(self.limits)
@@ -60,6 +67,9 @@ if __name__ == "__main__":
         main(
             QwenCaptioner,
             "Caption COCO images with Qwen2.5-VL.",
+            results=RESULTS,
+            own_dtype=own_dtype,
+            gpu_dtype="auto",  # as published
             defaults={"early_exit_layers": "all"},
         )
     )

@@ -2,6 +2,8 @@
 
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,12 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "prerequisites" / "demo"
 CHECKPOINT = DEMO / "qwen-tiny"
+SCRIPTS = ("Qwen2.5-VL/eval_chair_qwenvl.sh", "Qwen2.5-VL/eval/chair_eval_qwenvl.py")
 
 
-def run_script(folder: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def run_script(
+    folder: Path, *arguments: str, root: Path = ROOT, **settings: str
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -33,8 +38,7 @@ def run_script(folder: Path, *arguments: str, **settings: str) -> subprocess.Com
         "LEMMATIZER": "noun",
         **settings,
     }
-    script = ROOT / "Qwen2.5-VL" / "eval_chair_qwenvl.sh"
-    command = ["bash", str(script), *arguments]
+    command = ["bash", str(root / SCRIPTS[0]), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -81,6 +85,7 @@ def test_the_script_captions_and_scores_from_any_folder(tmp_path, revisit):
         ({"RELATIVE_TOP": "1.5"}, "relative_top"),
         ({"MODEL_PATH": "/nowhere/at/all"}, "no checkpoint at /nowhere/at/all"),
         ({"ANNO_PATH": str(DEMO)}, "instances_"),
+        ({"USE_REVISIT": "yes"}, "'yes' is neither true nor false"),
     ],
     ids=str,
 )
@@ -90,3 +95,58 @@ def test_bad_input_is_named_and_nothing_is_captioned(tmp_path, settings, message
     assert message in done.stderr and "Traceback" not in done.stderr
     captions = tmp_path / "out put" / "captions.jsonl"
     assert not captions.exists() or not captions.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "name", "revisit"),
+    [
+        ({"USE_REVISIT": "TRUE"}, [], "revisit-all-0.001-ag-seed42", True),
+        (
+            {},
+            ["--early_exit_layers", "0", "2", "--relative_top", "1e-4", "--seed", "7"],
+            "revisit-0-2-1e-4-ag-seed7",
+            True,
+        ),
+        ({}, ["--use_revisit", "false"], "plain-seed42", False),
+    ],
+    ids=str,
+)
+def test_the_results_folder_is_named_by_what_decoded(tmp_path, settings, arguments, name, revisit):
+    for file in (*SCRIPTS, "shared/eval_chair.sh"):  # a repository whose results/ is ours
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    done = run_script(tmp_path, *arguments, root=tmp_path, OUTPUT_PATH="", **settings)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "results" / "qwen").iterdir()] == [name]
+    result = json.loads((tmp_path / "results" / "qwen" / name / "chair.json").read_text())
+    assert result["captions"]["run"]["settings"].get("use_revisit", False) is revisit
+
+
+def test_flags_after_the_scripts_name_count_before_the_environment(tmp_path):
+    annotations = DEMO / "coco" / "annotations" / "instances_val2014.json"
+    flags = ["--output_path", "mine.jsonl", "--anno_path", str(annotations)]
+    done = run_script(tmp_path, *flags, ANNO_PATH="/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "out put").exists()
+    result = json.loads((tmp_path / "chair.json").read_text())
+    assert result["captions"]["file"] == "mine.jsonl"
+    assert result["settings"]["ground_truth"]["annotations"] == str(annotations)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", "float32")])
+def test_the_dtype_on_a_gpu_is_the_checkpoints_own(tmp_path, monkeypatch, capsys, device, dtype):
+    """As published. There is no GPU here: what matters is what the model is loaded with."""
+    (tmp_path / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def load_complete(load, name, **given):
+        raise OSError(f"{given['device_map']} {given['torch_dtype']}")
+
+    monkeypatch.setattr("revisit.transformers.checkpoint.load_complete", load_complete)
+    flags = ["--model_path", str(tmp_path), "--data_path", str(DEMO / "coco" / "val2014")]
+    flags += ["--output_path", str(tmp_path / "out")]
+    flags += ["--device", "cpu"] if device == "cpu" else []
+    monkeypatch.setattr(sys, "argv", ["chair_eval_qwenvl.py", *flags])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / SCRIPTS[1]), run_name="__main__")
+    assert capsys.readouterr().err.endswith(f": {device} torch.{dtype}\n")

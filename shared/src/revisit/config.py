@@ -1,6 +1,6 @@
 """The settings of ReVisiT, checked when they are made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -8,6 +8,17 @@ Divergence = Literal["ag", "js"]
 Selection = Literal["min", "max", "random"]
 NoVision = Literal["error", "plain"]
 NamedLayers = Literal["last", "all", "low", "high"]
+
+PUBLISHED = {
+    "early_exit_layers": "layers",
+    "relative_top": "alpha",
+    "revisit_divergence": "divergence",
+    "revisit_selection": "selection",
+    "revisit_seed": "seed",
+    "revisit_no_vision": "no_vision",
+    "revisit_trace": "trace",
+}
+"""The names of flags and of the forks' `generate` -> the settings of `ReVisiTConfig`."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +74,16 @@ class ReVisiTConfig:
             raise ValueError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
 
 
-# The published flags of `generate` and of the evaluation scripts, and our settings.
-PUBLISHED = {
-    "early_exit_layers": "layers",
-    "relative_top": "alpha",
-    "revisit_divergence": "divergence",
-    "revisit_selection": "selection",
-    "revisit_seed": "seed",
-    "revisit_no_vision": "no_vision",
-    "revisit_trace": "trace",
-}
-
-
-def from_published(flags: Mapping[str, Any]) -> ReVisiTConfig:
-    """The settings that published flags name; those left out keep our defaults.
+def from_published(**flags: Any) -> ReVisiTConfig:
+    """The settings that flags of the published names (`PUBLISHED`) give; the rest are defaults.
 
     Raises:
-        ValueError: a setting is outside its range; the message names it and the range.
+        ValueError: a setting is outside its range.
+        TypeError: a name is not in `PUBLISHED`.
     """
-    return ReVisiTConfig(
-        **{ours: flags[theirs] for theirs, ours in PUBLISHED.items() if theirs in flags}
-    )
+    if unknown := sorted(flags.keys() - PUBLISHED.keys()):
+        raise TypeError(f"no published settings: {unknown}; there are {sorted(PUBLISHED)}")
+    return ReVisiTConfig(**{PUBLISHED[name]: value for name, value in flags.items()})
 
 
 def _layers(layers: object) -> str | tuple[int, ...]:

@@ -8,15 +8,21 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
-from revisit.evaluation.captioning import decoding_arguments, main
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.captioning import main
 from revisit.evaluation.chair import read_captions
+from revisit.evaluation.flags import decoding_arguments
+from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.transformers.checkpoint import own_dtype
 
 # Describes the size of images, and says which random number it drew, as sampling would.
 CAPTIONER = """
 import os, signal, sys
+from pathlib import Path
 import torch
 from revisit.evaluation.captioning import main
 
@@ -35,7 +41,7 @@ class Sizes:
         return [f"{image.size} {image.mode} {number}" for image, number in zip(images, draw)]
 
 if __name__ == "__main__":
-    sys.exit(main(Sizes, "Describe sizes."))
+    sys.exit(main(Sizes, "Describe sizes.", results=Path("results"), own_dtype=str))
 """
 
 
@@ -65,8 +71,9 @@ def run(images, tmp_path, monkeypatch):
     flags = ["--model_path", str(model), "--data_path", str(images), "--output_path", str(out)]
     flags += ["--num_eval_samples", "10", "--batch_size", "3", "--device", "cpu"]
 
-    def run(*more: str, load=Sizes) -> int:
-        return main(load, "Test.", argv=[*flags, *more])
+    def run(*more: str, load=Sizes, **family) -> int:
+        family = {"results": tmp_path / "results", "own_dtype": own_dtype} | family
+        return main(load, "Test.", argv=[*flags, *more], **family)
 
     run.flags, run.out, run.model = flags, out, model
     run.record = lambda: json.loads(out.with_name("captions.jsonl.run.json").read_text())
@@ -270,8 +277,127 @@ def test_a_family_sets_its_own_defaults(run):
         seen.append(args.early_exit_layers)
         return Sizes(args)
 
-    main(load, "Test.", {"early_exit_layers": "all"}, run.flags)
+    assert run(load=load, defaults={"early_exit_layers": "all"}) == 0
     assert seen == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "place"),
+    [
+        (0, [], ("cpu", "float32")),
+        (0, ["--dtype", "auto"], ("cpu", "bfloat16")),
+        (1, [], ("cuda", "bfloat16")),
+        (1, ["--device", "auto"], ("auto", "bfloat16")),
+        (1, ["--device", "cuda:0", "--dtype", "float16"], ("cuda:0", "float16")),
+        (1, ["--device", "cpu"], ("cpu", "float32")),
+    ],
+)
+def test_on_a_gpu_the_dtype_is_the_checkpoints_own_unless_given(
+    run, monkeypatch, gpus, flags, place
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    (run.model / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    run.flags[-2:] = []  # --device
+    seen = []
+
+    def load(args):
+        seen.append((args.device, args.dtype))
+        return Sizes(args)
+
+    assert run(*flags, load=load) == 0
+    assert seen == [place]
+    assert run.record()["settings"]["dtype"] == place[1]
+
+
+def test_a_family_names_its_dtype_on_a_gpu(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    run.flags[-2:] = []
+    assert run(gpu_dtype="float16") == 0
+    assert run.record()["settings"]["dtype"] == "float16"
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        ({"torch_dtype": "float16"}, "float16"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"text_config": {"dtype": "bfloat16"}}, "bfloat16"),
+    ],
+    ids=str,
+)
+def test_a_checkpoints_own_dtype_is_what_its_config_names(tmp_path, config, dtype):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert own_dtype(str(tmp_path)) == dtype
+
+
+def test_a_checkpoint_without_a_dtype_of_its_own_is_refused(run, capsys):
+    assert run("--dtype", "auto") == 2
+    assert f"config.json of {run.model} names no dtype" in capsys.readouterr().err
+    assert not run.out.exists()
+
+
+def test_a_rerun_by_the_dtype_that_auto_meant_continues(run):
+    (run.model / "config.json").write_text('{"torch_dtype": "bfloat16"}')
+    assert run("--dtype", "bfloat16") == 0
+    assert run("--dtype", "auto") == 0
+    assert run() == 2
+
+
+def test_settings_are_recorded_under_the_names_that_they_always_had(run):
+    """What continues the files of earlier versions: a name more or less would refuse them."""
+    assert run("--use_revisit") == 0
+    always = {"model", "dtype", "question", "data_path", "num_eval_samples", "seed"}
+    decoding = {"max_new_tokens", "do_sample", "num_beams", "use_revisit", "early_exit_layers"}
+    decoding |= {"relative_top", "revisit_divergence"}
+    versions = {"torch version", "transformers version", "revisit version"}
+    assert run.record()["settings"].keys() == always | decoding | versions
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        ([], "plain-seed42"),
+        (["--use_revisit", "TRUE"], "revisit-last-1e-5-ag-seed42"),
+        (["--use_revisit", "False", "--seed", "7"], "plain-seed7"),
+        (
+            ["--use_revisit", "--early_exit_layers", "0", "10,20", "--relative_top", "0.10"],
+            "revisit-0-10-20-0.10-ag-seed42",
+        ),
+    ],
+)
+def test_without_an_output_path_the_folder_is_named_by_the_settings(run, tmp_path, flags, folder):
+    at = run.flags.index("--output_path")
+    run.flags[at : at + 2] = []
+    assert run(*flags) == 0
+    assert [path.name for path in (tmp_path / "results").iterdir()] == [folder]
+    assert len(read_captions(tmp_path / "results" / folder / "captions.jsonl")) == 10
+
+
+def test_captions_are_scored_where_asked(run, annotations, capsys):
+    assert run("--anno_path", str(annotations), "--lemmatizer", "noun") == 0
+    assert "CHAIRs" in capsys.readouterr().out
+    result = json.loads(run.out.with_name("chair.json").read_text())
+    assert result["captions"]["file"] == str(run.out)
+    assert result["settings"]["ground_truth"]["annotations"] == str(annotations)
+    assert result["settings"]["lemmatizer"] == "noun"
+
+
+def test_what_scoring_needs_is_looked_for_before_captioning(run, annotations, capsys, monkeypatch):
+    def missing():
+        raise EvaluationError("no data of NLTK")
+
+    monkeypatch.setitem(LEMMATIZERS, "nltk", missing)
+    assert run("--anno_path", str(annotations), "--lemmatizer", "nltk") == 2
+    assert "no data of NLTK" in capsys.readouterr().err
+    assert run("--lemmatizer", "noun") == 2
+    assert "give --anno_path" in capsys.readouterr().err
+    assert not run.out.exists()
+
+
+def test_captions_of_a_run_that_stopped_are_not_scored(run, annotations):
+    Broken = type("Broken", (Sizes,), {"fails_at": 2})
+    assert run("--anno_path", str(annotations), "--lemmatizer", "noun", load=Broken) == 1
+    assert not run.out.with_name("chair.json").exists()
 
 
 def test_output_path_may_be_a_folder(run, tmp_path):

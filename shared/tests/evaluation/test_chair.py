@@ -92,6 +92,14 @@ def test_the_scorer_starts_without_torch_and_transformers():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("package", ["nltk", "numpy", "PIL", "tqdm"])
+def test_a_missing_package_is_named_with_the_command_that_installs_it(package):
+    code = f"import sys; sys.modules[{package!r}] = None; import revisit.evaluation.chair"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    last = run.stderr.splitlines()[-1]
+    assert package in last and 'pip install "revisit-decoding[evaluation]"' in last
+
+
 def test_the_lexicon_has_the_80_objects_and_every_word_means_one_of_them():
     assert len(OBJECTS) == 80
     assert set(OBJECT_OF.values()) == set(OBJECTS)

@@ -1,5 +1,13 @@
 """Evaluation: captioning a sample of COCO images, and scoring captions by CHAIR."""
 
+from importlib.util import find_spec
+
+if _missing := [name for name in ("nltk", "numpy", "PIL", "tqdm") if find_spec(name) is None]:
+    raise ModuleNotFoundError(
+        f"revisit.evaluation needs {', '.join(_missing)}: "
+        'pip install "revisit-decoding[evaluation]"'
+    )
+
 
 class EvaluationError(ValueError):
     """Bad input to the evaluation. The message says what is wrong, where, and the remedy."""

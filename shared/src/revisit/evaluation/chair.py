@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-import revisit
+from revisit import __version__
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.coco import annotation_pairs, read_instances, read_references
 from revisit.evaluation.files import read_json, sha256, write_json
@@ -90,26 +90,28 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
     for image, caption in tqdm(
         captions.items(), "scoring", unit=" captions", disable=None, leave=False
     ):
-        words, length = object_words(lemmatize(caption))
-        named = [OBJECT_OF[word] for word in words]
-        truth = set(objects[image])
-        hallucinated = [pair for pair in zip(words, named, strict=True) if pair[1] not in truth]
-        found = truth.intersection(named)
-        counts.append(
-            (1, bool(hallucinated), len(hallucinated), len(words), len(found), len(truth), length)
-        )
-        sentences.append(
-            {
-                "image_id": image,
-                "caption": caption,
-                "words": words,
-                "node_words": named,
-                "hallucinated": hallucinated,
-                "gt_objects": sorted(truth),
-                "metrics": metrics(np.array(counts[-1])),
-            }
-        )
+        count, sentence = _score_one(caption, set(objects[image]), lemmatize)
+        counts.append(count)
+        sentences.append({"image_id": image, **sentence})
     return Score(list(captions), np.array(counts, np.int64), sentences)
+
+
+def _score_one(
+    caption: str, truth: set[str], lemmatize: Lemmatizer
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    words, length = object_words(lemmatize(caption))
+    named = [OBJECT_OF[word] for word in words]
+    hallucinated = [pair for pair in zip(words, named, strict=True) if pair[1] not in truth]
+    wrong, found = len(hallucinated), len(truth.intersection(named))
+    counts = (1, bool(hallucinated), wrong, len(words), found, len(truth), length)
+    return counts, {
+        "caption": caption,
+        "words": words,
+        "node_words": named,
+        "hallucinated": hallucinated,
+        "gt_objects": sorted(truth),
+        "metrics": metrics(np.array(counts)),
+    }
 
 
 def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
@@ -395,7 +397,7 @@ def _warn_of_gaps(file: str, count: int, run: Any, **_: Any) -> None:
 
 def _settings(lemmatizer: str, truth: Mapping[str, Any]) -> dict[str, Any]:
     versions = {name: version(name) for name in ("nltk", "numpy")}
-    versions |= {"python": platform.python_version(), "revisit": revisit.__version__}
+    versions |= {"python": platform.python_version(), "revisit": __version__}
     return {"lemmatizer": lemmatizer, "ground_truth": truth, "versions": versions}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
+from transformers import PretrainedConfig
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -47,6 +48,21 @@ def load_complete(
             f"{', ...' if len(info['missing_keys']) > 5 else ''}; fetch the checkpoint again"
         )
     return model, info
+
+
+def own_dtype(name: str) -> str:
+    """The dtype that the config.json of a checkpoint, a folder or a hub id, names: "bfloat16".
+
+    It is what Transformers loads for `torch_dtype="auto"`. Raises OSError (missing or unreadable)
+    or ValueError (no dtype is named).
+    """
+    check_files(name)
+    with reading(name):
+        config, _ = PretrainedConfig.get_config_dict(name)
+    for part in (config, config.get("text_config") or {}):
+        if dtype := part.get("dtype") or part.get("torch_dtype"):
+            return str(dtype)
+    raise ValueError(f"config.json of {name} names no dtype: choose float32, float16 or bfloat16")
 
 
 def check_files(name: str) -> None:

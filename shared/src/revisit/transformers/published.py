@@ -37,7 +37,7 @@ def published_decoding(
     Raises:
         ValueError: a setting is out of range, or asks for a decoding that ReVisiT cannot join.
     """
-    config = from_published({name: getattr(generation_config, name) for name in PUBLISHED})
+    config = from_published(**{name: getattr(generation_config, name) for name in PUBLISHED})
     config = replace(config, layers=published_layers(model, config.layers))
     plain = copy.deepcopy(generation_config)
     plain.use_revisit = False

@@ -1,0 +1,223 @@
+"""The flags of an evaluation: what they are, what those left out mean, and how they are checked."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from revisit.config import PUBLISHED, from_published
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.lemmas import LEMMATIZERS
+
+_DEFAULT = " (default: %(default)s)"
+
+
+def make_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
+    """The parser of a family's program; `gpu_dtype` is what its help calls the default on a GPU."""
+    parser = argparse.ArgumentParser(
+        description=f"{description} Captions go to a JSON Lines file, image by image; the same "
+        "command continues a run that was cut short."
+    )
+    _add_data(parser.add_argument_group("what"))
+    _add_decoding(parser.add_argument_group("how the model decodes"))
+    _add_revisit(parser.add_argument_group("ReVisiT"))
+    _add_place(parser.add_argument_group("where it runs"), gpu_dtype)
+    return parser
+
+
+def settle(args: argparse.Namespace, results: Path, gpu_dtype: str, gpus: int) -> None:
+    """Check together what the parser read flag by flag, and fill in what was left out.
+
+    Then `early_exit_layers` is a name or a list of int, `relative_top` a float, `output_path` the
+    captions file, `device` and `dtype` are those in force (`dtype` may be `"auto"`).
+
+    Args:
+        results: the folder of the family's results, where `--output_path` is left out.
+        gpu_dtype: the dtype on a GPU, where `--dtype` is left out.
+        gpus: how many GPUs there are.
+
+    Raises:
+        EvaluationError: flags that do not fit together or do not fit this machine.
+    """
+    if args.lemmatizer is not None and args.anno_path is None:
+        raise EvaluationError("--lemmatizer: the scorer needs the annotations; give --anno_path")
+    _settle_place(args, gpu_dtype, gpus)
+    layers = _words(args.early_exit_layers)
+    named = "-".join(["revisit", *layers, str(args.relative_top), args.revisit_divergence])
+    args.relative_top = float(args.relative_top)
+    try:
+        args.early_exit_layers = [int(word) for word in layers]
+    except ValueError:
+        args.early_exit_layers = " ".join(layers)
+    try:
+        from_published(**_revisit_flags(args))
+    except ValueError as error:
+        raise EvaluationError(f"--early_exit_layers, --relative_top: {error}") from error
+    if args.output_path is None:
+        args.output_path = results / f"{named if args.use_revisit else 'plain'}-seed{args.seed}"
+    if args.output_path.suffix not in (".jsonl", ".json"):
+        args.output_path /= "captions.jsonl"
+
+
+def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for the fork's `model.generate`, from settled flags.
+
+    Always `max_new_tokens, do_sample, num_beams`; `repetition_penalty` where it is given; with
+    sampling also `temperature, top_p, top_k`; with ReVisiT also `use_revisit, early_exit_layers,
+    relative_top, revisit_divergence` (so that other decoding also runs on an unpatched release).
+    """
+    names = ["max_new_tokens", "do_sample", "num_beams"]
+    if args.repetition_penalty is not None:
+        names.append("repetition_penalty")
+    if args.do_sample:
+        names += ["temperature", "top_p", "top_k"]
+    chosen = {name: getattr(args, name) for name in names}
+    return chosen | ({"use_revisit": True, **_revisit_flags(args)} if args.use_revisit else {})
+
+
+def _revisit_flags(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in PUBLISHED if name in args}
+
+
+def _words(given: str | list[str]) -> list[str]:
+    text = given if isinstance(given, str) else " ".join(given)
+    return text.replace(",", " ").split()
+
+
+def _settle_place(args: argparse.Namespace, gpu_dtype: str, gpus: int) -> None:
+    if args.device is None:
+        args.device = "cuda" if gpus else "cpu"
+    here = ["cpu", "auto", *["cuda"][:gpus], *(f"cuda:{index}" for index in range(gpus))]
+    if args.device not in here:
+        raise EvaluationError(
+            f"--device {args.device}: PyTorch finds no such device here, only {', '.join(here)}"
+        )
+    if args.dtype is None:
+        args.dtype = gpu_dtype if gpus and args.device != "cpu" else "float32"
+
+
+def _add_data(group: Any) -> None:
+    add = group.add_argument
+    add("--model_path", required=True, help="folder of the model, or its hub id")
+    add("--data_path", type=Path, required=True, help="folder of COCO's images")
+    add(
+        "--anno_path",
+        type=Path,
+        help="annotations of COCO (the folder, or an instances file): checked before the run to "
+        "cover the images",
+    )
+    add(
+        "--output_path",
+        type=Path,
+        help="captions file (.jsonl or .json), or a folder for captions.jsonl (default: a folder "
+        "named by decoding and seed, in the family's folder of results/)",
+    )
+    add(
+        "--lemmatizer",
+        choices=sorted(LEMMATIZERS),
+        help="score the captions by CHAIR too, into chair.json beside them, with words read so: as "
+        "published (nltk: needs NLTK's data), or all as nouns (noun) (default: no scoring)",
+    )
+    add(
+        "--question",
+        default="Please describe this image in detail.",
+        help="what the model is asked" + _DEFAULT,
+    )
+    add("--num_eval_samples", type=_whole(1), default=500, help="images to draw" + _DEFAULT)
+    add("--seed", type=_whole(0), default=42, help="of the draw and of sampling" + _DEFAULT)
+
+
+def _add_decoding(group: Any) -> None:
+    add = group.add_argument
+    add("--max_new_tokens", type=_whole(1), default=512, help="longest caption" + _DEFAULT)
+    add("--do_sample", **_SWITCH, help="sample tokens")
+    add("--temperature", type=_real("]", 0), default=1.0, help="with --do_sample" + _DEFAULT)
+    add("--top_p", type=_real("]", 0, 1), default=1.0, help="with --do_sample; 1 is off" + _DEFAULT)
+    add("--top_k", type=_whole(0), default=0, help="with --do_sample; 0 is off" + _DEFAULT)
+    add("--num_beams", type=_whole(1), default=1, help="above 1, beam search" + _DEFAULT)
+    add(
+        "--repetition_penalty",
+        type=_real("]", 0),
+        help="1 is off (default: what the checkpoint's generation_config.json says)",
+    )
+
+
+def _add_revisit(group: Any) -> None:
+    add = group.add_argument
+    add("--use_revisit", **_SWITCH, help="decode by ReVisiT")
+    add(
+        "--early_exit_layers",
+        nargs="+",
+        default="last",
+        metavar="LAYERS",
+        help="last, all, low, high, or indices of hidden states, as 0,2,5 or 0 2 5" + _DEFAULT,
+    )
+    add(
+        "--relative_top",
+        type=_as_written(_real("[", 0, 1)),  # it names the folder of the results
+        default="1e-5",
+        help="alpha: the vocabulary of a step are the tokens with a probability of at least alpha "
+        "times the largest" + _DEFAULT,
+    )
+    add(
+        "--revisit_divergence",
+        choices=["ag", "js"],
+        default="ag",
+        help="ag: what the published implementation computes. js: what the paper's text names"
+        + _DEFAULT,
+    )
+
+
+def _add_place(group: Any, gpu_dtype: str) -> None:
+    add = group.add_argument
+    add("--batch_size", type=_whole(1), default=1, help="images captioned at once" + _DEFAULT)
+    add(
+        "--device",
+        help="cpu, cuda, cuda:N, or auto to spread the model over the GPUs (default: the first "
+        "GPU, or the CPU where there is none)",
+    )
+    add(
+        "--dtype",
+        choices=["auto", "float32", "float16", "bfloat16"],
+        help="of the weights; auto is the one that the checkpoint's config.json names (default: "
+        f"{gpu_dtype} on a GPU, float32 on the CPU)",
+    )
+
+
+def _whole(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {minimum}")
+        return int(text)
+
+    return parse
+
+
+def _real(left: str, low: float, high: float = math.inf) -> Callable[[str], float]:
+    # `left` opens the interval: "[" has `low` in it, "]" has not.
+    def number(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high or (left == "]" and value == low) or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text} is not in {left}{low}, {high}]")
+        return value
+
+    return number
+
+
+def _as_written(check: Callable[[str], object]) -> Callable[[str], str]:
+    def number(text: str) -> str:
+        check(text)
+        return text
+
+    return number
+
+
+def _bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+# `--use_revisit` alone, or followed by true or false: a script can pass a variable.
+_SWITCH: dict[str, Any] = {"type": _bool, "nargs": "?", "const": True, "default": False}
