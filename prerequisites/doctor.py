@@ -92,7 +92,7 @@ def find_python(family: Family) -> Path | None:
 
 def ask(python: Path, family: Family) -> dict[str, Any]:
     """What an environment says of itself: versions, where its Transformers is, its GPUs."""
-    command = [python, "-c", _PROBE, *pins(family), *packages(family)]
+    command = [str(python), "-c", _PROBE, *pins(family), *packages(family)]
     # Python imports from the current folder first: it is to be one without packages.
     run = subprocess.run(command, cwd=python.parents[1], capture_output=True, text=True)
     try:

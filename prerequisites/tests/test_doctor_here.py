@@ -11,7 +11,7 @@ HERE = Path(sys.prefix)
 FAMILIES = [
     each
     for each in doctor.FAMILIES
-    if HERE == doctor.ROOT / ".nox" / each.session or HERE.name == each.conda
+    if doctor.ROOT / ".nox" / each.session == HERE or HERE.name == each.conda
 ]
 
 
