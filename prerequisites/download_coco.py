@@ -147,9 +147,9 @@ def _sizes(coco: Path, folder: Path) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = argparse.ArgumentParser(
-        description="Download COCO val2014 (40,504 images, 6.6 GB; annotations, 0.25 GB; 14 GB on disk "
-        "with the zip files). A run that was cut goes on where it stopped; what is complete is "
-        "left as it is.",
+        description="Download COCO val2014 (40,504 images, 6.6 GB; annotations, 0.25 GB; 14 GB on "
+        "disk with the zip files). A run that was cut goes on where it stopped; what is complete "
+        "is left as it is.",
     )
     parser.add_argument(
         "--download_path",
