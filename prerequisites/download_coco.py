@@ -49,7 +49,7 @@ ARCHIVES = {
 
 def why_incomplete(coco: Path) -> str:
     """What `coco` lacks of the annotations and the images that they list; "" if nothing."""
-    return _why_annotations(coco / "annotations") or _why_images(coco, coco / "val2014")
+    return next((why for name in ARCHIVES if (why := _why(coco, name, coco / name))), "")
 
 
 def download(
@@ -72,7 +72,7 @@ def download(
 
 def _complete(coco: Path, name: str, url: str | None, sha256: str | None) -> None:
     folder = coco / name
-    why = _why_annotations(folder) if name == "annotations" else _why_images(coco, folder)
+    why = _why(coco, name, folder)
     if not why:
         return
     if folder.exists():
@@ -82,8 +82,7 @@ def _complete(coco: Path, name: str, url: str | None, sha256: str | None) -> Non
     archive = coco / f"{name}.zip"
     source = _get(coco, name, archive, url or ARCHIVES[name].url, sha256)
     with unpacked(archive, name, folder, ARCHIVES[name].only) as aside:
-        why = _why_annotations(aside) if name == "annotations" else _why_images(coco, aside)
-        if why:
+        if why := _why(coco, name, aside):
             raise DownloadError(
                 f"{archive} does not hold what it should: {why}. Remove it, and run this again "
                 "with another source (--help)."
@@ -109,6 +108,11 @@ def _get(coco: Path, name: str, archive: Path, url: str, sha256: str | None) -> 
             f"{archive} is not the expected archive: {trouble}\nMove it away and run this again."
         )
     return {"url": "", "sha256": got}
+
+
+def _why(coco: Path, name: str, folder: Path) -> str:
+    """What `folder` lacks of what the archive `name` holds."""
+    return _why_annotations(folder) if name == "annotations" else _why_images(coco, folder)
 
 
 def _why_annotations(folder: Path) -> str:
