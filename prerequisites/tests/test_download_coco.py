@@ -160,6 +160,14 @@ def test_the_known_archives_come_without_a_flag_and_their_sha256_is_recorded(coc
     assert found == coco.sha256s
 
 
+def test_the_instructions_name_the_known_archives():
+    instructions = (HERE.parent / "docs" / "reproducing.md").read_text()
+    rows = [row for row in instructions.splitlines() if row.startswith("|")]
+    for archive in download_coco.ARCHIVES.values():
+        known = (archive.url.rpartition("/")[2], archive.md5, f"{archive.size:,} bytes")
+        assert any(all(word in row for word in known) for row in rows)
+
+
 def test_an_archive_of_the_known_size_with_another_md5_is_refused(coco, pinned, capsys):
     changed = coco.server.files["/val2014.zip"][:-1] + b"!"
     coco.server.add("/val2014.zip", changed)

@@ -262,6 +262,13 @@ def test_the_pinned_commit_comes_though_the_hub_has_moved_on(downloads, moved_on
     assert downloads.files(downloads.qwen)["chat_template.json"] != moved_on
 
 
+def test_the_instructions_name_the_pinned_commits():
+    instructions = (HERE.parent / "docs" / "reproducing.md").read_text()
+    rows = [row for row in instructions.splitlines() if row.startswith("|")]
+    for name, commit in PINS.items():
+        assert any(f"`{name}`" in row and f"`{commit}`" in row for row in rows)
+
+
 def test_main_is_the_newest_and_kept_to_from_then_on(downloads, moved_on):
     assert downloads.run("qwen", "--revision", "main")[0] == 0
     downloads.hub.models[QWEN]["f" * 40] = dict(MODELS[QWEN])
