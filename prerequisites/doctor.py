@@ -39,7 +39,6 @@ FAMILIES = (
 """GPU: the weights in 16 bits (14 and 17 GB), and what a caption adds."""
 
 _COCO_DISK, _NLTK_DISK = 14.0, 0.1
-_BY_HAND = "docs/reproducing.md"
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def packages(family: Family) -> list[str]:
 def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
     build = f"python -m nox -s {family.session} --install-only"
     if python is None:
-        by_hand = f"conda env create -f {family.folder}/{_yaml(family)}, see {_BY_HAND}"
+        by_hand = f"conda env create -f {family.folder}/{_yaml(family)}: docs/reproducing.md"
         missing = f"neither .nox/{family.session} nor a conda environment {family.conda}"
         return Finding("environment", "", missing, f"{build}   (or {by_hand})", family.disk)
     prefix = python.parents[1]

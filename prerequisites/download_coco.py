@@ -72,8 +72,7 @@ def download(
 
 def _complete(coco: Path, name: str, url: str | None, sha256: str | None) -> None:
     folder = coco / name
-    why = _why(coco, name, folder)
-    if not why:
+    if not (why := _why(coco, name, folder)):
         return
     if folder.exists():
         raise DownloadError(

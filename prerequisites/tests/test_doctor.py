@@ -83,12 +83,13 @@ class Repository:
         (info / "METADATA").write_text("\n".join(fields))
 
     def make_fork(self, family: str) -> Path:
-        pin = fork.read_pin(self.root / family)
-        tree = self.root / family / "data" / pin.folder
-        (tree / "src" / pin.name).mkdir(parents=True)
-        (tree / "src" / pin.name / "__init__.py").write_text("")
-        (tree / "setup.py").write_text(SETUP.format(pin.name, pin.version))
-        fork._write_state(tree, pin)
+        (patch,) = (self.root / family).glob("*.patch")
+        name, version = patch.stem.split("-")
+        tree = self.root / family / "data" / patch.stem
+        (tree / "src" / name).mkdir(parents=True)
+        (tree / "src" / name / "__init__.py").write_text("")
+        (tree / "setup.py").write_text(SETUP.format(name, version))
+        fork._write_state(tree, fork.read_pin(self.root / family))
         return tree
 
     def make_downloads(self) -> None:
