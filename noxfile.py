@@ -18,6 +18,10 @@ TYPED = (
     *("shared/src", "LLaVA1.5/data/llava", "LLaVA1.5/eval", "Qwen2.5-VL/eval", "benchmarks"),
     "prerequisites",
 )
+IN_EVERY_FAMILY = (
+    *("shared/tests", "prerequisites/demo/tests"),
+    "prerequisites/tests/test_doctor_here.py",
+)
 CONDA = ("mamba", "conda", "micromamba")
 STOCK = ("5.23", "4.57")  # each with its requirements-stock file
 NEWEST = f"stock(transformers={STOCK[0]})"
@@ -40,14 +44,14 @@ if sys.version_info[:2] != (3, 11) and not any(map(shutil.which, ["python3.11", 
 def llava(session: nox.Session) -> None:
     """LLaVA-1.5 on the fork of transformers 4.31.0: build its environment, run its tests."""
     build(session, "LLaVA1.5/requirements.txt", family="LLaVA1.5")
-    test(session, "LLaVA1.5/tests", "shared/tests", "prerequisites/demo/tests")
+    test(session, "LLaVA1.5/tests", *IN_EVERY_FAMILY)
 
 
 @nox.session(python=PYTHON)
 def qwen(session: nox.Session) -> None:
     """Qwen2.5-VL on the fork of transformers 4.50.0: build its environment, run its tests."""
     build(session, "Qwen2.5-VL/requirements.txt", family="Qwen2.5-VL")
-    test(session, "Qwen2.5-VL/tests", "shared/tests", "prerequisites/demo/tests")
+    test(session, "Qwen2.5-VL/tests", *IN_EVERY_FAMILY)
 
 
 @nox.session(python=PYTHON)

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import download_coco
 import download_from_huggingface
@@ -92,8 +91,9 @@ def find_python(family: Family) -> Path | None:
 
 def ask(python: Path, family: Family) -> dict[str, Any]:
     """What an environment says of itself: versions, where its Transformers is, its GPUs."""
-    names = [*pins(family), *packages(family)]
-    run = subprocess.run([python, "-c", _PROBE, *names], capture_output=True, text=True)
+    command = [str(python), "-c", _PROBE, *pins(family), *packages(family)]
+    # Python imports from the current folder first: it is to be one without packages.
+    run = subprocess.run(command, cwd=python.parents[1], capture_output=True, text=True)
     try:
         state: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
         return state
@@ -101,17 +101,19 @@ def ask(python: Path, family: Family) -> dict[str, Any]:
         return {"error": (run.stderr.strip().splitlines() or ["it says nothing"])[-1]}
 
 
+# An editable package has two distributions, its own and its sources' egg-info: what is imported is
+# asked of the import system.
 _PROBE = """
-import importlib.metadata, json, sys
-found = {distribution.name.lower().replace("_", "-"): distribution
-         for distribution in importlib.metadata.distributions()}
+import importlib.metadata, importlib.util, json, sys
 state = {"python": sys.version.split()[0], "versions": {}, "transformers": "", "gpus": []}
 for name in sys.argv[1:]:
-    if name in found:
-        state["versions"][name] = found[name].version
-if "transformers" in found:
-    origin = found["transformers"].read_text("direct_url.json") or "{}"
-    state["transformers"] = json.loads(origin).get("url", "")
+    try:
+        state["versions"][name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+spec = importlib.util.find_spec("transformers")
+if spec and spec.submodule_search_locations:
+    state["transformers"] = list(spec.submodule_search_locations)[0]
 try:
     import torch
     state["gpus"] = [[properties.name, properties.total_memory]
@@ -138,12 +140,13 @@ def packages(family: Family) -> list[str]:
 
 
 def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
-    remedy = f"python -m nox -s {family.session} --install-only"
+    build = f"python -m nox -s {family.session} --install-only"
     if python is None:
-        by_hand = f"conda env create -f {family.folder}/{_yaml(family)}, see the README"
+        by_hand = f"conda env create -f {family.folder}/{_yaml(family)}: docs/reproducing.md"
         missing = f"neither .nox/{family.session} nor a conda environment {family.conda}"
-        return Finding("environment", "", missing, f"{remedy}   (or {by_hand})", family.disk)
+        return Finding("environment", "", missing, f"{build}   (or {by_hand})", family.disk)
     prefix = python.parents[1]
+    remedy = f"{build} --reuse-venv=never"  # nox trusts what it built: what was changed since stays
     if _is_conda(family, python):
         requirements = f"{family.folder}/requirements.txt"
         remedy = f"conda activate {family.conda} && pip install -r {requirements} -e shared"
@@ -161,30 +164,41 @@ def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> 
 
 
 def _fork(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
-    # revisit.fork needs the standard library only: any Python can run it from the sources.
+    tree, missing = _check_fork(family)
+    own = f" -e {family.folder}" if (ROOT / family.folder / "pyproject.toml").exists() else ""
+    install = f"pip install -e {tree}{own}"
+    if python and _is_conda(family, python):
+        activate = f"conda activate {family.conda} &&"
+        make = f"{activate} revisit-fork {family.folder} && {install}"
+        install = f"{activate} {install}"
+    else:
+        make = f"python -m nox -s {family.session} --install-only"
+        install = f".nox/{family.session}/bin/python -m {install}"
+    if missing:
+        return Finding("fork", "", missing, make)
+    imported = state.get("transformers", "")
+    is_it = Path(imported).resolve() == (ROOT / tree / "src" / "transformers").resolve()
+    if state and not state.get("error") and not is_it:
+        instead = f"is {_shortened(imported)}" if imported else "is missing"
+        missing = f"{tree} is made, but not installed: the environment's transformers {instead}"
+        return Finding("fork", tree, missing, install)
+    return Finding("fork", tree)
+
+
+def _check_fork(family: Family) -> tuple[str, str]:
+    """The folder of the family's fork, and what is wrong with it, as revisit-fork says."""
+    pyproject = tomllib.loads((ROOT / "shared" / "pyproject.toml").read_text())
+    module = pyproject["project"]["scripts"]["revisit-fork"].partition(":")[0]
+    # It needs the standard library only: any Python can run it from the sources.
     check = subprocess.run(
-        [sys.executable, "-m", "revisit.fork", family.folder, "--check"],
+        [sys.executable, "-m", module, family.folder, "--check"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "shared" / "src")},
         capture_output=True,
         text=True,
     )
     said = (check.stdout or check.stderr).strip()
-    tree, _, reason = said.partition(": ")
-    remedy = f"python -m nox -s {family.session} --install-only"
-    if python and _is_conda(family, python):
-        own = f" -e {family.folder}" if (ROOT / family.folder / "pyproject.toml").exists() else ""
-        remedy = f"conda activate {family.conda} && revisit-fork {family.folder} && "
-        remedy += f"pip install -e {tree}{own}"
-    if check.returncode:
-        return Finding("fork", "", f"{tree}: {reason}" if reason else said, remedy)
-    source = Path(unquote(urlsplit(state.get("transformers", "")).path))
-    installed = source.resolve() == (ROOT / tree).resolve()
-    if state and not state.get("error") and not installed:
-        return Finding(
-            "fork", tree, f"{tree} is made, but not installed in the environment", remedy
-        )
-    return Finding("fork", tree)
+    return said.partition(": ")[0], said if check.returncode else ""
 
 
 def _checkpoint(family: Family, python: Path | None) -> Finding:

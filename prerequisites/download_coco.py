@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fetching import DownloadError, digests, fetch, lock, read_record, run, write_record
+from fetching import DownloadError, fetch, lock, read_record, run, verify, write_record
 from unpacking import unpacked
 
 COCO = Path(__file__).resolve().parent / "coco"
@@ -19,11 +19,13 @@ _RECORD = "downloads.json"
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip archive of cocodataset.org; `size` in bytes, as its server announces."""
+    """A zip archive of cocodataset.org, of `size` bytes. The md5 is there for accidents: what was
+    downloaded is recorded, and held to, by its sha256."""
 
     option: str
     url: str
     size: int
+    md5: str
     only: tuple[str, ...] = ()
 
 
@@ -32,16 +34,22 @@ ARCHIVES = {
         "annotations",
         "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
         252_872_794,
+        "0a379cfc70b0e71301e0f377548639bd",
         ("instances_val2014.json", "captions_val2014.json"),
     ),
-    "val2014": Archive("images", "http://images.cocodataset.org/zips/val2014.zip", 6_645_013_297),
+    "val2014": Archive(
+        "images",
+        "http://images.cocodataset.org/zips/val2014.zip",
+        6_645_013_297,
+        "a3d79f5ed8d289b7a7554ce06a5782b3",
+    ),
 }
 """By the folder that each fills, which is also the top folder in the archive."""
 
 
 def why_incomplete(coco: Path) -> str:
     """What `coco` lacks of the annotations and the images that they list; "" if nothing."""
-    return _why_annotations(coco / "annotations") or _why_images(coco, coco / "val2014")
+    return next((why for name in ARCHIVES if (why := _why(coco, name, coco / name))), "")
 
 
 def download(
@@ -49,8 +57,9 @@ def download(
 ) -> None:
     """Fill `coco` with `annotations/` and `val2014/`; each appears when it is whole.
 
-    `urls`, `sha256s`: by the keys of `ARCHIVES`; a sha256 replaces the size and the sha256 that are
-    known otherwise. Raises `DownloadError`; a folder that is there and incomplete is left alone.
+    `urls`, `sha256s`: by the keys of `ARCHIVES`; a sha256 replaces the size and the digests that
+    are known otherwise. Raises `DownloadError`; a folder that is there and incomplete is left
+    alone.
     """
     coco.mkdir(parents=True, exist_ok=True)
     with lock(coco / ".download.lock"):
@@ -63,8 +72,7 @@ def download(
 
 def _complete(coco: Path, name: str, url: str | None, sha256: str | None) -> None:
     folder = coco / name
-    why = _why_annotations(folder) if name == "annotations" else _why_images(coco, folder)
-    if not why:
+    if not (why := _why(coco, name, folder)):
         return
     if folder.exists():
         raise DownloadError(
@@ -73,8 +81,7 @@ def _complete(coco: Path, name: str, url: str | None, sha256: str | None) -> Non
     archive = coco / f"{name}.zip"
     source = _get(coco, name, archive, url or ARCHIVES[name].url, sha256)
     with unpacked(archive, name, folder, ARCHIVES[name].only) as aside:
-        why = _why_annotations(aside) if name == "annotations" else _why_images(coco, aside)
-        if why:
+        if why := _why(coco, name, aside):
             raise DownloadError(
                 f"{archive} does not hold what it should: {why}. Remove it, and run this again "
                 "with another source (--help)."
@@ -88,19 +95,23 @@ def _complete(coco: Path, name: str, url: str | None, sha256: str | None) -> Non
 
 def _get(coco: Path, name: str, archive: Path, url: str, sha256: str | None) -> dict[str, object]:
     """Have the archive on disk, verified; return what is recorded about it."""
-    known = sha256 or read_record(coco / _RECORD).get(name, {}).get("sha256")
     size = None if sha256 else ARCHIVES[name].size
+    known = sha256 or read_record(coco / _RECORD).get(name, {}).get("sha256")
+    digest = f"sha256:{known}" if known else f"md5:{ARCHIVES[name].md5}"
     if not archive.exists():
         print(f"Downloading {url}", flush=True)
-        digest = f"sha256:{known}" if known else ""
         return {"url": url, "sha256": fetch(url, archive, size, digest, unpacked=1.0)}
-    got = digests(archive, "sha256")["sha256"]
-    if size not in (None, archive.stat().st_size) or known not in (None, got):
+    got, trouble = verify(archive, size, digest)
+    if trouble:
         raise DownloadError(
-            f"{archive} is not the expected archive: it has {archive.stat().st_size:,} bytes and "
-            f"sha256 {got}. Move it away and run this again."
+            f"{archive} is not the expected archive: {trouble}\nMove it away and run this again."
         )
     return {"url": "", "sha256": got}
+
+
+def _why(coco: Path, name: str, folder: Path) -> str:
+    """What `folder` lacks of what the archive `name` holds."""
+    return _why_annotations(folder) if name == "annotations" else _why_images(coco, folder)
 
 
 def _why_annotations(folder: Path) -> str:
@@ -139,7 +150,7 @@ def _sizes(coco: Path, folder: Path) -> dict[str, int]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = argparse.ArgumentParser(
-        description="Download COCO val2014 (6.6 GB of images, 0.25 GB of annotations; 14 GB on "
+        description="Download COCO val2014 (40,504 images, 6.6 GB; annotations, 0.25 GB; 14 GB on "
         "disk with the zip files). A run that was cut goes on where it stopped; what is complete "
         "is left as it is.",
     )
@@ -161,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"--{archive.option}_sha256",
             dest=f"{name}_sha256",
             metavar="HEX",
-            help=f"sha256 that {name}.zip must have, instead of the size {archive.size:,}",
+            help=f"sha256 that {name}.zip must have, instead of the known size and md5 "
+            f"({archive.size:,} bytes, {archive.md5})",
         )
     parser.add_argument(
         "--remove_zip", action="store_true", help="remove the zip files once they are unpacked"

@@ -37,7 +37,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Repository:
-    """A model on the hub. `revision`: what is downloaded; `folder`: where in the checkpoint."""
+    """A model on the hub. `revision`: the commit, branch or tag that is downloaded; `folder`: where
+    in the checkpoint."""
 
     name: str
     revision: str
@@ -57,16 +58,18 @@ CHECKPOINTS = {
     "llava": Checkpoint(
         "llava-v1.5-7b",
         (
-            Repository("liuhaotian/llava-v1.5-7b", "main"),
+            Repository("liuhaotian/llava-v1.5-7b", "4481d270cc22fd5c4d1bb5df129622006ccd9234"),
             # LLaVA's config.json names its vision tower so: the loader finds it in this folder.
-            Repository(_TOWER, "main", folder=_TOWER),
+            Repository(_TOWER, "ce19dc912ca5cd21c8a653c79e251e808ccabcd1", folder=_TOWER),
         ),
     ),
     "qwen": Checkpoint(
-        "Qwen2.5-VL-7B-Instruct", (Repository("Qwen/Qwen2.5-VL-7B-Instruct", "main"),)
+        "Qwen2.5-VL-7B-Instruct",
+        (Repository("Qwen/Qwen2.5-VL-7B-Instruct", "cc594898137f460bfe9f0759e9844b3ce807cfb5"),),
     ),
 }
-"""The pins. A branch is resolved by the first download; its commit is recorded and kept to."""
+"""The pins. A branch that is asked for instead is resolved by its first download; its commit is
+recorded and kept to."""
 
 # The formats of weights, best first, as Transformers chooses among them: one is enough.
 _WEIGHTS = (
@@ -374,9 +377,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit status."""
     parser = argparse.ArgumentParser(
         description="Download a checkpoint from the Hugging Face hub, LLaVA-1.5's vision tower "
-        "included: only the files that are read, each compared with the hub's hash. A run that was "
-        "cut goes on where it stopped; what is complete is only checked, which needs no network. "
-        "The commit is recorded in the checkpoint, and kept to.",
+        "included: only the files that are read, at a pinned commit, each compared with the hub's "
+        "hash. A run that was cut goes on where it stopped; what is complete is only checked, "
+        "without a network. The commit is recorded in the checkpoint, and kept to.",
     )
     parser.add_argument(
         "--model",
@@ -394,8 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--revision",
-        help="a branch, tag or commit of the model's repository (default: as pinned in this "
-        "program); not with --model all",
+        help="a branch, tag or commit of the model's repository, such as main, its newest "
+        "(default: the pinned commit); not with --model all",
     )
     options = parser.parse_args(arguments)
     if options.model == "all" and options.revision:

@@ -94,15 +94,23 @@ def patiently(action: Callable[[], _T], have: Callable[[], int]) -> _T:
             time.sleep(wait)
 
 
-def digests(path: Path, *algorithms: str) -> dict[str, str]:
-    """The hex digests of a file by each of hashlib's `algorithms`, in one reading."""
-    found = {name: hashlib.new(name) for name in algorithms}
-    with path.open("rb") as file, progress(f"checking {path.stem}", _size(path)) as advance:
+def verify(path: Path, size: int | None = None, digest: str = "") -> tuple[str, str]:
+    """The sha256 of a file and what is wrong with it ("" if nothing), read once; `size` and
+    `digest`: as for `fetch`."""
+    have = _size(path)
+    if size not in (None, have):
+        return "", f"it has {have:,} bytes, and {size:,} were expected"
+    algorithm, _, expected = (digest or "sha256:").partition(":")
+    found = {name: hashlib.new(name, usedforsecurity=False) for name in ("sha256", algorithm)}
+    with path.open("rb") as file, progress(f"checking {path.stem}", have) as advance:
         while chunk := file.read(_CHUNK):
-            for digest in found.values():
-                digest.update(chunk)
+            for each in found.values():
+                each.update(chunk)
             advance(len(chunk))
-    return {name: digest.hexdigest() for name, digest in found.items()}
+    got, expected, trouble = found[algorithm].hexdigest(), expected.lower(), ""
+    if expected not in ("", got):
+        trouble = f"its {algorithm} is\n  {got}, and expected was\n  {expected}"
+    return found["sha256"].hexdigest(), trouble
 
 
 def need_space(folder: Path, needed: int) -> None:
@@ -308,13 +316,7 @@ def _receive(response: http.client.HTTPResponse, part: Path, start: int, total: 
 
 def _verified(url: str, part: Path, size: int | None, digest: str) -> str:
     """The sha256 of the whole `part`; `DownloadError`, and no part, if it is not as it must be."""
-    algorithm, _, expected = digest.partition(":")
-    got = digests(part, "sha256", *([algorithm] if digest else []))
-    trouble = ""
-    if size is not None and _size(part) != size:
-        trouble = f"it has {_size(part):,} bytes, and {size:,} were expected"
-    elif digest and got[algorithm] != expected.lower():
-        trouble = f"its {algorithm} is\n  {got[algorithm]}, and expected was\n  {expected.lower()}"
+    sha256, trouble = verify(part, size, digest)
     if trouble:
         _discard(part)
         raise DownloadError(
@@ -323,7 +325,7 @@ def _verified(url: str, part: Path, size: int | None, digest: str) -> str:
         )
     with part.open("rb") as file:
         os.fsync(file.fileno())
-    return got["sha256"]
+    return sha256
 
 
 def _validator(response: http.client.HTTPResponse) -> str:

@@ -125,30 +125,27 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Hub(Server):
-    """The part of the Hugging Face hub that a download needs. `models`: name -> file -> bytes.
+    """The part of the Hugging Face hub that a download needs.
 
-    A model has one commit, a hash of its contents, which is `main`. `token`: what it asks for, if
-    anything; `gated`: the models whose terms nobody has accepted.
+    `models`: name -> commit -> file -> bytes; the last commit is `main`. `token`: what it asks for,
+    if anything; `gated`: the models whose terms nobody has accepted.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.models: dict[str, dict[str, bytes]] = {}
+        self.models: dict[str, dict[str, dict[str, bytes]]] = {}
         self.token = ""
         self.gated: set[str] = set()
         self.wrong_hash: set[str] = set()
 
-    def commit(self, model: str) -> str:
-        files = self.models[model].items()
-        contents = [name + hashlib.sha256(content).hexdigest() for name, content in sorted(files)]
-        return hashlib.sha1("".join([model, *contents]).encode()).hexdigest()
+    def newest(self, model: str) -> str:
+        return list(self.models[model])[-1]
 
     @staticmethod
     def is_large(file: str) -> bool:
         return file.endswith((".bin", ".safetensors", ".model"))
 
-    def tag(self, model: str, file: str) -> str:
-        content = self.models[model][file]
+    def tag(self, file: str, content: bytes) -> str:
         if file in self.wrong_hash:
             content += b"another"
         if self.is_large(file):
@@ -171,15 +168,17 @@ class Hub(Server):
         model, revision = found[1], found[2]
         if model in self.gated:
             return self.refuse(http, 403, X_Error_Code="GatedRepo")
-        commit = self.commit(model)
-        if revision not in ("main", commit):
+        commit = self.newest(model) if revision == "main" else revision
+        files = self.models[model].get(commit)
+        if files is None:
             return self.refuse(http, 404, X_Error_Code="RevisionNotFound")
         if info:
             return self.serve(http, json.dumps(self._info(model, commit)).encode())
         file = found[3]
-        if file not in self.models[model]:
+        if file not in files:
             return self.refuse(http, 404, X_Error_Code="EntryNotFound")
-        tag, content = self.tag(model, file), self.models[model][file]
+        content = files[file]
+        tag = self.tag(file, content)
         headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"'}
         if self.is_large(file):
             headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
@@ -187,12 +186,12 @@ class Hub(Server):
 
     def _info(self, model: str, commit: str) -> dict:
         def sibling(file: str, content: bytes) -> dict:
-            tag = self.tag(model, file)
+            tag = self.tag(file, content)
             entry = {"rfilename": file, "size": len(content), "blobId": tag}
             if self.is_large(file):
                 entry["blobId"] = "0" * 40
                 entry["lfs"] = {"sha256": tag, "size": len(content), "pointerSize": 130}
             return entry
 
-        files = [sibling(file, content) for file, content in self.models[model].items()]
+        files = [sibling(file, content) for file, content in self.models[model][commit].items()]
         return {"id": model, "modelId": model, "sha": commit, "siblings": files}

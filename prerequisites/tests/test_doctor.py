@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import venv
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,12 @@ class cuda:
     class get_device_properties:
         name, total_memory = "Test GPU", {memory}
         def __init__(self, index): pass
+"""
+
+# What makes a fork's tree a package, as in the release: its source is in src/.
+SETUP = """
+from setuptools import find_packages, setup
+setup(name="{}", version="{}", package_dir={{"": "src"}}, packages=find_packages("src"))
 """
 
 
@@ -57,16 +64,15 @@ class Repository:
         (site / "torch.py").write_text(TORCH.format(count=gpus, memory=int(memory)))
         pins = (self.root / family / "requirements.txt").read_text().splitlines()
         versions = dict(line.partition(";")[0].split("==") for line in pins if "==" in line)
-        (patch,) = (self.root / family).glob("*.patch")
-        name, version = patch.stem.split("-")
-        for package, number in (
-            *versions.items(),
-            *(("revisit", "0.1.0"), ("llava_revisit", "0.1.0"), (name, version)),
-        ):
+        own = [self.root / folder / "pyproject.toml" for folder in ("shared", family)]
+        projects = [tomllib.loads(file.read_text())["project"] for file in own if file.exists()]
+        for package, number in versions.items():
             self.install(site, package, number)
-        origin = {"url": (self.root / family / "data" / patch.stem).as_uri()}
-        (info,) = site.glob(f"{name}-*.dist-info")
-        (info / "direct_url.json").write_text(json.dumps(origin))
+        for project in projects:
+            self.install(site, project["name"], project["version"])
+        (patch,) = (self.root / family).glob("*.patch")
+        self.install(site, *patch.stem.split("-"))
+        (site / "__editable__.pth").write_text(f"{self.root / family}/data/{patch.stem}/src\n")
         return site
 
     @staticmethod
@@ -77,11 +83,13 @@ class Repository:
         (info / "METADATA").write_text("\n".join(fields))
 
     def make_fork(self, family: str) -> Path:
-        pin = fork.read_pin(self.root / family)
-        tree = self.root / family / "data" / pin.folder
-        tree.mkdir(parents=True)
-        (tree / "setup.py").write_text("")
-        fork._write_state(tree, pin)
+        (patch,) = (self.root / family).glob("*.patch")
+        name, version = patch.stem.split("-")
+        tree = self.root / family / "data" / patch.stem
+        (tree / "src" / name).mkdir(parents=True)
+        (tree / "src" / name / "__init__.py").write_text("")
+        (tree / "setup.py").write_text(SETUP.format(name, version))
+        fork._write_state(tree, fork.read_pin(self.root / family))
         return tree
 
     def make_downloads(self) -> None:
@@ -133,6 +141,31 @@ def test_when_all_is_there_it_says_so(repository):
     assert "Test GPU with 24 GB" in said and "takes about 0 GB" in said
 
 
+def test_a_fork_that_pip_installed_in_editable_mode_is_ok(repository):
+    """As pip does it: the egg-info that the build leaves in src/ is a second distribution."""
+    repository.make_all()
+    for family, session in (("LLaVA1.5", "llava"), ("Qwen2.5-VL", "qwen")):
+        prefix = repository.root / ".nox" / session
+        (site,) = prefix.glob("lib/python*/site-packages")
+        (site / "__editable__.pth").unlink()
+        shutil.rmtree(next(site.glob("transformers-*.dist-info")))
+        assert "but not installed" in repository.doctor()[1]
+        (tree,) = (repository.root / family / "data").glob("transformers-*")
+        pip_install_editable(tree, prefix)
+        assert (tree / "src" / "transformers.egg-info").is_dir()
+    status, said = repository.doctor()
+    assert status == 0 and "MISSING" not in said, said
+
+
+def pip_install_editable(tree: Path, prefix: Path) -> None:
+    """`pip install -e` into another environment, without an index: its build tools are ours."""
+    ask = "import setuptools.build_meta as backend; backend.get_requires_for_build_editable()"
+    subprocess.run([sys.executable, "-c", ask], cwd=tree, check=True)  # pip asks if it isolates
+    pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-build-isolation"]
+    where = ["--ignore-installed", "--prefix", prefix, "-e", tree]
+    subprocess.run([*pip, *where], check=True, env=os.environ | {"PIP_CONFIG_FILE": os.devnull})
+
+
 def test_a_conda_environment_is_found_by_its_name(repository):
     repository.make_all()
     shutil.rmtree(repository.root / ".nox" / "llava")
@@ -180,17 +213,21 @@ def test_an_environment_that_is_not_as_pinned(repository, change, said):
     status, words = repository.doctor()
     (line,) = [line for line in lines(words, "environment") if "llava" in line]
     assert status == 1 and "MISSING" in line and said in line
-    assert "nox -s llava --install-only" in line
+    assert line.endswith("nox -s llava --install-only --reuse-venv=never")
 
 
 def test_a_fork_that_is_made_and_not_installed(repository):
     repository.make_all()
     (site,) = (repository.root / ".nox" / "qwen").glob("lib/python*/site-packages")
-    (origin,) = site.glob("transformers-*.dist-info/direct_url.json")
-    origin.unlink()
+    (site / "transformers").mkdir()
+    (site / "transformers" / "__init__.py").write_text("")  # another one, which is found first
     status, said = repository.doctor()
     (line,) = lines(said, "fork Qwen2.5-VL")
-    assert status == 1 and "made, but not installed in the environment" in line
+    assert status == 1
+    assert "made, but not installed: the environment's transformers is .nox/qwen/lib" in line
+    assert line.endswith(
+        "get it: .nox/qwen/bin/python -m pip install -e Qwen2.5-VL/data/transformers-4.50.0"
+    )
 
 
 def test_a_fork_that_was_edited(repository):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,16 +142,66 @@ def test_without_a_checksum_the_known_size_is_asked_for(coco, capsys):
     assert not coco.made("val2014")
 
 
-def test_a_checksum_that_was_recorded_is_held_to(coco, capsys, monkeypatch, make_zip):
+@pytest.fixture
+def pinned(coco, monkeypatch):
+    """Our server's archives are the ones that the program knows; call it to run without flags."""
+    for name, path in (("annotations", "/annotations.zip"), ("val2014", "/val2014.zip")):
+        content = coco.server.files[path]
+        known = {"size": len(content), "md5": hashlib.md5(content).hexdigest()}
+        pin = replace(download_coco.ARCHIVES[name], url=coco.server.url + path, **known)
+        monkeypatch.setitem(download_coco.ARCHIVES, name, pin)
+    return lambda *more: download_coco.main(["--download_path", str(coco.folder), *more])
+
+
+def test_the_known_archives_come_without_a_flag_and_their_sha256_is_recorded(coco, pinned):
+    assert pinned() == 0 and coco.is_whole
+    record = json.loads((coco.folder / "downloads.json").read_text())
+    found = {f"/{name}.zip": entry["sha256"] for name, entry in record.items()}
+    assert found == coco.sha256s
+
+
+def test_the_instructions_name_the_known_archives():
+    instructions = (HERE.parent / "docs" / "reproducing.md").read_text()
+    rows = [row for row in instructions.splitlines() if row.startswith("|")]
+    for archive in download_coco.ARCHIVES.values():
+        known = (archive.url.rpartition("/")[2], archive.md5, f"{archive.size:,} bytes")
+        assert any(all(word in row for word in known) for row in rows)
+
+
+def test_an_archive_of_the_known_size_with_another_md5_is_refused(coco, pinned, capsys):
+    changed = coco.server.files["/val2014.zip"][:-1] + b"!"
+    coco.server.add("/val2014.zip", changed)
+    assert pinned() == 1
+    said = capsys.readouterr().err
+    assert "its md5 is" in said and hashlib.md5(changed).hexdigest() in said
+    assert coco.made("annotations") and not list(coco.folder.glob("val2014*"))
+    (coco.folder / "val2014.zip").write_bytes(changed)  # nor is it taken from the user
+    assert pinned() == 1
+    assert "val2014.zip is not the expected archive: its md5 is" in capsys.readouterr().err
+    assert (coco.folder / "val2014.zip").exists() and not coco.made("val2014")
+
+
+def test_a_mirror_is_held_to_the_known_md5(coco, pinned, capsys, make_zip):
+    other = make_zip({**coco.images, "val2014/more.jpg": b"more"})
+    size = len(coco.server.files["/val2014.zip"])
+    mirror = coco.server.add("/mirror.zip", other[:size])
+    assert pinned("--images_url", mirror) == 1
+    assert "its md5 is" in capsys.readouterr().err
+    mirror = coco.server.add("/mirror.zip", coco.server.files["/val2014.zip"])
+    assert pinned("--images_url", mirror) == 0 and coco.is_whole
+    assert coco.server.ranges_asked("/val2014.zip") == []
+
+
+def test_a_checksum_that_was_recorded_is_held_to(coco, pinned, capsys, monkeypatch, make_zip):
     """What was downloaded once is what comes again, also from a server that changed."""
     assert coco.run("--remove_zip") == 0
     shutil.rmtree(coco.folder / "val2014")
     changed = make_zip({**coco.images, "val2014/more.jpg": b"more"})
     coco.server.add("/val2014.zip", changed)
-    url = f"{coco.server.url}/val2014.zip"
-    official = download_coco.Archive("images", url, len(changed))
+    known = {"size": len(changed), "md5": hashlib.md5(changed).hexdigest()}
+    official = replace(download_coco.ARCHIVES["val2014"], **known)
     monkeypatch.setitem(download_coco.ARCHIVES, "val2014", official)
-    assert download_coco.main(["--download_path", str(coco.folder)]) == 1
+    assert pinned() == 1
     assert coco.sha256s["/val2014.zip"] in capsys.readouterr().err
     assert not coco.made("val2014")
 

@@ -16,11 +16,14 @@ import huggingface_hub
 import pytest
 
 import download_from_huggingface
-from download_from_huggingface import RECORD, read_parts, why_incomplete
+from download_from_huggingface import CHECKPOINTS, RECORD, read_parts, why_incomplete
 
 HERE = Path(download_from_huggingface.__file__).parent
 LLAVA, CLIP = "liuhaotian/llava-v1.5-7b", "openai/clip-vit-large-patch14-336"
 QWEN = "Qwen/Qwen2.5-VL-7B-Instruct"
+PINS = {each.name: each.revision for one in CHECKPOINTS.values() for each in one.repositories}
+FILES = f"/{QWEN}/resolve/{PINS[QWEN]}"
+NEWER = "e" * 40  # a commit that a hub may have on top of the pinned one
 SHARD = "model-00001-of-00001.safetensors"
 SHARDS = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
 
@@ -73,13 +76,14 @@ WANTED = {
 @pytest.fixture
 def large(hub, downloads):
     """A shard that comes in several pieces."""
-    hub.models[QWEN][SHARD] = weights(10, 24_000_000)
-    return hub.models[QWEN][SHARD]
+    content = weights(10, 24_000_000)
+    hub.models[QWEN][PINS[QWEN]][SHARD] = content
+    return content
 
 
 @pytest.fixture
 def downloads(hub, tmp_path):
-    hub.models = {name: dict(files) for name, files in MODELS.items()}
+    hub.models = {name: {PINS[name]: dict(files)} for name, files in MODELS.items()}
     return Downloads(hub, tmp_path / "here")
 
 
@@ -137,7 +141,7 @@ def test_both_checkpoints_come_whole_and_without_what_is_not_read(downloads):
     tower = downloads.llava / json.loads(MODELS[LLAVA]["config.json"])["mm_vision_tower"]
     assert (tower / "pytorch_model.bin").read_bytes() == MODELS[CLIP]["pytorch_model.bin"]
     commits = {part.name: part.commit for part in read_parts(downloads.llava)}
-    assert commits == {name: downloads.hub.commit(name) for name in (LLAVA, CLIP)}
+    assert commits == {name: PINS[name] for name in (LLAVA, CLIP)}
     assert why_incomplete(downloads.llava, hashes=True) == ""
     assert not list(downloads.folder.glob(".*making"))
 
@@ -157,10 +161,9 @@ def test_it_goes_where_the_evaluation_scripts_look():
 
 
 def test_a_dropped_connection_is_resumed(downloads, large):
-    commit = downloads.hub.commit(QWEN)
     # The hub's client asks for the headers first: the second answer is the file.
-    downloads.hub.script[f"/{QWEN}/resolve/{commit}/{SHARD}"] = deque([None, ("cut", 21_000_000)])
-    downloads.hub.script[f"/{QWEN}/resolve/{commit}/merges.txt"] = deque([None, ("cut", 2)])
+    downloads.hub.script[f"{FILES}/{SHARD}"] = deque([None, ("cut", 21_000_000)])
+    downloads.hub.script[f"{FILES}/merges.txt"] = deque([None, ("cut", 2)])
     status, said = downloads.run("qwen")
     assert status == 0, said
     assert downloads.files(downloads.qwen)["merges.txt"] == MODELS[QWEN]["merges.txt"]
@@ -171,25 +174,22 @@ def test_a_dropped_connection_is_resumed(downloads, large):
 
 def test_a_hub_without_ranges(downloads):
     downloads.hub.ranges = False
-    path = f"/{QWEN}/resolve/{downloads.hub.commit(QWEN)}/{SHARD}"
-    downloads.hub.script[path] = deque([None, ("cut", 1000)])
+    downloads.hub.script[f"{FILES}/{SHARD}"] = deque([None, ("cut", 1000)])
     status, said = downloads.run("qwen")
     assert status == 0, said
-    assert downloads.files(downloads.qwen)[Path(path).name] == MODELS[QWEN][Path(path).name]
+    assert downloads.files(downloads.qwen)[SHARD] == MODELS[QWEN][SHARD]
 
 
 def test_an_overloaded_hub_is_asked_again(downloads):
-    commit = downloads.hub.commit(QWEN)
-    downloads.hub.script[f"/api/models/{QWEN}/revision/main"] = deque([503])
-    downloads.hub.script[f"/{QWEN}/resolve/{commit}/merges.txt"] = deque([None, 503])
+    downloads.hub.script[f"/api/models/{QWEN}/revision/{PINS[QWEN]}"] = deque([503])
+    downloads.hub.script[f"{FILES}/merges.txt"] = deque([None, 503])
     status, said = downloads.run("qwen")
     assert status == 0 and "trying again in 1 s" in said, said
 
 
 @pytest.mark.parametrize(("kill", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_run_that_was_stopped_goes_on_where_it_was(downloads, large, kill, status):
-    commit = downloads.hub.commit(QWEN)
-    downloads.hub.script[f"/{QWEN}/resolve/{commit}/{SHARD}"] = deque([None, ("stall", 21_000_000)])
+    downloads.hub.script[f"{FILES}/{SHARD}"] = deque([None, ("stall", 21_000_000)])
     run = downloads.start("qwen")
     assert downloads.hub.stalled.wait(30)
     while not any(part.stat().st_size for part in downloads.folder.rglob("*.incomplete")):
@@ -212,8 +212,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(downloads, large, kill, sta
 
 
 def test_two_runs_at_once_download_once(downloads):
-    path = f"/{QWEN}/resolve/{downloads.hub.commit(QWEN)}/merges.txt"
-    downloads.hub.script[path] = deque([None, ("stall", 1)])
+    downloads.hub.script[f"{FILES}/merges.txt"] = deque([None, ("stall", 1)])
     first = downloads.start("qwen")
     assert downloads.hub.stalled.wait(30)
     second = downloads.start("qwen")
@@ -226,7 +225,6 @@ def test_two_runs_at_once_download_once(downloads):
 
 @pytest.mark.parametrize("file", [SHARD, "merges.txt"])
 def test_a_file_with_another_hash_is_thrown_away(downloads, file):
-    downloads.hub.models[QWEN] = dict(MODELS[QWEN])
     downloads.hub.wrong_hash = {file}
     status, said = downloads.run("qwen")
     assert status == 1 and f"hub announces: {file}. They were thrown away" in said
@@ -251,24 +249,56 @@ def test_a_damaged_checkpoint_is_mended_at_its_commit(downloads, damage):
     assert downloads.served(SHARDS[0]) == [""]
 
 
-def test_a_revision_is_kept_to(downloads):
-    commit = downloads.hub.commit(QWEN)
-    assert downloads.run("qwen", "--revision", commit)[0] == 0
+@pytest.fixture
+def moved_on(downloads):
+    """The hub has a newer commit than the pinned one; its chat template."""
+    downloads.hub.models[QWEN][NEWER] = {**MODELS[QWEN], "chat_template.json": b'{"newer": 1}'}
+    return downloads.hub.models[QWEN][NEWER]["chat_template.json"]
+
+
+def test_the_pinned_commit_comes_though_the_hub_has_moved_on(downloads, moved_on):
     assert downloads.run("qwen")[0] == 0
-    status, said = downloads.run("qwen", "--revision", "other")
-    assert status == 1 and f"holds commit {commit}" in said and "--download_path" in said
+    assert [part.commit for part in read_parts(downloads.qwen)] == [PINS[QWEN]]
+    assert downloads.files(downloads.qwen)["chat_template.json"] != moved_on
+
+
+def test_the_instructions_name_the_pinned_commits():
+    instructions = (HERE.parent / "docs" / "reproducing.md").read_text()
+    rows = [row for row in instructions.splitlines() if row.startswith("|")]
+    for name, commit in PINS.items():
+        assert any(f"`{name}`" in row and f"`{commit}`" in row for row in rows)
+
+
+def test_main_is_the_newest_and_kept_to_from_then_on(downloads, moved_on):
+    assert downloads.run("qwen", "--revision", "main")[0] == 0
+    downloads.hub.models[QWEN]["f" * 40] = dict(MODELS[QWEN])
+    for again in ((), ("--revision", "main"), ("--revision", NEWER)):
+        status, said = downloads.run("qwen", *again)
+        assert status == 0 and f"is complete: {QWEN} at commit {NEWER}" in said
+    assert downloads.files(downloads.qwen)["chat_template.json"] == moved_on
+
+
+def test_main_of_llava_leaves_its_vision_tower_pinned(downloads):
+    downloads.hub.models[LLAVA][NEWER] = downloads.hub.models[CLIP][NEWER] = {}
+    downloads.hub.models[LLAVA]["f" * 40] = dict(MODELS[LLAVA])
+    assert downloads.run("llava", "--revision", "main")[0] == 0
+    assert [part.commit for part in read_parts(downloads.llava)] == ["f" * 40, PINS[CLIP]]
+
+
+@pytest.mark.parametrize("other", ["main", NEWER])
+def test_a_checkpoint_of_another_commit_is_not_taken_for_the_one_asked(downloads, moved_on, other):
+    assert downloads.run("qwen")[0] == 0
+    status, said = downloads.run("qwen", "--revision", other)
+    assert status == 1 and "--download_path" in said
+    assert f"holds commit {PINS[QWEN]}" in said and f"not {other}" in said
     assert set(downloads.files(downloads.qwen)) == WANTED["Qwen2.5-VL-7B-Instruct"]
 
 
-def test_what_came_of_another_revision_is_not_mixed_in(downloads):
-    path = f"/{QWEN}/resolve/{downloads.hub.commit(QWEN)}/{SHARD}"
-    downloads.hub.script[path] = deque([404])
+def test_what_came_of_another_revision_is_not_mixed_in(downloads, moved_on):
+    downloads.hub.script[f"{FILES}/{SHARD}"] = deque([404])
     assert downloads.run("qwen")[0] == 1
-    changed = MODELS[QWEN]["config.json"][::-1]
-    downloads.hub.models[QWEN]["config.json"] = changed
-    status, said = downloads.run("qwen", "--revision", downloads.hub.commit(QWEN))
-    assert status == 0, said
-    assert downloads.files(downloads.qwen)["config.json"] == changed
+    assert downloads.run("qwen", "--revision", "main")[0] == 0
+    assert downloads.files(downloads.qwen)["chat_template.json"] == moved_on
 
 
 @pytest.mark.parametrize(
@@ -278,8 +308,8 @@ def test_what_came_of_another_revision_is_not_mixed_in(downloads):
         ({"token": "secret", "given": "wrong"}, "the one that you gave is invalid"),
         ({"gated": {QWEN}}, "is gated: accept the terms"),
         ({"revision": "v9"}, "has no revision v9. Check --revision"),
-        ({"models": {}}, "the hub shows no Qwen/Qwen2.5-VL-7B-Instruct at main"),
-        ({"models": {QWEN: {"config.json": b"{}"}}}, "holds no weights"),
+        ({"models": {}}, "the hub shows no Qwen/Qwen2.5-VL-7B-Instruct at cc594898"),
+        ({"models": {QWEN: {PINS[QWEN]: {"config.json": b"{}"}}}}, "holds no weights"),
         ({"offline": "1"}, "HF_HUB_OFFLINE forbids the network"),
     ],
     ids=str,
@@ -305,7 +335,7 @@ def test_the_token_goes_to_the_hub(downloads):
 
 
 def test_a_file_larger_than_the_disk_is_not_begun(downloads):
-    downloads.hub.models[QWEN][SHARD] = Huge(b"w")
+    downloads.hub.models[QWEN][PINS[QWEN]][SHARD] = Huge(b"w")
     status, said = downloads.run("qwen")
     assert status == 1 and "are needed" in said and "--download_path" in said
     assert downloads.served("merges.txt") == []

@@ -32,12 +32,12 @@ def requirements(family: str) -> list[str]:
 
 
 @by_family
-def test_the_environment_has_the_name_that_the_readme_activates(family):
+def test_the_environment_has_the_name_that_the_instructions_activate(family):
     name, path = FAMILIES[family]
     assert read(family)["name"] == name
-    readme = (ROOT / "README.md").read_text()
-    assert f"conda env create -f {path.relative_to(ROOT)}" in readme
-    assert f"conda activate {name}" in readme
+    instructions = (ROOT / "docs" / "reproducing.md").read_text()
+    assert f"conda env create -f {path.relative_to(ROOT)}" in instructions
+    assert f"conda activate {name}" in instructions
 
 
 @by_family

@@ -132,7 +132,7 @@ def test_a_part_without_its_origin_is_not_used(server, tmp_path):
 def test_a_run_killed_while_it_verified_needs_no_byte_again(server, tmp_path, monkeypatch):
     url = server.add("/f", CONTENT)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fetching, "digests", _interrupt)
+        patch.setattr(fetching, "verify", _interrupt)
         fetch(url, tmp_path / "f")
     assert not (tmp_path / "f").exists()
     fetch(url, tmp_path / "f", digest=SHA256)

@@ -1,0 +1,47 @@
+"""What .ci/run takes and runs; the commands themselves are run by it, not here."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "run"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Call it with arguments; the value is what it says, and the commands that it ran by name."""
+    noted = tmp_path / "noted"
+    for tool in ("python", "nox"):
+        (tmp_path / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >> "{noted}"\n')
+        (tmp_path / tool).chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), "/usr/bin", "/bin"])
+
+    def call(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        environment = os.environ | {"PATH": path, "TMPDIR": str(tmp_path)}
+        said = subprocess.run(
+            [SCRIPT, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
+        return said, noted.read_text().splitlines() if noted.exists() else []
+
+    return call
+
+
+def test_without_an_argument_it_runs_the_two_commands_of_the_readme(run):
+    said, commands = run()
+    assert said.returncode == 0, said.stderr
+    assert commands[1:] == ["python -m pip install nox", "nox -s demo", "nox"]
+    assert commands[0].startswith("python -m venv ")
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_says_what_it_does_and_runs_nothing(run, flag):
+    said, commands = run(flag)
+    assert said.returncode == 0 and said.stdout.startswith("usage: .ci/run") and commands == []
+
+
+@pytest.mark.parametrize("arguments", [("lint",), ("--fast",), ("",), ("--help", "lint")], ids=str)
+def test_any_other_argument_is_an_error_and_runs_nothing(run, arguments):
+    said, commands = run(*arguments)
+    assert said.returncode == 2 and "takes no argument" in said.stderr and commands == []
