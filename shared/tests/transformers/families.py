@@ -71,7 +71,6 @@ class Family(NamedTuple):
     nested: bool = False  # images are given as (rows, images of a row, ...)
     types: str | None = None  # the argument that marks the vision tokens with their modality
     # Whether `generate` hands the prompt over to a language model that knows of no images.
-    handed_over: bool = False
     # Whether the model's own logits stay the same when its prompt is padded.
     padded: bool = True
     # What the model does to its LM head's product.
@@ -954,13 +953,11 @@ FAMILIES = {
         _blip2,
         _plain_image(QUERIES),
         images=(1, 1, 1),
-        handed_over=True,
     ),
     "InstructBLIP": Family(
         "InstructBlipForConditionalGeneration",
         _instructblip,
         _question,
         images=(1, 1, 1),
-        handed_over=True,
     ),
 }

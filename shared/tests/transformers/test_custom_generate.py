@@ -11,15 +11,15 @@ import transformers
 from safetensors.torch import load_file
 
 import revisit
-from releases import CALLABLE
+from releases import RELEASE
 from revisit import ReVisiTConfig
 from servers import Hub
 from small_llama import PAD, PROMPTS, batch, make_model, new_tokens
 
-if not CALLABLE:
-    pytest.skip("custom_generate takes a callable since 4.56", allow_module_level=True)
+if RELEASE < (4, 52):
+    pytest.skip("custom_generate came with 4.52", allow_module_level=True)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SETTINGS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
 
 
@@ -35,13 +35,10 @@ def model():
 
 
 @pytest.mark.parametrize("given", [dict, lambda **settings: ReVisiTConfig(**settings)])
-def test_the_folder_gives_what_the_function_gives(model, given):
+def test_the_folder_gives_what_attach_gives(model, given):
     arguments = {**batch(PROMPTS), **SETTINGS}
-    expected = model.generate(
-        **arguments,
-        custom_generate=revisit.generate,
-        revisit_config=ReVisiTConfig(layers="all", alpha=0.02),
-    )
+    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=0.02)):
+        expected = model.generate(**arguments)
     output = model.generate(
         **arguments,
         custom_generate=str(ROOT),
@@ -84,11 +81,8 @@ def test_a_checkpoint_may_carry_the_folder(model, tmp_path):
     assert torch.equal(carrying.lm_head.weight, weights["lm_head.weight"])
     arguments = {**batch(PROMPTS), **SETTINGS, "eos_token_id": None}
     output = carrying.generate(**arguments, revisit_config={"layers": "all", "alpha": 0.02})
-    expected = model.generate(
-        **arguments,
-        custom_generate=revisit.generate,
-        revisit_config=ReVisiTConfig(layers="all", alpha=0.02),
-    )
+    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=0.02)):
+        expected = model.generate(**arguments)
     assert output.tolist() == expected.tolist()
 
 
@@ -123,10 +117,6 @@ def test_a_repository_of_the_hub_may_be_named(model, tmp_path):
     finally:
         hub.close()
     assert run.returncode == 0, run.stderr
-    expected = model.generate(
-        **batch(PROMPTS),
-        **SETTINGS,
-        custom_generate=revisit.generate,
-        revisit_config=ReVisiTConfig(alpha=0.02),
-    )
+    with revisit.attach(model, ReVisiTConfig(alpha=0.02)):
+        expected = model.generate(**batch(PROMPTS), **SETTINGS)
     assert run.stdout.strip() == str(expected)

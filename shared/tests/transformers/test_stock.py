@@ -12,14 +12,13 @@ import transformers
 from safetensors.torch import load_file
 
 import revisit
-from releases import CALLABLE
 from revisit import ReVisiTConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QWEN = ROOT / "Qwen2.5-VL" / "tests" / "golden"
 LLAVA = ROOT / "LLaVA1.5" / "tests" / "golden"
+# Other settings leave fewer candidates than V_cons.
 SETTINGS = {"do_sample", "use_revisit", "early_exit_layers", "relative_top"}
-ROUTES = ["attach", "custom_generate"] if CALLABLE else ["attach"]
 
 
 def greedy_cases(folder: Path) -> list[dict[str, Any]]:
@@ -32,7 +31,7 @@ def name(case: dict[str, Any]) -> str:
     return " ".join([case.get("images") or case["pixel_values"], *settings])
 
 
-def check(model: Any, inputs: dict[str, Any], case: dict[str, Any], route: str) -> None:
+def check(model: Any, inputs: dict[str, Any], case: dict[str, Any]) -> None:
     given = dict(case["generate"])
     asked = given.pop("use_revisit", False)
     config = ReVisiTConfig(
@@ -49,32 +48,16 @@ def check(model: Any, inputs: dict[str, Any], case: dict[str, Any], route: str) 
     trace = None
     if not asked:
         output = model.generate(**inputs, **settings)
-    elif route == "custom_generate":
-        output = model.generate(
-            **inputs, **settings, custom_generate=revisit.generate, revisit_config=config
-        )
-        trace = output.revisit_trace
     else:
-        with revisit.attach(model, config) as processor:
-            output = model.generate(**inputs, **settings, logits_processor=[processor])
-        trace = processor.trace
+        with revisit.attach(model, config) as run:
+            output = model.generate(**inputs, **settings)
+        trace = run.trace
     assert output.sequences[0, inputs["input_ids"].shape[1] :].tolist() == case["tokens"]
     for scores, expected in zip(output.scores, case["top_scores"], strict=False):
         tokens, values = zip(*expected, strict=True)
         assert scores[0, list(tokens)].tolist() == pytest.approx(values, abs=1e-4)
-    # Penalties leave fewer candidates than V_cons.
     if trace is not None and set(case["generate"]) <= SETTINGS:
         assert [step.candidates for step in trace[0]] == case["candidates"]
-
-
-def routes(cases: list[dict[str, Any]]) -> list[Any]:
-    """Each case by each route; penalties of an unpatched release run before what is attached."""
-    return [
-        pytest.param(case, route, id=f"{route} {name(case)}")
-        for case in cases
-        for route in ROUTES
-        if route == "custom_generate" or set(case["generate"]) <= SETTINGS
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +73,8 @@ def pixels() -> dict[str, torch.Tensor]:
     return load_file(QWEN / "pixel_values.safetensors")
 
 
-@pytest.mark.parametrize(("case", "route"), routes(greedy_cases(QWEN)))
-def test_qwen_gives_the_published_tokens_and_scores(qwen, pixels, case, route):
+@pytest.mark.parametrize("case", greedy_cases(QWEN), ids=name)
+def test_qwen_gives_the_published_tokens_and_scores(qwen, pixels, case):
     input_ids = torch.tensor([case["input_ids"]])
     inputs = {
         "input_ids": input_ids,
@@ -102,7 +85,7 @@ def test_qwen_gives_the_published_tokens_and_scores(qwen, pixels, case, route):
     # Newer releases want what their processor tells them: which tokens are of an image.
     if "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:
         inputs["mm_token_type_ids"] = (input_ids == qwen.config.image_token_id).long()
-    check(qwen, inputs, case, route)
+    check(qwen, inputs, case)
 
 
 @pytest.fixture(scope="module")
@@ -160,8 +143,8 @@ def images() -> dict[str, torch.Tensor]:
     return load_file(LLAVA / "images.safetensors")
 
 
-@pytest.mark.parametrize(("case", "route"), routes(greedy_cases(LLAVA)))
-def test_llava_gives_the_published_tokens_and_scores(llava, images, case, route):
+@pytest.mark.parametrize("case", greedy_cases(LLAVA), ids=name)
+def test_llava_gives_the_published_tokens_and_scores(llava, images, case):
     places = llava.config.vision_config
     count = (places.image_size // places.patch_size) ** 2
     ids = []
@@ -173,4 +156,4 @@ def test_llava_gives_the_published_tokens_and_scores(llava, images, case, route)
         "attention_mask": torch.ones_like(input_ids),
         "pixel_values": images[case["images"]],
     }
-    check(llava, inputs, case, route)
+    check(llava, inputs, case)
