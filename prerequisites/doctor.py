@@ -161,9 +161,9 @@ def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> 
 
 
 def _fork(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
-    # revisit.fork needs the standard library only: any Python can run it from the sources.
+    # revisit.forks.make needs the standard library only: any Python can run it from the sources.
     check = subprocess.run(
-        [sys.executable, "-m", "revisit.fork", family.folder, "--check"],
+        [sys.executable, "-m", "revisit.forks.make", family.folder, "--check"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "shared" / "src")},
         capture_output=True,
