@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import download_nltk
-from revisit import fork
+from revisit.forks import make
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "prerequisites" / "demo"
@@ -77,11 +77,11 @@ class Repository:
         (info / "METADATA").write_text("\n".join(fields))
 
     def make_fork(self, family: str) -> Path:
-        pin = fork.read_pin(self.root / family)
-        tree = self.root / family / "data" / pin.folder
+        patch = make.find_patch(self.root / family)
+        tree = self.root / family / "data" / patch.file.stem
         tree.mkdir(parents=True)
         (tree / "setup.py").write_text("")
-        fork._write_state(tree, pin)
+        make.write_state(tree, patch)
         return tree
 
     def make_downloads(self) -> None:

@@ -45,7 +45,8 @@ class Patch(NamedTuple):
 
     def apply(self, folder: Path, paths: Collection[str], to: Side) -> None:
         """Have git bring files below `folder` from the other side; `ReleaseError`, files spoilt."""
-        git = ["git", "apply", "-p2", "--unidiff-zero", *(f"--include={path}" for path in paths)]
+        fit = [f"--include={path}" for path in paths if self.side(folder, path) != "modified"]
+        git = ["git", "apply", "-p2", "--unidiff-zero", *fit, "--exclude=*"]
         git += [*["--reverse"] * (to == "unpatched"), str(self.file.absolute())]
         try:
             done = subprocess.run(git, cwd=folder, env=os.environ | _ALONE, capture_output=True)
