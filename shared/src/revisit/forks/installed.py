@@ -62,7 +62,7 @@ class Install:
         advice = _ADVICE["fork" if self.is_fork else self.state].format(
             modified=", ".join(str(self.package.parent / path) for path in modified),
             reinstall=f"pip install --force-reinstall --no-deps transformers=={self.version}",
-            releases=", ".join(sorted(file.stem for file in PATCHES.glob("*.patch"))),
+            releases=", ".join(sorted(file.stem.split("-")[1] for file in PATCHES.glob("*.patch"))),
         )
         return f"transformers {self.version} in {self.package}: {self.state}. {advice}"
 
@@ -118,8 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to: Side = "unpatched" if options.revert else "patched"
     try:
         if not (package := find_package()):
-            said = f"{sys.executable} finds no Transformers: install one with its pip"
-            print(f"revisit-patch: {said}, and run this again.", file=sys.stderr)
+            print(f"{sys.executable} finds no Transformers: install one first.", file=sys.stderr)
             return EXIT_STATUS["another release"] if options.check else 1
         if options.check:
             print(install := Install(package))

@@ -26,10 +26,9 @@ def find_patch(family: Path) -> Patch:
     """The one patch of a family folder; `ReleaseError` where there is none, or another one."""
     found = sorted(family.glob("*.patch"))
     if len(found) != 1:
-        names = ", ".join(patch.name for patch in found) or "none"
         raise ReleaseError(
-            f"{family} has to hold exactly one patch; it holds {names}. Name a family folder, such "
-            "as LLaVA1.5, and restore a lost patch with `git checkout`."
+            f"{family} has to hold exactly one patch; it has {len(found)}. Name a family folder, "
+            "such as LLaVA1.5, and restore a lost patch with `git checkout`."
         )
     # It links to the package's own patch: a folder copied to elsewhere still names it.
     return read_patch(found[0] if found[0].exists() else PATCHES / found[0].name)
@@ -55,8 +54,7 @@ def why_make(tree: Path, patch: Patch) -> tuple[str, bool]:
 def make(tree: Path, patch: Patch, keep: bool) -> None:
     """Make the fork `tree`; an old one is replaced, or with `keep` stays beside it.
 
-    It appears in one step when all is done: what fails before, by `ReleaseError`, `OSError` or
-    `tarfile.TarError`, leaves the old one as it was.
+    It appears in one step when all is done; what fails before leaves the old one as it was.
     """
     work = tree.with_name(f".{patch.file.stem}.making")
     shutil.rmtree(work, ignore_errors=True)  # what a killed run left
@@ -68,8 +66,8 @@ def make(tree: Path, patch: Patch, keep: bool) -> None:
         write_state(made, patch)
         if keep:
             others = (tree.with_name(f"{tree.name}.edited-{n}") for n in itertools.count(1))
-            kept = next(path for path in others if not path.exists())
-            print(f"The old folder had edits. It is kept as {tree.rename(kept)}.")
+            kept = tree.rename(next(path for path in others if not path.exists()))
+            print(f"The old folder had edits. It is kept as {kept}.")
         elif tree.exists():
             tree.rename(work / "old")
         made.rename(tree)
