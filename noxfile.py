@@ -111,7 +111,7 @@ def build(session: nox.Session, requirements: str, family: str | None = None) ->
         session.install("-r", requirements, silent=False)  # minutes: show pip at work
         session.install("-e", "shared")
     if family:
-        session.run_install("python", "-m", "revisit.fork", family)
+        session.run_install("python", "-m", "revisit.forks.make", family)
     if changed:
         if family:
             (patch,) = Path(family).glob("*.patch")

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from revisit.columns import Columns, LMHead
+from revisit.step import refine
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
@@ -24,8 +26,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import published
 from revisit import ReVisiTConfig
-from revisit.columns import Columns, LMHead
-from revisit.step import refine
 
 DOCS = Path(__file__).parents[1] / "docs"
 CONFIG = ReVisiTConfig()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from revisit.step import constrain
 
 import cost
 import published
-from revisit.step import constrain
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "shared/tests/golden/step.json").read_text())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import download_nltk
-from revisit import fork
+from revisit.forks import make
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "prerequisites" / "demo"
@@ -89,7 +89,7 @@ class Repository:
         (tree / "src" / name).mkdir(parents=True)
         (tree / "src" / name / "__init__.py").write_text("")
         (tree / "setup.py").write_text(SETUP.format(name, version))
-        fork._write_state(tree, fork.read_pin(self.root / family))
+        make.write_state(tree, make.find_patch(self.root / family))
         return tree
 
     def make_downloads(self) -> None:

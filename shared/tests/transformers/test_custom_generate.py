@@ -99,9 +99,8 @@ def test_a_repository_of_the_hub_may_be_named(model, tmp_path):
     """A process of its own, since the hub's client reads its address once."""
     hub = Hub()
     folder = ROOT / "custom_generate"
-    hub.models["someone/revisit"] = {
-        f"custom_generate/{path.name}": path.read_bytes() for path in folder.glob("*.*")
-    }
+    files = {f"custom_generate/{path.name}": path.read_bytes() for path in folder.glob("*.*")}
+    hub.models["someone/revisit"] = {"0" * 40: files}
     own = {
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(tmp_path),

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from revisit.fork import ForkError, read_pin, unpack
-from revisit.patchfile import PATCHES
+from revisit.forks.make import find_patch, unpack
+from revisit.forks.patch import PATCHES, read_patch
 
 TOP = "sample-1.0"
 SOURCE = f"{TOP}/src/sample/value.py"
@@ -42,7 +43,7 @@ FILES = {
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     ),
     f"{TOP}/backend.py": BACKEND,
-    f"{TOP}/src/sample.egg-info/PKG-INFO": "stale\n",
+    f"{TOP}/src/sample.egg-info/PKG-INFO": "the release's\n",
     f"{TOP}/src/sample/other.py": "other = 1\n",
     SOURCE: "first = 1\nvalue = 1\n",
 }
@@ -165,7 +166,7 @@ class Family:
 
     def start(self, *flags: str, **more: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "revisit.fork", str(self.folder), *flags],
+            [sys.executable, "-m", "revisit.forks.make", str(self.folder), *flags],
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -176,7 +177,7 @@ class Family:
     def run(self, *flags: str, **more: object) -> tuple[int, str, str]:
         process = self.start(*flags, **more)
         out, err = process.communicate(timeout=60)
-        assert 'fork.py", line' not in err, "a traceback of ours"
+        assert 'make.py", line' not in err, "a traceback of ours"
         return process.returncode, out, err
 
     def left(self) -> list[str]:
@@ -211,13 +212,12 @@ def test_the_release_is_unpacked_and_patched_inside_an_enclosing_repository(
 ) -> None:
     assert first_made.source.read_text() == "first = 1\nvalue = 2\n"
     assert first_made.left() == [TOP]
-    assert not (first_made.tree / "src/sample.egg-info").exists()
     assert first_made.backend_ran.exists()
 
 
 def test_a_second_run_downloads_and_changes_nothing(made: Family, index: Index) -> None:
-    (made.tree / "src/sample.egg-info").mkdir()  # as installing and running the fork do
-    (made.tree / "src/sample.egg-info/PKG-INFO").touch()
+    # As installing and running the fork do.
+    (made.tree / "src/sample.egg-info/PKG-INFO").write_text("its own\n")
     (made.tree / "src/sample/__pycache__").mkdir()
     (made.tree / "src/sample/__pycache__/value.pyc").touch()
     before = made.tree.stat().st_ino
@@ -299,7 +299,7 @@ def test_without_a_network_the_error_says_so_and_the_old_tree_stays(
     made.environment |= {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1"}
     status, _, err = made.run()
     assert status == 1
-    assert "package index cannot be reached" in err
+    assert "check the network" in err
     assert "pip config list" in err
     assert made.source.read_text() == "first = 1\nvalue = 2\n"
     assert made.left() == [TOP]
@@ -309,7 +309,8 @@ def test_an_index_without_the_release_is_named(family: Family, index: Index) -> 
     family.patch = family.patch.rename(family.folder / "sample-2.0.patch")
     status, _, err = family.run()
     assert status == 1
-    assert "no source archive of sample-2.0" in err
+    assert "could not download sample-2.0" in err
+    assert "another index" in err
     assert family.left() == []
 
 
@@ -344,24 +345,26 @@ def test_a_patch_that_does_not_apply_is_named(made: Family, index: Index) -> Non
     status, _, err = made.run()
     assert status == 1
     assert f"{made.patch} does not apply" in err
-    assert "src/sample/value.py" in err
+    assert "sample/value.py" in err
     assert made.source.read_text() == "first = 1\nvalue = 2\n"
     assert made.left() == [TOP]
 
 
-def test_no_other_program_is_needed(family: Family, tmp_path: Path) -> None:
+def test_a_missing_git_is_named(family: Family, tmp_path: Path) -> None:
     family.environment["PATH"] = str(tmp_path / "no-programs")
-    assert family.run()[0] == 0
-    assert family.source.read_text() == "first = 1\nvalue = 2\n"
+    status, _, err = family.run()
+    assert status == 1
+    assert "git" in err
+    assert "PATH" in err
+    assert family.left() == []
 
 
 def test_a_family_folder_copied_away_from_the_package_finds_its_patch(tmp_path: Path) -> None:
     family = tmp_path / "LLaVA1.5"
     family.mkdir()
     name = "transformers-4.31.0.patch"
-    (family / name).symlink_to(f"../shared/src/revisit/patches/{name}")
-    assert read_pin(family).version == "4.31.0"
-    assert read_pin(family).patch.read_bytes() == (PATCHES / name).read_bytes()
+    (family / name).symlink_to(f"../shared/src/revisit/forks/patches/{name}")
+    assert find_patch(family).file.read_bytes() == (PATCHES / name).read_bytes()
 
 
 def test_a_write_that_fails_leaves_the_old_tree(made: Family, index: Index) -> None:
@@ -371,7 +374,6 @@ def test_a_write_that_fails_leaves_the_old_tree(made: Family, index: Index) -> N
     status, _, err = made.run(preexec_fn=limit)
     assert status == 1
     assert "File too large" in err
-    assert "run this again" in err
     assert made.source.read_text() == "first = 1\nvalue = 2\n"
     assert made.left() == [TOP]
 
@@ -380,7 +382,7 @@ def test_a_place_that_cannot_be_written_is_named(family: Family) -> None:
     family.data.write_text("a file where the folder goes")
     status, _, err = family.run()
     assert status == 1
-    assert f"cannot write {family.data}" in err
+    assert str(family.data) in err
 
 
 @pytest.mark.parametrize("flags", [(), ("--check",)])
@@ -398,41 +400,72 @@ def test_a_patch_without_the_hash_of_its_release_is_named(family: Family) -> Non
     assert "sdist-sha256" in err
 
 
-@pytest.mark.parametrize(
-    "name, kind",
-    [
-        ("../out.py", tarfile.REGTYPE),
-        (f"{TOP}/../../out.py", tarfile.REGTYPE),
-        ("/tmp/out.py", tarfile.REGTYPE),
-        ("out.py", tarfile.REGTYPE),
-        (f"{TOP}/link", tarfile.SYMTYPE),
-        (f"{TOP}/link", tarfile.LNKTYPE),
-        (f"{TOP}/device", tarfile.FIFOTYPE),
-    ],
-)
-def test_an_archive_that_climbs_out_is_refused_whole(
-    tmp_path: Path, name: str, kind: bytes
-) -> None:
-    archive = tmp_path / "unsafe.tar.gz"
+def packed(archive: Path, name: str, kind: bytes) -> Path:
+    """A .tar.gz of a good file and one more member."""
     with tarfile.open(archive, "w:gz") as tar:
         tar.addfile(tarfile.TarInfo(f"{TOP}/good.py"))
         member = tarfile.TarInfo(name)
         member.type = kind
         member.linkname = "../../out.py"
         tar.addfile(member)
-    with pytest.raises(ForkError, match="unsafe"):
-        unpack(archive, tmp_path / "unpacked", TOP)
-    assert list(tmp_path.iterdir()) == [archive]
+    return archive
 
 
-def test_an_archive_cut_short_is_an_error(tmp_path: Path) -> None:
-    archive = tmp_path / "short.tar.gz"
-    archive.write_bytes(sdist(FILES)[:-40])
-    with pytest.raises(ForkError, match="cannot be read"):
-        unpack(archive, tmp_path / "unpacked", TOP)
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("../out.py", tarfile.REGTYPE),
+        (f"{TOP}/../../out.py", tarfile.REGTYPE),
+        (f"{TOP}/link", tarfile.SYMTYPE),
+        (f"{TOP}/link", tarfile.LNKTYPE),
+        (f"{TOP}/device", tarfile.FIFOTYPE),
+    ],
+)
+def test_an_archive_that_climbs_out_is_refused(tmp_path: Path, name: str, kind: bytes) -> None:
+    archive = packed(tmp_path / "unsafe.tar.gz", name, kind)
+    with pytest.raises(tarfile.FilterError):
+        unpack(archive, tmp_path / "unpacked")
+    assert {path.name for path in tmp_path.rglob("*")} <= {archive.name, "unpacked", TOP, "good.py"}
+
+
+def test_an_absolute_path_in_an_archive_stays_below_the_folder(tmp_path: Path) -> None:
+    outside = tmp_path / "outside" / "out.py"
+    unpack(packed(tmp_path / "unsafe.tar.gz", str(outside), tarfile.REGTYPE), tmp_path / "unpacked")
+    assert not outside.exists()
+
+
+def test_a_python_without_filters_unpacks_what_the_hash_vouches_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = packed(tmp_path / "safe.tar.gz", f"{TOP}/file.py", tarfile.REGTYPE)
+    monkeypatch.delattr(tarfile, "data_filter")
+    unpack(archive, tmp_path / "unpacked")
+    assert (tmp_path / "unpacked" / TOP / "file.py").exists()
+
+
+@pytest.mark.skipif(not shutil.which("realpath"), reason="the guide's commands are GNU's")
+def test_the_guide_writes_a_patch_anew_from_an_edited_fork(made: Family, tmp_path: Path) -> None:
+    (commands,) = re.findall(r"```sh\n(.*?)```", (PATCHES / "README.md").read_text(), re.DOTALL)
+    head, _, rest = commands.partition("\n")
+    assert head == "name=transformers version=4.50.0 family=Qwen2.5-VL"
+    made.source.write_text("zeroth = 0\nfirst = 1\nvalue = 5\n")
+    (made.tree / "src/sample/__pycache__").mkdir()
+    (made.tree / "src/sample/__pycache__/value.pyc").touch()
+    (tmp_path / "python").symlink_to(sys.executable)
+    environment = {**made.environment, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    code = f"name=sample version=1.0 family={made.folder.name}\n{rest}"
+    subprocess.run(["bash", "-euc", code], cwd=made.folder.parent, env=environment, check=True)
+    assert made.patch.read_text().startswith("A patch.\n\nsdist-sha256: ")
+    assert list(read_patch(made.patch).hashes) == ["sample/value.py"]
+    shutil.rmtree(made.tree)
+    assert made.run()[0] == 0
+    assert made.source.read_text() == "zeroth = 0\nfirst = 1\nvalue = 5\n"
 
 
 def test_the_command_starts_without_the_packages_it_installs() -> None:
-    code = "import sys, revisit.fork; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys, revisit.forks.make, revisit.forks.installed;"
+        "print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"

@@ -1,0 +1,1 @@
+"""A release of Transformers with ReVisiT: forked (`make`) or installed already (`installed`)."""
