@@ -39,10 +39,21 @@ def test_a_list_of_layers_is_kept_unchangeable_and_in_order():
 def test_published_names_give_the_settings_that_they_stand_for():
     assert from_published() == ReVisiTConfig()
     flags = {"early_exit_layers": [2, 4], "relative_top": 0.1, "revisit_divergence": "js"}
-    flags |= {"revisit_selection": "max", "revisit_no_vision": "plain", "revisit_trace": True}
+    flags |= {
+        "revisit_selection": "max",
+        "revisit_seed": 3,
+        "revisit_no_vision": "plain",
+        "revisit_trace": True,
+    }
     assert flags.keys() == PUBLISHED.keys()
     assert from_published(**flags) == ReVisiTConfig(
-        layers=[2, 4], alpha=0.1, divergence="js", selection="max", no_vision="plain", trace=True
+        layers=[2, 4],
+        alpha=0.1,
+        divergence="js",
+        selection="max",
+        seed=3,
+        no_vision="plain",
+        trace=True,
     )
     with pytest.raises(TypeError, match=r"\['alpha'\].*relative_top"):
         from_published(alpha=0.1)

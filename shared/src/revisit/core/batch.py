@@ -1,208 +1,285 @@
 """One decoding step for the rows of a batch, fast.
 
-What it computes is in `revisit.core.step`, formula by formula. Here the rows share passes over
-memory, each row's vision-token logits come from the columns that its session keeps, and all sizes
-that depend on the data are read at once: a GPU is waited for once a step.
+What it computes is in `revisit.core.step`, formula by formula. Here the rows share every pass over
+memory, whatever the number of their vision states, of their plausible words, and their settings:
+the shorter are filled up to the longest, and what fills them is left out of sums and choices. So a
+step takes as many operators for many rows as for one, until a temporary would exceed its budget;
+then the rows are taken in parts. Words that are new to a prompt cost a matrix product, and a few
+operators more, for each prompt that has some. All sizes that depend on the data are read at once:
+a GPU is waited for once a step.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from revisit.core import onepass
-from revisit.core.columns import Columns, Found
+from revisit.core.columns import Columns, positions, put
 from revisit.core.session import Session
 from revisit.core.step import LARGEST, Step, check, divergence, select
 
 # A logit whose probability is 0, in place of -inf where 0 * inf would be NaN.
 _IMPOSSIBLE = -1e20
 
-# Blocks of fewer vision states cost more than the cache gains.
-_NARROWEST = 128
 
-
-def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, list[Step | None]]:
+def refine(
+    scores: Tensor, sessions: Sequence[Session | None]
+) -> tuple[Tensor, list[Step | None]]:
     """Refine a batch: each row by its own session, whatever its neighbours are.
 
     Args:
         scores: (B, V) scores of the model; any floating dtype.
-        sessions: B entries, shared by rows of one prompt; rows with None keep their scores.
+        sessions: B entries of one pool, shared by rows of one prompt; rows with None keep their
+            scores.
 
     Returns:
         (B, V) float32 refined scores, and what was decided for each row.
 
     Raises:
-        ValueError: the scores of a row with a session hold NaN, or are -inf for every token.
+        ValueError: the scores of a row with a session hold NaN, or are -inf for every token; the
+            sessions are not of one pool, or one of them is closed.
     """
-    seen = {row: session for row, session in enumerate(sessions) if session is not None}
     steps: list[Step | None] = [None] * len(sessions)
-    if not seen:
+    seeing = [session for session in sessions if session is not None]
+    if not seeing:
         return scores.to(torch.float32, copy=True), steps
-    device = next(iter(seen.values())).columns.slots.device
-    logits = scores.to(device, torch.float32)
-    words, lengths = _look_up(logits, seen)
-    refined = torch.full_like(logits, -math.inf)
-    if len(seen) < len(sessions):
-        for row in range(len(sessions)):
-            if row not in seen:
-                refined[row] = logits[row]
-    for part in _parts(seen, lengths):
-        own = [seen[row] for row in range(part.start, part.stop)]
-        steps[part] = _refine(refined[part], logits[part], words[part], lengths[part], own)
+    pool = seeing[0].columns.pool
+    if pool.latest is None or pool.latest.sessions != list(sessions):
+        pool.latest = Rows(sessions)
+    rows: Rows = pool.latest
+    logits = scores.to(pool.table.device, torch.float32)
+    own = logits if rows.index is None else logits.index_select(0, rows.index)
+    refined, decided = _refine(own, rows)
+    for row, step in zip(rows.seeing, decided, strict=True):
+        steps[row] = step
+    if rows.index is not None:
+        refined = logits.index_copy(0, rows.index, refined)
     return refined.to(scores.device), steps
 
 
-def _look_up(logits: Tensor, seen: Mapping[int, Session]) -> tuple[Tensor, list[int]]:
+class Rows:
+    """What the sessions of a batch decide alone, made once for all steps that they take together.
+
+    Attributes:
+        seeing: the rows that have a session; all that follows is about these R rows alone.
+        index: (R,) the same on the device, None where all have one.
+        prompts: the P distinct prompts, and `slots` their rows in the tensors of the pool.
+        members: (P, most) the rows of each prompt, the first repeated; None where P = R.
+        shift: log alpha, or (R, 1) where it differs; `lowest` is the least alpha.
+        void: (R, M) bool, what lies behind a row's own vision states; None where M is the same.
+        begins: (2, R, 1) where a row begins in flat logits, and its prompt in flat slots.
+    """
+
+    def __init__(self, sessions: Sequence[Session | None]) -> None:
+        self.sessions = list(sessions)
+        self.seeing = [row for row, session in enumerate(sessions) if session is not None]
+        self.own = [session for session in sessions if session is not None]
+        self.columns = [session.columns for session in self.own]
+        self.pool = pool = self.columns[0].pool
+        if not all(each.pool is pool and each.open for each in self.columns):
+            raise ValueError("the sessions of a batch must be open, and be of one pool")
+        device = pool.table.device
+        self.index = put(self.seeing, device) if len(self.own) < len(sessions) else None
+        self.prompts = list(dict.fromkeys(self.columns))
+        places = [each.row for each in self.prompts]
+        in_order = places == list(range(places[0], places[0] + len(places)))
+        self.slots = slice(places[0], places[-1] + 1) if in_order else put(places, device)
+        self.members = None
+        if len(self.prompts) < len(self.own):
+            each = [[r for r, own in enumerate(self.columns) if own is p] for p in self.prompts]
+            most = max(map(len, each))
+            self.members = put([r + r[:1] * (most - len(r)) for r in each], device)
+        alphas = [session.config.alpha for session in self.own]
+        self.lowest = min(alphas)
+        logs = [math.log(alpha) if alpha else -math.inf for alpha in alphas]
+        self.shift: float | Tensor = logs[0]
+        if len(set(logs)) > 1:
+            self.shift = torch.tensor(logs, dtype=torch.float32).unsqueeze(1).to(device)
+        self.tokens = [each.tokens for each in self.columns]
+        self.void = None
+        if len(set(self.tokens)) > 1:
+            state = torch.arange(max(self.tokens), device=device)
+            self.void = state >= put(self.tokens, device).unsqueeze(1)
+        first = range(0, len(self.own) * pool.head.size, pool.head.size)
+        begins = [list(first), [each.base for each in self.columns]]
+        self.begins = put(begins, device).unsqueeze(2)
+        self.kinds = [(each.config.divergence, each.config.selection) for each in self.own]
+
+
+class Candidates(NamedTuple):
+    """The rows of a step in the order in which they are taken, and the words of their V_cons."""
+
+    order: Sequence[int]  # of each, its row
+    lengths: Sequence[int]  # |V_cons|
+    columns: Sequence[Columns]
+    words: Tensor  # (R, C) int64: V_cons, ascending, its last word repeated
+    beyond: Tensor | None  # (R, C) bool: where it is repeated
+    places: Tensor  # (R, C) int64: of the words in flat slots
+    firsts: Tensor  # (R, C) int32: where their columns begin, in grains
+    log_p: Tensor  # (R, C) float32: the model's own distribution; minute beyond V_cons
+
+
+def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
+    """Refine rows (R, V) float32 that all have a session."""
+    pool = rows.pool
+    words, beyond, lengths = _look_up(logits, rows)
+    order = _order(rows, lengths)
+    begins, void = rows.begins, rows.void
+    if order != range(len(order)):
+        index = put(order, logits.device)
+        words, begins = words.index_select(0, index), begins.index_select(1, index)
+        beyond = None if beyond is None else beyond.index_select(0, index)
+        void = None if void is None else void.index_select(0, index)
+    at, places = words + begins[0], words + begins[1]
+    log_p = logits.take(at).clamp_(max=LARGEST)
+    if beyond is not None:
+        log_p.masked_fill_(beyond, _IMPOSSIBLE)
+    log_p = log_p.log_softmax(1)
+    firsts = pool.slots.take(places)
+    pool.used.view(-1).index_fill_(0, places.flatten(), pool.step)
+    lengths, columns = [lengths[row] for row in order], [rows.columns[row] for row in order]
+    found = Candidates(order, lengths, columns, words, beyond, places, firsts, log_p)
+    distances, choice = _choose(found, rows, void)
+    vision = _at(found, choice)
+    if beyond is not None:
+        vision.masked_fill_(beyond, -math.inf)
+    values = log_p + vision.log_softmax(1)
+    refined = torch.full(logits.shape, -math.inf, device=logits.device)
+    if beyond is None:
+        refined.put_(at, values)
+    else:  # what is repeated is less than the word itself
+        refined.view(-1).scatter_reduce_(0, at.flatten(), values.flatten(), "amax")
+    steps = {
+        row: Step(
+            refined[row],
+            words[place, : lengths[place]],
+            choice[place],
+            distances[place, : columns[place].tokens],
+        )
+        for place, row in enumerate(order)
+    }
+    return refined, [steps[row] for row in range(len(order))]
+
+
+def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[int]]:
     """V_cons of every row; their columns are kept from here on, as many as fit.
 
     Returns:
-        (B, C) token ids, ascending, V where a row has fewer than C, and the number of each row.
+        (R, C) token ids, ascending, the last repeated where a row has fewer than C; where that is;
+        and the number of each row.
     """
-    plausible = _plausible(logits, seen)
-    ranks = plausible.cumsum(1, dtype=torch.int32)
-    prompts = list(dict.fromkeys(session.columns for session in seen.values()))
-    wanted = plausible
-    if len(prompts) < logits.shape[0]:
-        wanted = torch.stack([_union(plausible, seen, columns) for columns in prompts])
-    absent = [columns.absent for columns in prompts]
-    missing = wanted & (absent[0] if len(prompts) == 1 else torch.stack(absent))
-    sizes = [ranks[:, -1], missing.sum(1, dtype=torch.int32)]
-    if wanted is not plausible:
-        sizes.append(wanted.sum(1, dtype=torch.int32))
-    read = torch.cat(sizes).tolist()
-    rows = logits.shape[0]
-    lengths, coming = read[:rows], read[rows : rows + len(prompts)]
-    if not all(lengths[row] for row in seen):
-        check(logits[list(seen)])
-    for columns in prompts:
-        columns.begin()
-    if any(coming):
-        totals = read[-len(prompts) :] if wanted is not plausible else lengths
-        new = _positions(missing.cumsum(1, dtype=torch.int32), max(coming))
-        for index, count in enumerate(coming):
-            if count:
-                in_use = totals[index] - count
-                prompts[index].keep(new[index, :count], wanted[index], in_use)
-    words = _positions(ranks, max(lengths[row] for row in seen))
-    for row, session in seen.items():
-        if session.columns.bounded:
-            session.columns.mark(words[row, : lengths[row]])
-    return words, lengths
-
-
-def _plausible(logits: Tensor, seen: Mapping[int, Session]) -> Tensor:
-    """(B, V) bool, V_cons of every row; nothing where a row holds NaN or no possible token."""
+    pool = rows.pool
     highest = logits.amax(1, keepdim=True)
-    alphas = {session.config.alpha for session in seen.values()}
     # log p(w) - max log p = z(w) - max z: the normalizer cancels.
-    logs = {alpha: math.log(alpha) if alpha else -math.inf for alpha in alphas}
-    shift: float | Tensor = logs[next(iter(alphas))]
-    if len(alphas) > 1:
-        each = [logs[seen[row].config.alpha] if row in seen else 0.0 for row in range(len(logits))]
-        shift = torch.tensor(each, device=logits.device).unsqueeze(1)
-    plausible = logits >= highest.clamp(max=LARGEST) + shift
-    # With alpha 0 the bound is -inf, and impossible rows would pass it.
-    return plausible & (highest > -math.inf) if 0 in alphas else plausible
+    plausible = logits >= highest.clamp(max=LARGEST) + rows.shift
+    if rows.lowest == 0:  # the bound is -inf, and impossible rows would pass it
+        plausible &= highest > -math.inf
+    ranks = plausible.cumsum(1, dtype=torch.int32)
+    wanted = plausible if rows.members is None else plausible[rows.members].any(1)
+    missing = wanted & pool.absent[rows.slots]
+    counted = [ranks[:, -1], missing.sum(1, dtype=torch.int32)]
+    if rows.members is not None:
+        counted.append(wanted.sum(1, dtype=torch.int32))
+    read = torch.cat(counted).tolist()
+    count, several = len(rows.own), len(rows.prompts)
+    lengths, coming, total = read[:count], read[count : count + several], read[-several:]
+    if not all(lengths):
+        check(logits)
+    pool.step += 1
+    for columns in rows.prompts:
+        columns.short = 0
+    if any(coming):
+        needed = lengths if rows.members is None else total
+        in_use = [every - new for every, new in zip(needed, coming, strict=True)]
+        pool.keep(rows.prompts, wanted, missing, coming, in_use)
+    words, beyond = positions(ranks, max(lengths))
+    return words, beyond if min(lengths) < max(lengths) else None, lengths
 
 
-def _union(plausible: Tensor, seen: Mapping[int, Session], columns: Columns) -> Tensor:
-    """What is plausible in any row that has these columns."""
-    rows = [plausible[row] for row, session in seen.items() if session.columns is columns]
-    return rows[0] if len(rows) == 1 else torch.stack(rows).any(0)
+def _order(rows: Rows, lengths: Sequence[int]) -> Sequence[int]:
+    """The rows in the order in which they are taken: those of one kind and size side by side."""
+    count = len(lengths)
+    size = 4 * count * max(lengths) * max(rows.tokens)
+    short = any(columns.short for columns in rows.prompts)
+    if count == 1 or (size <= rows.pool.sizes.block and len(set(rows.kinds)) == 1 and not short):
+        return range(count)
+    return sorted(range(count), key=lambda row: (rows.kinds[row], lengths[row] * rows.tokens[row]))
 
 
-def _positions(ranks: Tensor, count: int) -> Tensor:
-    """Where a mask is true, (B, count), from its running sums (B, V); V where it is no more.
-
-    `nonzero` would do the same for a mask, but a GPU would have to be waited for.
-    """
-    order = torch.arange(1, count + 1, dtype=ranks.dtype, device=ranks.device)
-    return torch.searchsorted(ranks, order.expand(ranks.shape[0], count).contiguous())
-
-
-def _parts(seen: Mapping[int, Session], lengths: Sequence[int]) -> Iterator[slice]:
-    """Rows that one call of `_refine` takes: neighbours, alike, and small enough for one block."""
-    rows: list[int] = []
-    for row in seen:
-        if rows and not _joins(row, rows, seen, lengths):
-            yield slice(rows[0], rows[-1] + 1)
-            rows = []
-        rows.append(row)
-    yield slice(rows[0], rows[-1] + 1)
-
-
-def _joins(
-    row: int, rows: Sequence[int], seen: Mapping[int, Session], lengths: Sequence[int]
-) -> bool:
-    """Whether a row can be taken together with the rows before it."""
-    own, last = seen[row].columns, seen[rows[-1]].columns
-    size = 4 * own.tokens * max(lengths[rows[0] : row + 1]) * (len(rows) + 1)
-    return (
-        row == rows[-1] + 1
-        and own.tokens == last.tokens
-        and own.complete
-        and last.complete
-        and size <= own.block_bytes
-        and _kind(seen[row]) == _kind(seen[rows[-1]])
-    )
+def _choose(found: Candidates, rows: Rows, void: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The divergence of every vision state, (R, M), and the state chosen for each row, (R,)."""
+    distances = None
+    whole = (len(found.order), max(rows.tokens))
+    choices = []
+    for (kind, selection), group in _groups([rows.kinds[row] for row in found.order]):
+        prepared = None
+        if rows.pool.sizes.one_pass:
+            prepared = onepass.prepare(found.log_p, kind, rows.lowest)
+        for part in _parts(group, found, rows.pool.sizes.block):
+            own = _distances(found, part, kind, prepared)
+            if own.shape == whole:
+                distances = own
+            else:
+                distances = own.new_empty(whole) if distances is None else distances
+                distances[part, : own.shape[1]] = own
+        assert distances is not None
+        those = distances[group.start : group.stop]
+        if void is not None:
+            farthest = -math.inf if selection == "max" else math.inf
+            those.masked_fill_(void[group.start : group.stop], farthest)
+        if selection == "random":
+            sessions = [rows.own[found.order[place]] for place in group]
+            choices += [
+                select(row[: session.columns.tokens], selection, session.generator).unsqueeze(0)
+                for row, session in zip(those, sessions, strict=True)
+            ]
+        else:
+            choices.append(select(those, selection))
+    assert distances is not None
+    return distances, choices[0] if len(choices) == 1 else torch.cat(choices)
 
 
-def _kind(session: Session) -> tuple[str, str]:
-    return session.config.divergence, session.config.selection
+def _groups(kinds: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], range]]:
+    """Runs of rows of one kind."""
+    start = 0
+    for stop in range(1, len(kinds) + 1):
+        if stop == len(kinds) or kinds[stop] != kinds[start]:
+            yield kinds[start], range(start, stop)
+            start = stop
 
 
-def _refine(
-    refined: Tensor,
-    logits: Tensor,
-    words: Tensor,
-    lengths: Sequence[int],
-    sessions: Sequence[Session],
-) -> list[Step | None]:
-    """Project, select and refine for rows with equally many vision states; writes `refined`."""
-    size = max(lengths)
-    beyond = None
-    if size < words.shape[1]:
-        words = words[:, :size]
-    if size > min(lengths):
-        beyond = words == logits.shape[1]
-        words = words.masked_fill(beyond, 0)
-    found = Found([session.columns for session in sessions], words)
-    log_p = _log_softmax(logits.gather(1, words).clamp_(max=LARGEST), beyond)
-    distances = _distances(log_p, found, beyond, sessions)
-    choice = _select(distances, sessions)
-    values = log_p + _log_softmax(found.at(choice).float(), beyond)
-    if beyond is None:
-        refined.scatter_(1, words, values)
-    else:
-        refined.scatter_reduce_(1, words, values, "amax")
-    return [
-        Step(refined[row], words[row, :length], choice[row], distances[row])
-        for row, length in enumerate(lengths)
-    ]
-
-
-def _log_softmax(logits: Tensor, beyond: Tensor | None) -> Tensor:
-    """Over the entries that are not `beyond` V_cons, which get -inf."""
-    return (logits if beyond is None else logits.masked_fill(beyond, -math.inf)).log_softmax(1)
+def _parts(group: range, found: Candidates, limit: int) -> Iterator[slice]:
+    """Rows that are taken together: as many as fit, and alone those of which columns are absent."""
+    start = group.start
+    words = states = 0
+    for place in group:
+        columns = found.columns[place]
+        words, states = max(words, found.lengths[place]), max(states, columns.tokens)
+        alone = columns.short or found.columns[place - 1].short
+        if place > start and (alone or 4 * (place + 1 - start) * words * states > limit):
+            yield slice(start, place)
+            start, words, states = place, found.lengths[place], columns.tokens
+    yield slice(start, group.stop)
 
 
 def _distances(
-    log_p: Tensor, found: Found, beyond: Tensor | None, sessions: Sequence[Session]
+    found: Candidates, part: slice, kind: str, prepared: onepass.Prepared | None
 ) -> Tensor:
     """The divergence of every vision state, (rows, M), block by block."""
-    kind = sessions[0].config.divergence
-    if beyond is not None:
-        log_p = log_p.masked_fill(beyond, _IMPOSSIBLE)
-        beyond = beyond.unsqueeze(2)
-    one_pass = onepass.serves(log_p.device)
-    lowest = min(session.config.alpha for session in sessions)
-    prepared = onepass.prepare(log_p, kind, lowest) if one_pass else None
-    widest = max(_NARROWEST, sessions[0].columns.block_bytes // (4 * log_p.numel()))
-    count = math.ceil(found.tokens / widest)
+    lengths = found.lengths[part]
+    size = max(lengths)
+    log_p = found.log_p[part, :size]
+    beyond = None
+    if min(lengths) < size:
+        assert found.beyond is not None
+        beyond = found.beyond[part, :size].unsqueeze(2)
+    if prepared is not None:
+        prepared = prepared.of(part, size)
     parts = []
-    for block in found.blocks(math.ceil(found.tokens / count)):
+    for block in _blocks(found, part, size):
         logits = block.float()
         if beyond is not None:
             logits.masked_fill_(beyond, _IMPOSSIBLE)
@@ -213,9 +290,55 @@ def _distances(
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _select(distances: Tensor, sessions: Sequence[Session]) -> Tensor:
-    selection = sessions[0].config.selection
-    if selection != "random":
-        return select(distances, selection)
-    each = zip(distances, sessions, strict=True)
-    return torch.stack([select(row, selection, session.generator) for row, session in each])
+def _blocks(found: Candidates, part: slice, size: int) -> Iterator[Tensor]:
+    """Logits (rows, c, b) of some vision states at a time, for the caller to change."""
+    columns = found.columns[part]
+    pool = columns[0].pool
+    firsts = found.firsts[part, :size]
+    tokens = max(each.tokens for each in columns)
+    widest = max(pool.sizes.narrowest, pool.sizes.block // (4 * firsts.numel()))
+    width = math.ceil(tokens / math.ceil(tokens / widest))
+    if columns[0].short:
+        yield from _partly_kept(found, part.start, width)
+        return
+    firsts = firsts.flatten()
+    for start in range(0, tokens, width):
+        block = pool.windows(start, min(width, tokens - start)).index_select(0, firsts)
+        yield block.view(len(columns), size, -1)
+
+
+def _partly_kept(found: Candidates, place: int, width: int) -> Iterator[Tensor]:
+    """Logits (1, c, b) of a row of which columns are absent: those are projected, not kept."""
+    columns, size = found.columns[place], found.lengths[place]
+    pool = columns.pool
+    lacking = _lacking(found, place)
+    words = found.words[place].take(lacking)
+    at_once = pool.sizes.spilled // (words.numel() * pool.table.element_size())
+    wide = width * max(1, at_once // width)
+    for start in range(0, columns.tokens, wide):
+        projected = columns.project(words, slice(start, start + wide))
+        for offset, some in enumerate(projected.split(width, 1)):
+            window = pool.windows(start + offset * width, some.shape[1])
+            logits = window.index_select(0, found.firsts[place, :size])
+            yield logits.index_copy_(0, lacking, some).unsqueeze(0)
+
+
+def _lacking(found: Candidates, place: int) -> Tensor:
+    """Which words of a row's V_cons have no column in the pool."""
+    columns, size = found.columns[place], found.lengths[place]
+    absent = columns.pool.absent.take(found.places[place : place + 1, :size])
+    where, _ = positions(absent.cumsum(1, dtype=torch.int32), columns.short)
+    return where[0]
+
+
+def _at(found: Candidates, choice: Tensor) -> Tensor:
+    """Logits (R, C) float32 at the vision state chosen for each row."""
+    pool = found.columns[0].pool
+    places = torch.add(choice.unsqueeze(1), found.firsts, alpha=pool.sizes.grain)
+    logits = pool.table.take(places).float()
+    for place, columns in enumerate(found.columns):
+        if columns.short:
+            lacking = _lacking(found, place)
+            own = columns.project(found.words[place].take(lacking), choice[place : place + 1])
+            logits[place].index_copy_(0, lacking, own[:, 0].float())
+    return logits

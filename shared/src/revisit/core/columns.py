@@ -1,193 +1,329 @@
-"""The logits of a prompt's vision tokens, token by token of the vocabulary, computed when needed.
+"""The logits of prompts' vision tokens, token by token of the vocabulary, computed when needed.
 
-A column H W[w], the logit of word w at every vision token, does not change during a generation,
+A column H W[w], the logit of word w at every vision state, does not change during a generation,
 and the plausible words of neighbouring steps overlap. So each column is computed once and kept,
-within a budget; the projection onto the whole vocabulary is never formed.
+within a budget for all prompts together; the projection onto the whole vocabulary is never formed.
+
+The columns of all prompts lie in one flat tensor, each contiguous and at a multiple of the grain.
+A step reads them through overlapping windows, one window at every multiple, so that one gather
+serves columns of any length: what a window shows behind a shorter column belongs to others, and
+the caller leaves it out.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from revisit.core.head import LMHead
+from revisit.core.head import Head
 
-# Temporaries stay within a CPU's cache, and are large enough to fill a GPU.
-_BLOCK_BYTES = {"cpu": 5 * 2**18}
-_GPU_BLOCK_BYTES = 64 * 2**20
-
-# Logits projected at once and not kept: enough that a weight is not read for a few states only.
-_PROJECTED_BYTES = 32 * 2**20
+_NEVER = torch.iinfo(torch.int32).max
 
 
-class Columns:
-    """Vision-token logits of one prompt.
+class Sizes(NamedTuple):
+    """What suits a device: how large its temporaries are, and by which way it computes."""
+
+    block: int  # bytes of a float32 temporary (rows, words, states)
+    narrowest: int  # vision states in it at least, whatever its bytes
+    gathered: int  # bytes of LM head rows in float32 that are multiplied at a time
+    spilled: int  # bytes of logits projected at a time
+    grain: int  # where a column may begin, in elements: cache lines
+    one_pass: bool  # few passes over memory, or few kernels
+    at_once: bool  # whether the whole budget is taken when a pool begins
+
+
+# Temporaries within a CPU's cache; its memory grows with the columns. On a GPU they are large
+# enough to fill it, and memory is taken once: growing would copy, and need both for a moment.
+CPU = Sizes(5 * 2**18, 128, 4 * 2**20, 32 * 2**20, 32, True, False)
+GPU = Sizes(64 * 2**20, 128, 64 * 2**20, 32 * 2**20, 32, False, True)
+
+
+def put(values: Any, device: torch.device) -> Tensor:
+    """Integers of the host as int64 on a device, without waiting for it."""
+    tensor = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return tensor.to(device, non_blocking=True)
+
+
+def positions(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Where a mask is true, from its running sums (B, V): (B, count), and which of it are beyond.
+
+    A row with fewer is filled up with its last. `nonzero` would do the same for a mask, but a GPU
+    would have to be waited for.
+    """
+    order = torch.arange(1, count + 1, dtype=ranks.dtype, device=ranks.device)
+    last = ranks[:, -1:]
+    return torch.searchsorted(ranks, torch.minimum(order, last)), order > last
+
+
+class Pool:
+    """The columns of all prompts that are decoded at a time, with one budget.
+
+    Prompts come and go in any order; one that has ended gives back what it held. A prompt whose
+    new columns find no room lets them take the place of its own that were not used for longest;
+    what does not fit at all is computed in blocks, and not kept.
 
     Args:
-        states: (M, d) vision states, floating point.
-        head: the LM head; the product is taken in its dtype.
-        budget: bytes that kept columns may take. Columns beyond it take the place of those not used
-            for longest; what does not fit at all is computed in blocks, and not kept.
-        block_bytes: how large a temporary tensor should be at most; what suits the device if None.
+        head: the LM head that projects them.
+        budget: bytes that kept columns may take. Which words are kept takes another 9 bytes a word
+            of the vocabulary, for each prompt that is open.
+        sizes: what suits the head's device if None.
 
     Attributes:
-        tokens: M.
-        table: (rows, M) one kept column a row, so that a step gathers contiguous memory.
-        slots: (V,) int64, the row of the table that holds a word; any where it is absent.
-        absent: (V,) bool, the words that the table does not hold.
-        complete: whether the table holds all words that `keep` was last asked for.
+        table: (n,) flat, all columns; what none of them covers is undefined.
+        slots: (prompts, V) int32, where a word's column begins, in grains; any where it is absent.
+        absent: (prompts, V) bool, the words that the table does not hold.
+        used: (prompts, V) int32, the step that needed a word last.
+        latest: what `refine` prepared for the rows of its last batch.
     """
 
-    def __init__(
-        self, states: Tensor, head: LMHead, budget: int, block_bytes: int | None = None
-    ) -> None:
-        if states.ndim != 2 or states.shape[1] != head.weight.shape[1]:
-            raise ValueError(
-                f"vision states must have shape (M, {head.weight.shape[1]}) to be projected by an "
-                f"LM head of shape {tuple(head.weight.shape)}, got {tuple(states.shape)}"
-            )
-        vocabulary = head.weight.shape[0]
-        self.states = states.to(head.weight)
+    def __init__(self, head: Head, budget: int, sizes: Sizes | None = None) -> None:
         self.head = head
-        self.tokens = states.shape[0]
-        self.most = min(vocabulary, budget // max(1, self.tokens * head.weight.element_size()))
-        own = _BLOCK_BYTES.get(head.weight.device.type, _GPU_BLOCK_BYTES)
-        self.block_bytes = own if block_bytes is None else block_bytes
-        self.kept = 0
-        self.complete = True
-        self.table = self.states.new_empty((0, self.tokens))
-        self.slots = torch.zeros(vocabulary, dtype=torch.int64, device=head.weight.device)
+        self.sizes = sizes or (CPU if head.device.type == "cpu" else GPU)
+        self.table = torch.empty(0, dtype=head.dtype, device=head.device)
+        self.limit = budget // (self.sizes.grain * self.table.element_size())
+        self.free = [range(self.limit)] if self.limit else []
+        self.reach = 0  # grains that the table spans; behind them a window may end
+        self.widest = 0
+        self.slots = torch.zeros((0, head.size), dtype=torch.int32, device=head.device)
         self.absent = torch.ones_like(self.slots, dtype=torch.bool)
-        # For each row of the table: its word, and the step that used it last.
-        self.words = self.slots.new_empty(0)
-        self.used = torch.empty_like(self.words)
-        self.steps = 0
+        self.used = torch.zeros_like(self.slots)
+        self.vacant: list[int] = []
+        self.step = 0
+        self.latest: Any = None
 
-    def begin(self) -> None:
-        """A step begins: until `keep` says otherwise, all that it needs is there."""
-        self.steps += 1
-        self.complete = True
+    def open(self, states: Tensor) -> "Columns":
+        """Room for a prompt with vision states (M, d).
 
-    def keep(self, missing: Tensor, wanted: Tensor, in_use: int) -> None:
+        Raises:
+            ValueError: there are none, or they are not as wide as the LM head.
+        """
+        head = self.head
+        if states.ndim != 2 or states.shape[1] != head.width:
+            raise ValueError(
+                f"vision states must have shape (M, {head.width}) to be projected by an LM head "
+                f"of {head.size} words, got {tuple(states.shape)}"
+            )
+        if not states.shape[0]:
+            raise ValueError("a prompt without vision states has nothing to be compared with")
+        if not self.vacant:
+            count = self.slots.shape[0]
+            self.slots, self.absent, self.used = (
+                _grown(each, max(1, 2 * count)) for each in (self.slots, self.absent, self.used)
+            )
+            self.vacant = list(range(count, self.slots.shape[0]))
+        row = self.vacant.pop(0)
+        self.slots[row] = 0
+        self.absent[row] = True
+        columns = Columns(self, row, states.detach().to(head.device, head.dtype))
+        self.widest = max(self.widest, columns.tokens)
+        self._span(self.limit if self.sizes.at_once else self.reach)
+        return columns
+
+    def close(self, columns: "Columns") -> None:
+        """The prompt has ended: its room is free for others."""
+        if columns.open:
+            columns.open = False
+            self.vacant.append(columns.row)
+            self.free = _merged([*self.free, *columns.runs])
+            self.latest = None
+
+    def take(self, size: int, count: int) -> list[range]:
+        """Free room for up to `count` columns of `size` grains: where each of them begins."""
+        taken, left, seen = [], [], 0
+        for run in self.free:
+            if not count:
+                break
+            several = min(count, len(run) // size)
+            end = run.start + several * size
+            if several:
+                taken.append(range(run.start, end, size))
+            if end < run.stop:
+                left.append(range(end, run.stop))
+            count -= several
+            seen += 1
+        self.free[:seen] = left
+        if taken:
+            self._span(max(run[-1] for run in taken) + size)
+        return taken
+
+    def windows(self, start: int, width: int) -> Tensor:
+        """(n, width) view: for a column that begins at grain n, its elements from `start` on."""
+        return self.table[start:].unfold(0, width, self.sizes.grain)
+
+    def keep(
+        self,
+        prompts: Sequence["Columns"],
+        wanted: Tensor,
+        missing: Tensor,
+        coming: Sequence[int],
+        in_use: Sequence[int],
+    ) -> None:
         """Compute and keep columns that a step needs, as many as fit.
 
         Args:
-            missing: (n,) int64 distinct words, all of them absent.
-            wanted: (V,) bool, all words of the step.
-            in_use: how many of `wanted` the table holds.
+            prompts: P of them.
+            wanted: (P, V) bool, all words of the step.
+            missing: (P, V) bool, those of them that are absent.
+            coming: how many are missing, for each prompt.
+            in_use: how many are not.
         """
-        coming = min(missing.shape[0], self.most - in_use)
-        self.complete = coming == missing.shape[0]
-        if not coming:
-            return
-        missing = missing[:coming]
-        free = min(coming, self.most - self.kept)
-        end = self.kept + free
-        if end > self.table.shape[0]:
-            self._grow(min(self.most, max(end, self.kept * 5 // 4)))
-        rows = torch.arange(self.kept, end, device=missing.device)
-        if coming > free:
-            rows = torch.cat([rows, self._oldest(coming - free, wanted)])
-        self.kept = end
-        self._fill(rows, missing)
+        some = [index for index, count in enumerate(coming) if count]
+        if len(some) < len(prompts):
+            rows = put(some, wanted.device)
+            wanted, missing = wanted.index_select(0, rows), missing.index_select(0, rows)
+        prompts = [prompts[index] for index in some]
+        new, _ = positions(missing.cumsum(1, dtype=torch.int32), max(coming))
+        rooms = [
+            columns.take(coming[index], in_use[index])
+            for columns, index in zip(prompts, some, strict=True)
+        ]
+        kept = [len(fresh) + old for fresh, old in rooms]
+        # All bookkeeping goes to the device at once: where a column begins, which of `new` it is,
+        # and the row of its prompt.
+        plan = put(
+            [
+                [*chain.from_iterable([*fresh, *[0] * old] for fresh, old in rooms)],
+                _heads(kept, new.shape[1]),
+                self._rows(prompts, kept),
+            ],
+            new.device,
+        )
+        firsts = plan[0]
+        words = new.take(plan[1])
+        if any(old for _, old in rooms):
+            self._replace(prompts, [old for _, old in rooms], kept, wanted, firsts)
+        places = words + plan[2]
+        self.slots.view(-1).index_copy_(0, places, firsts.int())
+        self.absent.view(-1).index_fill_(0, places, False)
+        for columns, own, begin in zip(prompts, words.split(kept), firsts.split(kept), strict=True):
+            columns.fill(own, begin)
 
-    @property
-    def bounded(self) -> bool:
-        """Whether columns may have to go: the budget is smaller than the vocabulary."""
-        return self.most < self.slots.shape[0]
+    def _replace(
+        self,
+        prompts: Sequence["Columns"],
+        olds: Sequence[int],
+        kept: Sequence[int],
+        wanted: Tensor,
+        firsts: Tensor,
+    ) -> None:
+        """Write into `firsts` where the columns lie that were not used for longest, now absent.
 
-    def mark(self, words: Tensor) -> None:
-        """Note that the step uses `words` (c,), which tells a bounded table what is old."""
-        if self.complete:
-            self.used.index_fill_(0, self.slots[words], self.steps)
-        else:  # the step needs more than fits, so every word of the table is one of its words
-            self.used.fill_(self.steps)
+        They are the last of each prompt's `kept` new ones; none of them is wanted.
+        """
+        rows = put([columns.row for columns in prompts], wanted.device)
+        age = self.used[rows].masked_fill_(wanted | self.absent[rows], _NEVER)
+        oldest = age.topk(max(olds), 1, largest=False).indices
+        ends = [*accumulate(kept)]
+        plan = put(
+            [
+                _heads(olds, oldest.shape[1]),
+                self._rows(prompts, olds),
+                [*chain.from_iterable(range(e - n, e) for e, n in zip(ends, olds, strict=True))],
+            ],
+            wanted.device,
+        )
+        places = oldest.take(plan[0]) + plan[1]
+        firsts.index_copy_(0, plan[2], self.slots.take(places).long())
+        self.absent.view(-1).index_fill_(0, places, True)
 
-    def _oldest(self, count: int, wanted: Tensor) -> Tensor:
-        """The rows not used for longest, none of them wanted; their words become absent."""
-        words = self.words[: self.kept]
-        age = self.used[: self.kept].masked_fill(wanted[words], self.steps)
-        rows = age.topk(count, largest=False).indices
-        self.absent.index_fill_(0, words[rows], True)
-        return rows
+    def _rows(self, prompts: Sequence["Columns"], counts: Sequence[int]) -> list[int]:
+        """Where the row of a prompt begins in flat `slots`, so many times for each."""
+        each = zip(prompts, counts, strict=True)
+        return [place for columns, count in each for place in [columns.base] * count]
 
-    def _grow(self, rows: int) -> None:
-        for name in ("table", "words", "used"):
-            old = getattr(self, name)
-            grown = old.new_empty((rows, *old.shape[1:]))
-            grown[: self.kept] = old[: self.kept]
-            setattr(self, name, grown)
-
-    def _fill(self, rows: Tensor, words: Tensor) -> None:
-        size = max(1, _PROJECTED_BYTES // max(1, self.tokens * self.table.element_size()))
-        each = zip(torch.split(rows, size), torch.split(words, size), strict=True)
-        for some_rows, some_words in each:
-            self.table.index_copy_(0, some_rows, self.project(some_words))
-        self.words[rows] = words
-        self.used.index_fill_(0, rows, self.steps)
-        self.slots[words] = rows
-        self.absent.index_fill_(0, words, False)
-
-    def project(self, words: Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
-        """The logits (c, b) of words (c,) at some of the states, in the LM head's dtype."""
-        return self.head.project(words, self.states[tokens])
+    def _span(self, reach: int) -> None:
+        """Let the table hold so many grains, and a window at any of them."""
+        grain = self.sizes.grain
+        if reach > self.reach:
+            self.reach = min(self.limit, max(reach, self.reach * 5 // 4))
+        elements = self.reach * grain + self.widest
+        if elements > self.table.numel():
+            self.table = _grown(self.table, elements)
 
 
-class Found:
-    """The columns of the words of a step, for rows with equally many vision states.
+class Columns:
+    """What one prompt holds in a pool: made by `Pool.open`.
 
-    Args:
-        visions: the columns of each row; a single row where they are not complete.
-        words: (rows, c) int64 token ids.
+    Attributes:
+        states: (M, d) vision states, in the LM head's dtype.
+        tokens: M.
+        size: of a column, in grains.
+        base: where its row begins in the pool's flat `slots`.
+        held: how many columns it holds.
+        short: how many words of the latest step found no room, and are absent.
+        open: whether the prompt has not ended.
     """
 
-    def __init__(self, visions: Sequence[Columns], words: Tensor) -> None:
-        first = visions[0]
-        # Rows of one prompt are looked up together.
-        alone = all(vision is first for vision in visions)
-        self.visions = [first] if alone else visions
-        self.tokens, self.shape = first.tokens, words.shape
-        self.words = [words] if alone else torch.split(words, 1)
-        self.slots = [v.slots.take(w) for v, w in zip(self.visions, self.words, strict=True)]
-        # Where the words that did not fit stand in `words`. A GPU is waited for here, but the
-        # projection that they need every step takes far longer.
-        self.absent = None if first.complete else first.absent[words[0]].nonzero().squeeze(1)
+    def __init__(self, pool: Pool, row: int, states: Tensor) -> None:
+        self.pool = pool
+        self.row = row
+        self.base = row * pool.head.size
+        self.states = states
+        self.tokens = states.shape[0]
+        self.size = max(1, -(-self.tokens // pool.sizes.grain))
+        self.runs: list[range] = []
+        self.held = 0
+        self.short = 0
+        self.open = True
 
-    def blocks(self, width: int) -> Iterator[Tensor]:
-        """Logits (rows, c, b) of b <= `width` vision states at a time, for the caller to change."""
-        if self.absent is None:
-            for start in range(0, self.tokens, width):
-                yield self._kept(slice(start, start + width))
-            return
-        size = self.words[0].numel() * self.visions[0].table.element_size()
-        wide = width * max(1, _PROJECTED_BYTES // (size * width))
-        for start in range(0, self.tokens, wide):
-            piece = self._partly_kept(slice(start, start + wide)).unsqueeze(0)
-            yield from torch.split(piece, width, 2)
+    def take(self, coming: int, in_use: int) -> tuple[list[int], int]:
+        """Room for new columns: where those that are free begin, and how many take an old place."""
+        runs = self.pool.take(self.size, coming)
+        fresh = [*chain.from_iterable(runs)]
+        old = min(coming - len(fresh), self.held - in_use)
+        self.runs += runs
+        self.held += len(fresh)
+        self.short = coming - len(fresh) - old
+        return fresh, old
 
-    def at(self, choice: Tensor) -> Tensor:
-        """Logits (rows, c) at one vision state of each row, `choice` (rows,)."""
-        if self.absent is not None:
-            return self._partly_kept(choice).T
-        if len(self.visions) == 1:
-            return self.visions[0].table[self.slots[0], choice.unsqueeze(1)]
-        # Kept as (1,), since an index without dimensions is read to the host.
-        each = zip(self.visions, self.slots, torch.split(choice, 1), strict=True)
-        return torch.cat([vision.table[slots, state] for vision, slots, state in each])
+    def fill(self, words: Tensor, firsts: Tensor) -> None:
+        """Compute the columns of words (n,) and write them where they begin, in grains (n,)."""
+        pool, grain = self.pool, self.pool.sizes.grain
+        grains = pool.table[: pool.reach * grain].view(-1, grain)
+        within = torch.arange(self.size, device=firsts.device)
+        for some, begin in zip(self._split(words), self._split(firsts), strict=True):
+            logits = self.project(some)
+            padding = self.size * grain - self.tokens
+            whole = torch.nn.functional.pad(logits, (0, padding)) if padding else logits
+            places = (begin.unsqueeze(1) + within).flatten()
+            grains.index_copy_(0, places, whole.view(-1, grain))
 
-    def _kept(self, states: slice) -> Tensor:
-        each = [
-            vision.table[:, states].index_select(0, slots.flatten())
-            for vision, slots in zip(self.visions, self.slots, strict=True)
-        ]
-        together = each[0] if len(each) == 1 else torch.cat(each)
-        return together.view(*self.shape, -1)
+    def project(self, words: Tensor, states: slice | Tensor = slice(None)) -> Tensor:
+        """The logits (c, b) of words (c,) at some of the states."""
+        some = self.states[states]
+        parts = [self.pool.head.project(each, some) for each in self._split(words)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _partly_kept(self, states: slice | Tensor) -> Tensor:
-        """Logits (c, b) of the only row, some of them projected now."""
-        assert self.absent is not None
-        (vision,), words = self.visions, self.words[0][0]
-        if self.absent.shape == words.shape:
-            return vision.project(words, states)
-        logits = vision.table[:, states].index_select(0, self.slots[0][0])
-        return logits.index_copy_(0, self.absent, vision.project(words[self.absent], states))
+    def _split(self, words: Tensor) -> tuple[Tensor, ...]:
+        """As many words at a time as temporaries allow."""
+        sizes, head = self.pool.sizes, self.pool.head
+        column = self.tokens * self.pool.table.element_size()
+        return words.split(max(1, min(sizes.gathered // (4 * head.width), sizes.spilled // column)))
+
+
+def _heads(counts: Sequence[int], width: int) -> list[int]:
+    """Where in a flat (rows, width) the first so many of each row stand."""
+    return [*chain.from_iterable(range(i * width, i * width + n) for i, n in enumerate(counts))]
+
+
+def _merged(runs: list[range]) -> list[range]:
+    """Runs of grains in order, neighbours as one."""
+    merged: list[range] = []
+    for run in sorted(runs, key=lambda each: each.start):
+        if merged and merged[-1].stop == run.start:
+            merged[-1] = range(merged[-1].start, run.stop)
+        else:
+            merged.append(range(run.start, run.stop))
+    return merged
+
+
+# Kept tensors are ordinary ones, whoever asks for them: one made in inference mode could not be
+# written outside of it.
+@torch.inference_mode(False)
+def _grown(old: Tensor, size: int) -> Tensor:
+    """A longer one that begins with the old."""
+    grown = old.new_empty((size, *old.shape[1:]))
+    grown[: old.shape[0]] = old
+    return grown

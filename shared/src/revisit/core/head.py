@@ -1,13 +1,42 @@
 """The LM head, as ReVisiT reads it: the logits of some words at some hidden states."""
 
-from typing import NamedTuple
+import time
+from functools import cache
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-# Rows of the LM head gathered at a time: enough that all hidden states are not read for a few.
-_GATHERED_BYTES = {"cpu": 4 * 2**20}
-_GPU_GATHERED_BYTES = 64 * 2**20
+# Hidden states read as float32 at a time, where a product needs that.
+_STATES = 64
+
+
+class Head(Protocol):
+    """What the method needs of an LM head; `LMHead` is the one that holds its weight in memory.
+
+    Another one projects in its own way: a sharded head the words that this rank holds, summed over
+    the ranks; a quantized head from the unpacked rows of those words. It must be exact about
+    equality: equal hidden states have equal logits.
+    """
+
+    @property
+    def size(self) -> int:
+        """V, the number of words."""
+
+    @property
+    def width(self) -> int:
+        """d, the size of a hidden state."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states and logits."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where hidden states and logits are."""
+
+    def project(self, words: Tensor, states: Tensor) -> Tensor:
+        """The logits (c, b) of words (c,) int64 at hidden states (b, d), in the head's dtype."""
 
 
 class LMHead(NamedTuple):
@@ -22,18 +51,41 @@ class LMHead(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
+    @property
+    def size(self) -> int:
+        """V, the number of words."""
+        return self.weight.shape[0]
+
+    @property
+    def width(self) -> int:
+        """d, the size of a hidden state."""
+        return self.weight.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of hidden states and logits."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return self.weight.device
+
     def project(self, words: Tensor, states: Tensor) -> Tensor:
-        """The logits (c, b) of words (c,) int64 at hidden states (b, d), in the head's dtype."""
-        # PyTorch 2.0 has no float16 product on the CPU; the result is rounded all the same.
-        upcast = states.dtype == torch.float16 and states.device.type == "cpu"
-        if upcast:
-            states = states.float()
+        """The logits (c, b) of words (c,) int64 at hidden states (b, d), in the head's dtype.
+
+        Where the processor has no arithmetic of that dtype (see `native`), the rows of the weight
+        and the states are read as float32 and the logits rounded to it: the same within its
+        rounding, and several times faster.
+        """
+        weight = self.weight.index_select(0, words)
+        if native(self.dtype, self.device.type):
+            return self.finish(torch.mm(weight, states.T), words)
+        weight = weight.float()
         logits = self.weight.new_empty((words.shape[0], states.shape[0]))
-        size = self._words_a_block()
-        for some, out in zip(torch.split(words, size), torch.split(logits, size), strict=True):
-            weight = self.weight.index_select(0, some)
-            product = torch.mm(weight.float() if upcast else weight, states.T)
-            out.copy_(self.finish(product, some))
+        each = zip(torch.split(states, _STATES), torch.split(logits, _STATES, 1), strict=True)
+        for some, out in each:
+            out.copy_(self.finish(torch.mm(weight, some.float().T), words))
         return logits
 
     def finish(self, product: Tensor, words: Tensor) -> Tensor:
@@ -46,6 +98,27 @@ class LMHead(NamedTuple):
             product = torch.tanh(product / self.softcap) * self.softcap
         return product
 
-    def _words_a_block(self) -> int:
-        size = _GATHERED_BYTES.get(self.weight.device.type, _GPU_GATHERED_BYTES)
-        return max(1, size // (self.weight.shape[1] * self.weight.element_size()))
+
+@cache
+def native(dtype: torch.dtype, device: str) -> bool:
+    """Whether the device multiplies matrices of this dtype about as fast as float32, or faster.
+
+    A CPU is asked for bfloat16 by a product that takes some tenths of a millisecond: without
+    instructions of its own (AVX2) it is about seven times slower than in float32, conversion
+    included; with them (AVX-512, AMX, ARM) it is not slower. Products of float16 are new to
+    PyTorch on a CPU, and are always taken in float32 there.
+    """
+    if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return True
+    return dtype == torch.bfloat16 and _seconds(dtype) < 2 * _seconds(torch.float32)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The time of a small product of bfloat16 matrices, taken in this dtype; the best of some."""
+    weight = torch.ones(64, 1024, dtype=torch.bfloat16)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        torch.mm(weight.to(dtype), weight.to(dtype).T)
+        times.append(time.perf_counter() - started)
+    return min(times)

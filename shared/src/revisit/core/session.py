@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.columns import Columns
-from revisit.core.head import LMHead
+from revisit.core.columns import Pool
 
 
 class Session:
@@ -17,27 +16,27 @@ class Session:
 
     Args:
         states: (M, d) vision states, layer by layer: M = layers x vision tokens.
-        head: the LM head that projects them.
-        config: how the prompt is decoded; its `layers` are those of `states` already.
+        pool: where its columns are kept, and the LM head that projects them; sessions whose rows
+            are in one batch share it.
+        config: how the prompt is decoded; its `layers` are those of `states` already, and its
+            `cache_bytes` is for who makes the pool.
         number: how many prompts were decoded before this one: its random draws follow from it and
             from `config.seed`, and not from its neighbours in a batch.
-        budget: bytes that kept columns may take; `config.cache_bytes` if None.
 
     Raises:
-        ValueError: the states are not as wide as the LM head.
+        ValueError: there are no states, or they are not as wide as the LM head.
     """
 
     def __init__(
-        self,
-        states: Tensor,
-        head: LMHead,
-        config: ReVisiTConfig,
-        number: int = 0,
-        budget: int | None = None,
+        self, states: Tensor, pool: Pool, config: ReVisiTConfig, number: int = 0
     ) -> None:
         self.config = config
         self.number = number
-        self.columns = Columns(states, head, config.cache_bytes if budget is None else budget)
+        self.columns = pool.open(states)
+
+    def close(self) -> None:
+        """The prompt has ended: what it held in the pool is free for others."""
+        self.columns.pool.close(self.columns)
 
     @cached_property
     def generator(self) -> torch.Generator:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.head import LMHead
+from revisit.core.head import Head
 
 # Relative error of a divergence summed in float32.
 _ROUNDING = 1e-6
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 def step(
     logits: Tensor,
     states: Tensor,
-    head: LMHead,
+    head: Head,
     config: ReVisiTConfig,
     generator: torch.Generator | None = None,
 ) -> Step:

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 
 from revisit.config import ReVisiTConfig
 from revisit.core.batch import refine
+from revisit.core.columns import Pool
 from revisit.core.head import LMHead
 from revisit.core.layers import resolve_layers
 from revisit.core.session import Session
@@ -216,10 +217,9 @@ class Generation:
         head = complete(
             processor.head(), processor.model.config, recorder.last[0], recorder.logits[0], name
         )
-        seeing = len(recorder.counts) - len(without)
-        budget = config.cache_bytes // max(1, seeing)
+        pool = Pool(head, config.cache_bytes)
         for number, states in enumerate(recorder.states, processor.prompts):
-            session = Session(states, head, config, number, budget) if len(states) else None
+            session = Session(states, pool, config, number) if len(states) else None
             self.sessions += [session] * recorder.rows
         processor.prompts += len(recorder.counts)
         if config.trace:
