@@ -1,4 +1,4 @@
-"""The README's example, run as it stands on the embedded demo."""
+"""The Python that the README and docs/using.md show, run as it stands on the embedded demo."""
 
 import re
 from pathlib import Path
@@ -7,61 +7,99 @@ import pytest
 import torch
 
 import revisit
-from releases import CALLABLE
-from revisit import ReVisiTConfig
+from releases import RELEASE
 
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs it")
-if not CALLABLE:
-    pytest.skip("custom_generate takes a callable since 4.56", allow_module_level=True)
+if RELEASE < (5, 0):
+    pytest.skip("written for the newest release", allow_module_level=True)
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "prerequisites" / "demo"
 IMAGES = sorted((DEMO / "coco" / "val2014").glob("*.jpg"))
+README = ROOT / "README.md"
 
 
-def example(number: int) -> str:
-    """The README's n-th block of Python for an unpatched Transformers."""
-    section = (ROOT / "README.md").read_text().split("## Use it in your own code")[1]
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)[number]
+def blocks(page):
+    """Its blocks of Python, with the demo's model and image in place of the large and the yours."""
+    code = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    stand_ins = (
+        ("Qwen/Qwen2.5-VL-7B-Instruct", DEMO / "qwen-tiny"),
+        ("photo.jpg", IMAGES[3]),
+        ('custom_generate="."', f'custom_generate="{ROOT}"'),
+    )
+    for named, there in stand_ins:
+        code = [block.replace(named, str(there)) for block in code]
+    return code
+
+
+def run(code, variables):
+    exec(compile(code, "block", "exec"), variables)
+
+
+def test_the_readme_s_lines_describe_the_image_with_revisit():
+    (code,) = blocks(README)
+    printed = []
+    variables = {"print": printed.append}
+    run(code, variables)
+    describe, chat = variables["describe"], variables["chat"]
+    revisit.disable(describe.model)
+    (plain,) = describe(text=chat, return_full_text=False, max_new_tokens=256)
+    assert printed[0].split() and printed != [plain["generated_text"]]
+
+
+def test_the_package_s_own_page_shows_the_readme_s_lines():
+    assert blocks(ROOT / "shared" / "README.md") == blocks(README)
+    assert (ROOT / "shared" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_readme_names_what_picks_the_vision_token():
+    page = README.read_text("utf-8")
+    place = "shared/src/revisit/core/step.py"
+    assert f"picked by `select` in [`{place}`]({place})" in page
+    assert "\ndef select(" in (ROOT / place).read_text()
+    assert len(page.split()) <= 1300
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """The first block's variables and what it printed."""
+def guide(tmp_path_factory):
+    """The names after each block of docs/using.md, and what was printed."""
     printed = []
-    folder = tmp_path_factory.mktemp("readme")
-    (folder / "photo.jpg").write_bytes(IMAGES[3].read_bytes())
-    code = example(0)
-    for named, there in (
-        ("Qwen/Qwen2.5-VL-7B-Instruct", str(DEMO / "qwen-tiny")),
-        ("photo.jpg", str(folder / "photo.jpg")),
-    ):
-        assert named in code
-        code = code.replace(named, there)
-    variables = {"print": printed.append}
-    exec(compile(code, "README.md", "exec"), variables)
+    variables = {"print": lambda text, **_: printed.append(text)}
+    after = []
+    with pytest.MonkeyPatch.context() as patch:
+        modules = tmp_path_factory.mktemp("modules")
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(modules))
+        for code in blocks(ROOT / "docs" / "using.md"):
+            run(code, variables)
+            after.append((code, dict(variables), printed[:]))
+    return after
+
+
+def shown(guide, words):
+    """The names and prints after the block of docs/using.md that has these words."""
+    ((_, variables, printed),) = [each for each in guide if words in each[0]]
     return variables, printed
 
 
-def test_the_example_describes_the_image(ran):
-    variables, printed = ran
-    model, inputs = variables["model"], variables["inputs"]
-    assert len(printed) == 1
-    assert printed[0].split()
-    plain = model.generate(**inputs, max_new_tokens=256)
-    assert not torch.equal(variables["output"], plain)
+def test_the_guide_s_ways_in_agree(guide):
+    attached = shown(guide, 'with revisit.attach(model, revisit.ReVisiTConfig(layers="all")):')[0]
+    own_loop = shown(guide, "refine.generation(inputs)")[0]
+    folder = shown(guide, "custom_generate=")[0]
+    expected = attached["described"]
+    assert torch.equal(own_loop["tokens"], expected)
+    assert torch.equal(folder["output"], expected)
+    plain = folder["model"].generate(**folder["inputs"], **folder["settings"])
+    assert not torch.equal(plain, expected)
 
 
-def test_the_second_example_gives_the_same(ran):
-    variables, _ = ran
-    settings = {"max_new_tokens": 256, "do_sample": False}
-    model, inputs = variables["model"], variables["inputs"]
-    expected = model.generate(
-        **inputs,
-        **settings,
-        custom_generate=revisit.generate,
-        revisit_config=ReVisiTConfig(alpha=1e-5),
-    )
-    names = variables | {"inputs": {**inputs, **settings}}
-    exec(example(1), names)
-    assert torch.equal(names["output"], expected)
+def test_the_guide_s_mask_streams_and_traces_are_of_one_generation(guide):
+    masked, before = shown(guide, "vision_mask=mask")
+    traced, lines = shown(guide, "run.trace[0]")
+    streamed, pieces = shown(guide, "TextIteratorStreamer(")
+    assert torch.equal(traced["output"], masked["output"])
+    new = masked["output"][0, masked["inputs"]["input_ids"].shape[1] :]
+    tokens = [step.token for step in traced["run"].trace[0]]
+    assert tokens == new.tolist()
+    assert len(lines) - len(before) == 5 and "patch (0, " in lines[-1]
+    text = masked["processor"].decode(new, skip_special_tokens=True)
+    assert "".join(pieces[len(lines) :]) == text
