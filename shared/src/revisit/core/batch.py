@@ -25,9 +25,7 @@ from revisit.core.step import LARGEST, Step, check, divergence, select
 _IMPOSSIBLE = -1e20
 
 
-def refine(
-    scores: Tensor, sessions: Sequence[Session | None]
-) -> tuple[Tensor, list[Step | None]]:
+def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, list[Step | None]]:
     """Refine a batch: each row by its own session, whatever its neighbours are.
 
     Args:
