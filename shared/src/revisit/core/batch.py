@@ -172,7 +172,7 @@ def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[in
     pool = rows.pool
     highest = logits.amax(1, keepdim=True)
     # log p(w) - max log p = z(w) - max z: the normalizer cancels.
-    plausible = logits >= highest.clamp(max=LARGEST) + rows.shift
+    plausible = logits >= highest.clamp(-LARGEST, LARGEST) + rows.shift
     if rows.lowest == 0:  # the bound is -inf, and impossible rows would pass it
         plausible &= highest > -math.inf
     ranks = plausible.cumsum(1, dtype=torch.int32)
