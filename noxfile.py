@@ -65,11 +65,13 @@ def stock(session: nox.Session, release: str) -> None:
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
-    """Style, formatting and types, with the tools in the environment of the newest `stock`."""
+    """Style, formatting, types, and who imports whom, by the tools in the newest `stock`."""
     python = environment(session, NEWEST)
     session.run(python, "-m", "ruff", "check", external=True)
     session.run(python, "-m", "ruff", "format", "--check", external=True)
     session.run(python, "-m", "mypy", *TYPED, external=True)
+    rooms = Path(python).with_name("lint-imports")
+    session.run(str(rooms), "--no-cache", external=True)
 
 
 @nox.session(python=False)
@@ -109,7 +111,7 @@ def build(session: nox.Session, requirements: str, family: str | None = None) ->
     if changed:
         stamp.unlink(missing_ok=True)
         session.install("-r", requirements, silent=False)  # minutes: show pip at work
-        session.install("-e", "shared")
+        session.install("-e", "shared[evaluation]")
     if family:
         session.run_install("python", "-m", "revisit.forks.make", family)
     if changed:
