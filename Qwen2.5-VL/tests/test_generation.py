@@ -45,6 +45,27 @@ def test_all_layers_are_the_default(golden_model):
     assert default != new_tokens(golden_model, [ONE], **REVISIT, early_exit_layers=[1, 3])
 
 
+def test_a_seed_decides_what_is_drawn_at_random(golden_model):
+    """Each prompt draws on from the seed; a seed that was not used before begins anew."""
+
+    def choices(model, seed):
+        output = model.generate(
+            **batch([ONE]),
+            **{**REVISIT, "revisit_selection": "random", "revisit_seed": seed},
+            max_new_tokens=6,
+            do_sample=False,
+            revisit_trace=True,
+            return_dict_in_generate=True,
+        )
+        return [(step.layer, step.vision_token) for step in output.revisit_trace[0]]
+
+    models = [copy.deepcopy(golden_model) for _ in range(2)]
+    draws = [[choices(model, 11), choices(model, 11), choices(model, 12)] for model in models]
+    assert draws[0] == draws[1]
+    first, second, other = draws[0]
+    assert first != second != other != first
+
+
 def test_without_use_revisit_no_setting_of_it_changes_a_token(golden_model):
     plain = new_tokens(golden_model, [ONE, THREE])
     assert plain == new_tokens(golden_model, [ONE, THREE], relative_top=0.5)

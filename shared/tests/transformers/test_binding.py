@@ -345,6 +345,18 @@ def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
     assert is_tied(model) is tied
 
 
+def test_tied_weights_that_became_copies_are_tied():
+    """As where a model is spread over devices, and its embedding and LM head lie on two of them."""
+    from revisit.transformers.parts import is_tied
+
+    model = make_model(tie_word_embeddings=True)
+    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    assert is_tied(model)
+    with torch.no_grad():
+        model.lm_head.weight[-1, -1] += 1
+    assert not is_tied(model)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_is_known_of_an_offloaded_embedding(tied):
     from revisit.transformers.parts import is_tied

@@ -288,6 +288,7 @@ def test_logits_that_no_config_explains_are_refused_and_can_be_explained_by_the_
     head = Halved(32, families.VOCABULARY, bias=False)
     head.weight = model.lm_head.weight
     model.lm_head = head
+    model.config.mean_logit_of_training = 0.5  # a number that fits by chance
     config = ReVisiTConfig(alpha=ALPHA)
     with pytest.raises(ValueError, match=r"Pass lm_head=revisit\.LMHead"):
         decode(model, words(), config)

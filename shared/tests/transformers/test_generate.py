@@ -425,6 +425,17 @@ def test_a_compiled_model_gives_the_same_tokens(route, part):
     assert len(GRAPHS) > ran, "decoding after the prefill did not run compiled"
 
 
+@needs_stance
+def test_a_model_wrapped_by_torch_compile_is_enabled_as_the_model_is():
+    model = make_model()
+    expected = attached(model, PROMPTS).tolist()
+    compiled = torch.compile(model, backend="eager")
+    revisit.enable(compiled, CONFIG)
+    assert plain(compiled, PROMPTS).tolist() == plain(model, PROMPTS).tolist() == expected
+    revisit.disable(compiled)
+    assert plain(model, PROMPTS).tolist() != expected
+
+
 @pytest.mark.skipif(RELEASE < (4, 56), reason="its compiled decoding is not for every device")
 def test_transformers_own_compiled_decoding_gives_the_same_tokens():
     from transformers import CompileConfig

@@ -25,9 +25,7 @@ from revisit.core.step import LARGEST, Step, check, divergence, select
 _IMPOSSIBLE = -1e20
 
 
-def refine(
-    scores: Tensor, sessions: Sequence[Session | None]
-) -> tuple[Tensor, list[Step | None]]:
+def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, list[Step | None]]:
     """Refine a batch: each row by its own session, whatever its neighbours are.
 
     Args:
@@ -174,7 +172,7 @@ def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[in
     pool = rows.pool
     highest = logits.amax(1, keepdim=True)
     # log p(w) - max log p = z(w) - max z: the normalizer cancels.
-    plausible = logits >= highest.clamp(max=LARGEST) + rows.shift
+    plausible = logits >= highest.clamp(-LARGEST, LARGEST) + rows.shift
     if rows.lowest == 0:  # the bound is -inf, and impossible rows would pass it
         plausible &= highest > -math.inf
     ranks = plausible.cumsum(1, dtype=torch.int32)

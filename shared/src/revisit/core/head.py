@@ -1,11 +1,15 @@
 """The LM head, as ReVisiT reads it: the logits of some words at some hidden states."""
 
-import time
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+# How Linux names a processor's instructions for products of bfloat16 (x86, x86, ARM).
+_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 
 # Hidden states read as float32 at a time, where a product needs that.
 _STATES = 64
@@ -101,24 +105,19 @@ class LMHead(NamedTuple):
 
 @cache
 def native(dtype: torch.dtype, device: str) -> bool:
-    """Whether the device multiplies matrices of this dtype about as fast as float32, or faster.
+    """Whether the device has arithmetic of this dtype for its matrix products.
 
-    A CPU is asked for bfloat16 by a product that takes some tenths of a millisecond: without
-    instructions of its own (AVX2) it is about seven times slower than in float32, conversion
-    included; with them (AVX-512, AMX, ARM) it is not slower. Products of float16 are new to
-    PyTorch on a CPU, and are always taken in float32 there.
+    Without it (a CPU with AVX2 alone) a product of bfloat16 takes about seven times as long as one
+    of float32, conversion included. Products of float16 are new to PyTorch on a CPU, and are always
+    taken in float32 there.
     """
     if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return True
-    return dtype == torch.bfloat16 and _seconds(dtype) < 2 * _seconds(torch.float32)
+    return dtype == torch.bfloat16 and not _BFLOAT16.isdisjoint(_cpu_features())
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """The time of a small product of bfloat16 matrices, taken in this dtype; the best of some."""
-    weight = torch.ones(64, 1024, dtype=torch.bfloat16)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(weight.to(dtype), weight.to(dtype).T)
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _cpu_features() -> set[str]:
+    """What Linux says of the processor; elsewhere nothing is known, and float32 is right too."""
+    with suppress(OSError):
+        return set(Path("/proc/cpuinfo").read_text().split())
+    return set()

@@ -27,9 +27,7 @@ class Session:
         ValueError: there are no states, or they are not as wide as the LM head.
     """
 
-    def __init__(
-        self, states: Tensor, pool: Pool, config: ReVisiTConfig, number: int = 0
-    ) -> None:
+    def __init__(self, states: Tensor, pool: Pool, config: ReVisiTConfig, number: int = 0) -> None:
         self.config = config
         self.number = number
         self.columns = pool.open(states)

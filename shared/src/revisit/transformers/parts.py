@@ -135,9 +135,9 @@ def is_tied(model: Model) -> bool:
         text = _text_config(model.config)
         told = (getattr(config, "tie_word_embeddings", None) for config in (model.config, text))
         return bool(next((tied for tied in told if tied is not None), False))
-    if embedding.device == head.device:
-        return embedding.data_ptr() == head.data_ptr()
-    # Spread over devices, shared weights became copies of each other.
+    if embedding.data_ptr() == head.data_ptr():
+        return True
+    # Spread over devices, shared weights become copies of each other.
     return embedding.shape == head.shape and all(
         torch.equal(some, other.to(some.device))
         for some, other in zip(torch.split(embedding, 4096), torch.split(head, 4096), strict=True)
