@@ -148,8 +148,8 @@ def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> 
     prefix = python.parents[1]
     remedy = f"{build} --reuse-venv=never"  # nox trusts what it built: what was changed since stays
     if _is_conda(family, python):
-        requirements = f"{family.folder}/requirements.txt"
-        remedy = f"conda activate {family.conda} && pip install -r {requirements} -e 'shared[evaluation]'"
+        wanted = f"-r {family.folder}/requirements.txt -e 'shared[evaluation]'"
+        remedy = f"conda activate {family.conda} && pip install {wanted}"
     versions = state.get("versions", {})
     wrong = [
         f"{name} is {versions.get(name, 'missing')}, not {version}"

@@ -95,7 +95,7 @@ def test_the_guide_s_ways_in_agree(guide):
 def test_the_guide_s_mask_streams_and_traces_are_of_one_generation(guide):
     masked, before = shown(guide, "vision_mask=mask")
     traced, lines = shown(guide, "run.trace[0]")
-    streamed, pieces = shown(guide, "TextIteratorStreamer(")
+    _, pieces = shown(guide, "TextIteratorStreamer(")
     assert torch.equal(traced["output"], masked["output"])
     new = masked["output"][0, masked["inputs"]["input_ids"].shape[1] :]
     tokens = [step.token for step in traced["run"].trace[0]]
