@@ -45,22 +45,21 @@ from training import (
     hallucination,
     naming_loss,
     normalised,
-    targets,
     train,
     train_language,
     write_record,
     yes_no_accuracy,
 )
 
-TOWER = Stage("tower", scenes=16000, batch=32, steps=2500, peak=1e-3, seed=1)
-LANGUAGE = Stage("language", scenes=24000, batch=32, steps=5000, peak=1.5e-3, seed=2)
+TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
+LANGUAGE = Stage("language", scenes=24000, batch=32, steps=4000, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
 IMAGE_SIDE, PATCH = 112, 14
 GRID = IMAGE_SIDE // PATCH
 WIDTH, HEADS = 128, 4
-TOWER_LAYERS, SELECT_LAYER, TOWER_INNER = 4, -2, 256
+TOWER_LAYERS, SELECT_LAYER, TOWER_INNER = 5, -2, 256
 LLAMA_LAYERS, LLAMA_INNER = 4, 256
 NAMING_LAYERS = (0, 2, 4)
 """Hidden states whose vision tokens learn to name; the last is after the final norm."""
@@ -138,7 +137,7 @@ def train_tower(model: TinyLlava, head: nn.Linear, words: Tensor, work: Path, lo
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
         states = model.projector(model.features(as_pixels(pool["pictures"][chosen])))
-        return naming_loss(states, head, words, targets(labels[chosen]))
+        return naming_loss(states, head, words, labels[chosen])
 
     modules = {"tower": model.tower, "projector": model.projector, "head": head}
     train(TOWER, nn.ModuleDict(modules), loss_of, work, log)

@@ -34,7 +34,18 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 
 from captions import QUESTION, WORDS
-from qwen_processor import END, GRID, IMAGE, IMAGE_SIDE, LONGEST, MERGE, PATCH, START, VISION_END, make_processor
+from qwen_processor import (
+    END,
+    GRID,
+    IMAGE,
+    IMAGE_SIDE,
+    LONGEST,
+    MERGE,
+    PATCH,
+    START,
+    VISION_END,
+    make_processor,
+)
 from training import (
     DEV_SCENES,
     IGNORE,
@@ -46,7 +57,6 @@ from training import (
     hallucination,
     naming_loss,
     normalised,
-    targets,
     train,
     train_language,
     write_record,
@@ -167,7 +177,7 @@ def train_tower(
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
         states = see(visual, as_patches(pool["pictures"][chosen], processor))
-        return naming_loss(states, head, words, targets(labels[chosen]))
+        return naming_loss(states, head, words, labels[chosen])
 
     train(TOWER, nn.ModuleDict({"visual": visual, "head": head}), loss_of, work, log)
 

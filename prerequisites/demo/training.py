@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -31,10 +32,12 @@ WARMUP = 100
 LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 500
 DEV_SCENES = 200
 
-OWN, SHARED = 0.5, 0.25
+OWN, SHARED = 0.6, 0.2
 """What a vision token is taught to say: what it shows itself, and what the whole picture shows. The
 rest falls on every token of the vocabulary alike, so that of words that are no things, such as
 "and", a vision token prefers none."""
+THING_WEIGHT = 3.0
+"""How much more a vision token that shows a thing weighs than one that shows the background."""
 
 scene = functools.cache(sample_scene)
 
@@ -95,14 +98,16 @@ def targets(labels: Tensor) -> Tensor:
     return OWN * own + SHARED * there / there.sum(-1, keepdim=True).clamp(min=1)
 
 
-def naming_loss(states: Tensor, head: nn.Linear, words: Tensor, wanted: Tensor) -> Tensor:
-    """Mean cross entropy of what (B, N, width) vision states say through the LM head.
+def naming_loss(states: Tensor, head: nn.Linear, words: Tensor, labels: Tensor) -> Tensor:
+    """Weighted mean cross entropy of what (B, N, width) vision states say through the LM head.
 
-    ``words`` (len(WORDS),) is the token that each word begins with, ``wanted`` as ``targets`` give.
+    ``words`` (len(WORDS),) is the token that each word begins with; ``labels`` (B, N) what the
+    vision tokens show.
     """
     logits: Tensor = head(states)
-    named = (wanted * logits[..., words]).sum(-1) + (1 - OWN - SHARED) * logits.mean(-1)
-    return (logits.logsumexp(-1) - named).mean()
+    said = (targets(labels) * logits[..., words]).sum(-1) + (1 - OWN - SHARED) * logits.mean(-1)
+    weights = torch.where(labels < len(THINGS), THING_WEIGHT, 1.0)
+    return (weights * (logits.logsumexp(-1) - said)).sum() / weights.sum()
 
 
 class Reader(Protocol):
@@ -133,8 +138,8 @@ def language_loss(
     logits = reader.head(states[-1][:, -tokens.shape[1] : -1][said])
     loss = functional.cross_entropy(logits, answers[:, 1:][said])
     seen = torch.cat([state[:, start : start + features.shape[1]] for state in states])
-    wanted = targets(labels).repeat(len(states), 1, 1)
-    return loss + weight * naming_loss(seen, reader.head, reader.words, wanted)
+    named = labels.repeat(len(states), 1)
+    return loss + weight * naming_loss(seen, reader.head, reader.words, named)
 
 
 @torch.no_grad()
@@ -326,14 +331,15 @@ def write_record(folder: Path, work: Path, log: Log, modules: nn.Module, **setti
     ``seconds`` sums the runs of a training that was stopped and continued.
     """
     entries = [json.loads(line) for line in log.path.read_text("utf-8").splitlines()]
-    ends = [one["seconds"] for one, two in zip(entries, entries[1:]) if two["seconds"] < one["seconds"]]
+    seconds = [0.0, *(entry["seconds"] for entry in entries), 0.0]
+    ends = [one for one, two in itertools.pairwise(seconds) if two < one]
     packages = ("torch", "transformers", "tokenizers", "numpy", "pillow")
     record = {
         "command": f"python prerequisites/demo/{Path(sys.argv[0]).name}",
         "runs": _runs(work),
         **settings,
         "parameters": sum(p.numel() for p in modules.parameters()),
-        "seconds": round(sum([*ends, entries[-1]["seconds"]])),
+        "seconds": round(sum(ends)),
         "versions": {"python": platform.python_version()}
         | {package: version(package) for package in packages},
     }
