@@ -45,10 +45,16 @@ def score(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> dict[str, f
     """
     if not labels:
         raise EvaluationError("there are no questions to score")
-    for ids, lack in ((labels.keys() - answers.keys(), "no answer"),
-                      (answers.keys() - labels.keys(), "an answer but no question")):  # fmt: skip
-        if ids:
-            raise EvaluationError(f"{len(ids)} ids have {lack} (question_id {min(ids, key=str)})")
+    if lacking := labels.keys() - answers.keys():
+        raise EvaluationError(
+            f"{len(lacking)} of {len(labels)} questions have no answer "
+            f"(question_id {min(lacking, key=str)}, for one)"
+        )
+    if strangers := answers.keys() - labels.keys():
+        raise EvaluationError(
+            f"{len(strangers)} answers are to no question (question_id "
+            f"{min(strangers, key=str)}, for one): do the two files belong together?"
+        )
     said = {each: means_yes(answers[each]) for each in labels}
     yes, true = sum(said.values()), sum(labels.values())
     found = sum(said[each] and labels[each] for each in labels)
@@ -135,9 +141,7 @@ def _run(args: argparse.Namespace) -> None:
     labels = read_labels(args.questions)
     metrics = score(labels, read_answers(args.answers))
     if args.save_path:
-        files = {
-            name: {"file": str(path), "sha256": sha256(path)} for name, path in inputs.items()
-        }
+        files = {name: {"file": str(path), "sha256": sha256(path)} for name, path in inputs.items()}
         write_json(args.save_path, {"overall_metrics": metrics, "count": len(labels)} | files)
     print(f"{len(labels)} questions; percent")
     print("".join(f"{name:>11}" for name in METRICS))
