@@ -101,10 +101,10 @@ def yes_or_no(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def conversation(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Questions and answers about a training scene: a caption, or three of yes and no."""
-    if rng.random() < 0.6:
-        return [(QUESTION, caption(told(scene, rng), scene.background, rng))]
-    return [yes_or_no(scene, rng) for _ in range(3)]
+    """What is asked and said about a training scene: a caption, before or after two yes or no."""
+    captioned = (QUESTION, caption(told(scene, rng), scene.background, rng))
+    asked = [yes_or_no(scene, rng) for _ in range(2)]
+    return [captioned, *asked] if rng.random() < 0.5 else [*asked, captioned]
 
 
 def training_texts(scenes: int = 2000) -> list[str]:

@@ -52,7 +52,7 @@ from training import (
 )
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=24000, batch=32, steps=4000, peak=1.5e-3, seed=2)
+LANGUAGE = Stage("language", scenes=16000, batch=32, steps=1900, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 

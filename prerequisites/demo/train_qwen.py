@@ -63,8 +63,8 @@ from training import (
     yes_no_accuracy,
 )
 
-TOWER = Stage("tower", scenes=16000, batch=32, steps=1500, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=16000, batch=32, steps=3000, peak=1.5e-3, seed=2)
+TOWER = Stage("tower", scenes=16000, batch=32, steps=1000, peak=2e-3, seed=1)
+LANGUAGE = Stage("language", scenes=12000, batch=32, steps=1600, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 

@@ -29,7 +29,7 @@ from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
 
 IGNORE = -100
 WARMUP = 100
-LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 500
+LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 300
 DEV_SCENES = 200
 
 OWN, SHARED = 0.6, 0.2
@@ -126,20 +126,23 @@ class Reader(Protocol):
 
 def language_loss(
     reader: Reader,
+    step: int,
     weight: float,
     features: Tensor,
     labels: Tensor,
     conversations: list[list[tuple[str, str]]],
 ) -> Tensor:
-    """Loss of the answers, and ``weight`` of what the vision tokens (``labels`` (B, N)) name."""
+    """Loss of the answers, and ``weight`` of what the vision tokens (``labels`` (B, N)) name.
+
+    They name it in one of the reader's layers, another at each ``step``.
+    """
     tokens, answers = reader.rows(conversations)
     states, start = reader.states(features, tokens)
     said = answers[:, 1:] != IGNORE
     logits = reader.head(states[-1][:, -tokens.shape[1] : -1][said])
     loss = functional.cross_entropy(logits, answers[:, 1:][said])
-    seen = torch.cat([state[:, start : start + features.shape[1]] for state in states])
-    named = labels.repeat(len(states), 1)
-    return loss + weight * naming_loss(seen, reader.head, reader.words, named)
+    seen = states[step % len(states)][:, start : start + features.shape[1]]
+    return loss + weight * naming_loss(seen, reader.head, reader.words, labels)
 
 
 @torch.no_grad()
@@ -368,6 +371,6 @@ def train_language(
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
         rng = np.random.default_rng([stage.seed, step])
         talks = [conversation(scene("train", int(index)), rng) for index in chosen]
-        return language_loss(reader, weight, features[chosen].float(), labels[chosen], talks)
+        return language_loss(reader, step, weight, features[chosen].float(), labels[chosen], talks)
 
     train(stage, modules, loss_of, work, log, scores)
