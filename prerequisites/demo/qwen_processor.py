@@ -16,7 +16,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from captions import QUESTION, training_texts
 
-IMAGE_SIDE, PATCH, MERGE = 224, 14, 2
+IMAGE_SIDE, PATCH, MERGE = 112, 14, 1
 GRID = IMAGE_SIDE // PATCH // MERGE
 """Vision tokens in a row of a square picture."""
 

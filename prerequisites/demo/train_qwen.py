@@ -63,16 +63,16 @@ from training import (
     yes_no_accuracy,
 )
 
-TOWER = Stage("tower", scenes=16000, batch=32, steps=1000, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=12000, batch=32, steps=1600, peak=1.5e-3, seed=2)
+TOWER = Stage("tower", scenes=16000, batch=32, steps=1600, peak=2e-3, seed=1)
+LANGUAGE = Stage("language", scenes=16000, batch=32, steps=1500, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
 WIDTH, HEADS, LAYERS, INNER = 128, 4, 4, 256
 NAMING_LAYERS = (0, 2, 4)
 """Hidden states whose vision tokens learn to name; the last is after the final norm."""
-TOWER_WIDTH, TOWER_HEADS, TOWER_INNER, TOWER_LAYERS = 64, 2, 160, 4
-WINDOW, FULL_ATTENTION = 112, [1, 3]
+TOWER_WIDTH, TOWER_HEADS, TOWER_INNER, TOWER_LAYERS = 96, 3, 256, 4
+WINDOW, FULL_ATTENTION = 56, [1, 3]
 ROPE_BASE, ROPE_SECTIONS = 1000.0, [4, 6, 6]
 HERE = Path(__file__).resolve().parent
 
