@@ -31,7 +31,7 @@ class LlavaAsker:
     ) -> tuple[Any, Any]:
         """See ``asking.Asker``."""
         prompts = [llava_v1_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{text}"]) for text in questions]
-        rows = [tokenizer_image_token(prompt, self.tokenizer) for prompt in prompts]
+        rows = [list(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
         output = self.model.generate(
             ids,
