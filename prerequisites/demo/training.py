@@ -29,7 +29,7 @@ from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
 
 IGNORE = -100
 WARMUP = 100
-LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 300
+LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 1000
 DEV_SCENES = 200
 
 OWN, SHARED = 0.6, 0.2
@@ -318,7 +318,11 @@ def begin_run(work: Path) -> None:
         return done.stdout.rstrip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-    run = {"commit": git("rev-parse", "HEAD"), "changed": changed.splitlines()}
+    run: dict[str, Any] = {"commit": git("rev-parse", "HEAD"), "changed": changed.splitlines()}
+    for state in sorted(work.glob("*.pt")):
+        if state.name != "features.pt":
+            step = torch.load(state, weights_only=True)["step"]
+            run.setdefault("continued", []).append(f"{state.stem}, step {step}")
     runs = _runs(work)
     (work / "runs.json").write_text(json.dumps([*runs, run]), encoding="utf-8")
 
