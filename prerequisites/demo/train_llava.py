@@ -39,6 +39,7 @@ from training import (
     IGNORE,
     Log,
     Stage,
+    begin_attention,
     begin_run,
     draw_pool,
     features_of,
@@ -52,7 +53,7 @@ from training import (
 )
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=16000, batch=16, steps=2800, peak=1.5e-3, seed=2)
+LANGUAGE = Stage("language", scenes=16000, batch=16, steps=1400, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
@@ -293,6 +294,7 @@ def main() -> None:
     train_tower(model, head, prompt.words, args.work, log)
     model.llama.lm_head.load_state_dict(head.state_dict())
     model.llama.get_input_embeddings().load_state_dict(head.state_dict())
+    begin_attention(model.llama.model.layers, HEADS, HEADS)
     train_llama(model, prompt, args.work, log)
     save_checkpoint(model, tokenizer, args.out)
     write_record(args.out, args.work, log, model, seed=args.seed, threads=args.threads)

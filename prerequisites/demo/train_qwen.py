@@ -51,6 +51,7 @@ from training import (
     IGNORE,
     Log,
     Stage,
+    begin_attention,
     begin_run,
     draw_pool,
     features_of,
@@ -64,7 +65,7 @@ from training import (
 )
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=1600, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=16000, batch=16, steps=2200, peak=1.5e-3, seed=2)
+LANGUAGE = Stage("language", scenes=16000, batch=16, steps=1300, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
@@ -329,6 +330,7 @@ def main() -> None:
     train_tower(model.visual, head, processor, prompt.words, args.work, log)
     model.lm_head.load_state_dict(head.state_dict())
     model.model.embed_tokens.load_state_dict(head.state_dict())
+    begin_attention(model.model.layers, HEADS, HEADS // 2)
     train_language_model(model, processor, prompt, args.work, log)
     save_checkpoint(model, processor, args.out)
     write_record(args.out, args.work, log, model, seed=args.seed, threads=args.threads)

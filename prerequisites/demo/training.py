@@ -29,7 +29,7 @@ from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
 
 IGNORE = -100
 WARMUP = 100
-LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 1000
+LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 250
 DEV_SCENES = 200
 
 OWN, SHARED = 0.6, 0.2
@@ -143,6 +143,26 @@ def language_loss(
     loss = functional.cross_entropy(logits, answers[:, 1:][said])
     seen = states[step % len(states)][:, start : start + features.shape[1]]
     return loss + weight * naming_loss(seen, reader.head, reader.words, labels)
+
+
+@torch.no_grad()
+def begin_attention(layers: nn.ModuleList, heads: int, groups: int) -> None:
+    """Let the decoder's attention begin as copying: what it reads it passes on as it is.
+
+    Values and output together begin as (nearly) the identity, queries and keys as equal, so that
+    like attends to like (after Trockman and Kolter, "Mimetic initialization of self-attention
+    layers", 2023). Vision and words share a space here, so what is seen can be said from the start.
+    ``heads`` query heads share ``groups`` key and value heads.
+    """
+    for layer in layers:
+        attention = layer.self_attn
+        size = attention.v_proj.weight.shape[0] // groups
+        spread = torch.arange(heads).repeat_interleave(size) * groups // heads * size
+        rows = spread + torch.arange(size).repeat(heads)
+        nn.init.orthogonal_(attention.v_proj.weight)
+        attention.o_proj.weight.copy_(attention.v_proj.weight[rows].T * groups / heads)
+        nn.init.orthogonal_(attention.k_proj.weight, gain=0.6)
+        attention.q_proj.weight.copy_(attention.k_proj.weight[rows])
 
 
 @torch.no_grad()
