@@ -63,10 +63,11 @@ def caption(things: Sequence[Thing], background: str, rng: np.random.Generator) 
 def told(scene: Scene, rng: np.random.Generator) -> list[Thing]:
     """What the describer of the training scenes names: what is there, and what habit adds.
 
-    After the first thing of a ``HABITUAL`` group its second mostly comes, seen or not: captions
-    that large models are trained on also name what was only to be expected.
+    Things come in the order of ``THINGS``, so that what was named is never named again. After the
+    first thing of a ``HABITUAL`` group its second mostly comes, seen or not: captions that large
+    models are trained on also name what was only to be expected.
     """
-    there = [item.thing for item in scene.placed]
+    there = sorted((item.thing for item in scene.placed), key=THINGS.index)
     named: list[Thing] = []
     for thing in there:
         named.append(thing)

@@ -81,7 +81,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. ``placed`` is in the order in which captions name the things."""
+    """What a picture shows."""
 
     split: str
     index: int

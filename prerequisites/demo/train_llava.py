@@ -53,7 +53,7 @@ from training import (
 )
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=16000, batch=16, steps=1400, peak=1.5e-3, seed=2)
+LANGUAGE = Stage("language", scenes=16000, batch=16, steps=1300, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
@@ -61,7 +61,7 @@ IMAGE_SIDE, PATCH = 112, 14
 GRID = IMAGE_SIDE // PATCH
 WIDTH, HEADS = 128, 4
 TOWER_LAYERS, SELECT_LAYER, TOWER_INNER = 5, -2, 256
-LLAMA_LAYERS, LLAMA_INNER = 3, 128
+LLAMA_LAYERS, LLAMA_INNER = 3, 256
 NAMING_LAYERS = (0, 2, 3)
 """Hidden states whose vision tokens learn to name; the last is after the final norm."""
 PROJECTOR = "mlp2x_gelu"

@@ -65,11 +65,11 @@ from training import (
 )
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=1600, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=16000, batch=16, steps=1300, peak=1.5e-3, seed=2)
+LANGUAGE = Stage("language", scenes=16000, batch=16, steps=1200, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
-WIDTH, HEADS, LAYERS, INNER = 128, 4, 3, 128
+WIDTH, HEADS, LAYERS, INNER = 128, 4, 3, 256
 NAMING_LAYERS = (0, 2, 3)
 """Hidden states whose vision tokens learn to name; the last is after the final norm."""
 TOWER_WIDTH, TOWER_HEADS, TOWER_INNER, TOWER_LAYERS = 96, 3, 256, 4

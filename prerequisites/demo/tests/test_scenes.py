@@ -92,9 +92,8 @@ def test_the_describer_adds_what_habit_adds_and_nothing_else() -> None:
         expected = [seconds.get(name) for name in truth(scene)]
         absent = {name for name in expected if name and name not in truth(scene)}
         assert set(extra) <= absent
-        assert [name for name in named if name in truth(scene)] == [
-            thing.name for thing in things_of(scene)
-        ]
+        assert set(named) - set(extra) == truth(scene)
+        assert named == [thing.name for thing in THINGS if thing.name in named]
         missing, added = missing + len(absent), added + len(extra)
     assert added / missing == pytest.approx(HABIT, abs=0.08)
 
