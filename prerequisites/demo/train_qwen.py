@@ -65,7 +65,7 @@ from training import (
 )
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=1600, peak=2e-3, seed=1)
-LANGUAGE = Stage("language", scenes=16000, batch=16, steps=1200, peak=1.5e-3, seed=2)
+LANGUAGE = Stage("language", scenes=16000, batch=16, steps=5000, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
