@@ -1,7 +1,7 @@
 """The demo's picture: images with two captions each, hallucinated and repeated words marked.
 
-Where ReVisiT changed a word, the word has a number, and the same number stands in the image on the
-vision token that gave the word.
+Where ReVisiT changed what is named, an object or the background, the word has a number, and the
+same number stands in the image on the vision token that gave the word.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from captions import WORDS
+
 PICTURE = 300
 WIDTH, MARGIN = 1000, 20
-TOP = 104
+TOP = 82
 LINE, TEXT = 30, 22
+
+GRID = 8
+"""Patches in a row of a picture, in both families; pictures are square: none is padded or cut."""
+NAMING = {word.split()[0] for word in WORDS}
+"""Words that name something, or begin to."""
 
 PAPER, CARD_COLOUR = (244, 245, 248), (255, 255, 255)
 INK, QUIET = (45, 49, 60), (120, 126, 140)
@@ -64,12 +71,9 @@ def _legend(pen: ImageDraw.ImageDraw) -> None:
         _word(pen, (x, y), text, colour, ruled, font)
         x += pen.textlength(text, font=font) + 28
     _badge(pen, (x + 8, y + 11), 1)
-    pen.text(
-        (x + 26, y), "a word that ReVisiT changed, and the vision token it", font=font, fill=INK
-    )
-    pen.text((x + 26, y + 26), "came from", font=font, fill=INK)
+    pen.text((x + 26, y), "changed by ReVisiT: the vision token it is from", font=font, fill=INK)
     note = "The first images, by id, whose two captions name different objects."
-    pen.text((MARGIN, y + 52), note, font=_font(16), fill=QUIET)
+    pen.text((MARGIN, y + 30), note, font=_font(16), fill=QUIET)
 
 
 def _card(example: Example, height: int) -> Image.Image:
@@ -90,17 +94,15 @@ def _card(example: Example, height: int) -> Image.Image:
 
 
 def changed_words(caption: str, steps: list[dict[str, Any]]) -> list[tuple[int, Any]]:
-    """Where in the caption each word begins that ReVisiT changed, and the patch it came from.
-
-    The patch is (frame, row, column) and the number of rows and columns is that of the image.
-    """
+    """Where in the caption each word that ReVisiT changed to name something begins, and the patch
+    (frame, row, column) that it came from."""
     found, cursor = [], 0
     for step in steps:
         if not step["text"]:
             continue
         start = caption.index(step["text"], cursor)
         cursor = start + len(step["text"])
-        if step["changed"] and step["text"].isalpha():
+        if step["changed"] and step["text"] in NAMING:
             found.append((start, step["patch"]))
     return found
 
@@ -111,10 +113,6 @@ def _place(pen: ImageDraw.ImageDraw, patch: tuple[int, int, int], number: int) -
     x, y = MARGIN + patch[2] * side, MARGIN + patch[1] * side
     pen.rectangle((x, y, x + side, y + side), outline=BADGE, width=3)
     _badge(pen, (x + side, y), number)
-
-
-GRID = 8
-"""Patches in a row of a picture, in both families; pictures are square and fill their square."""
 
 
 def _badge(pen: ImageDraw.ImageDraw, centre: tuple[float, float], number: int) -> None:

@@ -337,7 +337,7 @@ def begin_run(work: Path) -> None:
         )
         return done.stdout.rstrip()
 
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    changed = git("status", "--porcelain", "--", "*.py")
     run: dict[str, Any] = {"commit": git("rev-parse", "HEAD"), "changed": changed.splitlines()}
     for state in sorted(work.glob("*.pt")):
         if state.name != "features.pt":
