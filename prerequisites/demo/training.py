@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -146,7 +146,7 @@ def language_loss(
 
 
 @torch.no_grad()
-def begin_attention(layers: nn.ModuleList, heads: int, groups: int) -> None:
+def begin_attention(layers: Iterable[Any], heads: int, groups: int) -> None:
     """Let the decoder's attention begin as copying: what it reads it passes on as it is.
 
     Values and output together begin as (nearly) the identity, queries and keys as equal, so that
