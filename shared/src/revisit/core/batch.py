@@ -69,8 +69,11 @@ class Rows:
         shift: log alpha, or (R, 1) where it differs; `lowest` is the least alpha.
         void: (R, M) bool, what lies behind a row's own vision states; None where M is the same.
         begins: (2, R, 1) where a row begins in flat logits, and its prompt in flat slots.
+        ones: (R, V) float32 and `ranks` int32, for each step: memory of this size that is new is
+            slower than what is done with it.
     """
 
+    @torch.inference_mode(False)  # its tensors are written in any mode
     def __init__(self, sessions: Sequence[Session | None]) -> None:
         self.sessions = list(sessions)
         self.seeing = [row for row, session in enumerate(sessions) if session is not None]
@@ -104,6 +107,8 @@ class Rows:
         first = range(0, len(self.own) * pool.head.size, pool.head.size)
         begins = [list(first), [each.base for each in self.columns]]
         self.begins = put(begins, device).unsqueeze(2)
+        self.ones = torch.empty((len(self.own), pool.head.size), device=device)
+        self.ranks = torch.empty_like(self.ones, dtype=torch.int32)
         self.kinds = [(each.config.divergence, each.config.selection) for each in self.own]
 
 
@@ -138,21 +143,20 @@ class Candidates(NamedTuple):
 def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
     """Refine rows (R, V) float32 that all have a session."""
     pool = rows.pool
-    words, beyond, lengths = _look_up(logits, rows)
+    words, beyond, lengths, indices = _look_up(logits, rows)
     order = _order(rows, lengths)
-    begins, void = rows.begins, rows.void
+    void = rows.void
     if order != range(len(order)):
         index = put(order, logits.device)
-        words, begins = words.index_select(0, index), begins.index_select(1, index)
+        words, indices = words.index_select(0, index), indices.index_select(1, index)
         beyond = None if beyond is None else beyond.index_select(0, index)
         void = None if void is None else void.index_select(0, index)
-    at, places = words + begins
+    at, places = indices
     log_p = logits.take(at).clamp_(max=LARGEST)
     if beyond is not None:
         log_p.masked_fill_(beyond, _IMPOSSIBLE)
     log_p = log_p.log_softmax(1)
     firsts = pool.slots.take(places)
-    pool.used.view(-1).index_fill_(0, places.flatten(), pool.step)
     lengths, columns = [lengths[row] for row in order], [rows.columns[row] for row in order]
     found = Candidates(order, lengths, columns, words, beyond, places, firsts, log_p)
     distances, choice = _choose(found, rows, void)
@@ -177,40 +181,43 @@ def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
     return refined, [steps[row] for row in range(len(order))]
 
 
-def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[int]]:
+def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[int], Tensor]:
     """V_cons of every row; their columns are kept from here on, as many as fit.
 
     Returns:
         (R, C) token ids, ascending, the last repeated where a row has fewer than C; where that is;
-        and the number of each row.
+        the number of each row; and (2, R, C) where the words are in flat logits and slots.
     """
     pool = rows.pool
     highest = logits.amax(1, keepdim=True)
     # log p(w) - max log p = z(w) - max z: the normalizer cancels.
     bound = highest.clamp(max=LARGEST) + rows.shift
     # Ones and zeros in the logits' own dtype: a CPU is several times faster so than with bools.
-    plausible = torch.ge(logits, bound, out=torch.empty_like(logits))
+    ones = torch.ge(logits, bound, out=rows.ones)
     if rows.lowest == 0:  # the bound is -inf, and impossible rows would pass it
-        plausible *= highest > -math.inf
-    ranks = plausible.int().cumsum_(1)
-    needed = plausible if rows.members is None else plausible[rows.members].amax(1)
-    missing = needed * pool.absent[rows.slots]
-    counted = [ranks[:, -1], missing.sum(1)]
+        ones *= highest > -math.inf
+    ranks = rows.ranks.copy_(ones).cumsum_(1)
+    counted = [ranks[:, -1]]
     if rows.members is not None:
-        counted.append(needed.sum(1))
+        ones = ones[rows.members].amax(1)
+        counted.append(ones.sum(1))
+    missing = ones.mul_(pool.absent[rows.slots])
+    counted.append(missing.sum(1))
     read = [int(count) for count in torch.cat(counted).tolist()]
     count, several = len(rows.own), len(rows.prompts)
-    lengths, coming, total = read[:count], read[count : count + several], read[-several:]
+    lengths, total, coming = read[:count], read[-2 * several : -several], read[-several:]
     if not all(lengths):
         check(logits)
     pool.step += 1
     for columns in rows.prompts:
         columns.short = 0
+    words, beyond = positions(ranks, lengths)
+    indices = words + rows.begins
+    pool.used.view(-1).index_fill_(0, indices[1].flatten(), pool.step)
     if any(coming):
-        total = lengths if rows.members is None else total
         in_use = [every - new for every, new in zip(total, coming, strict=True)]
-        pool.keep(rows.prompts, needed, missing, coming, in_use)
-    return *positions(ranks, lengths), lengths
+        pool.keep(rows.prompts, missing, coming, in_use)
+    return words, beyond, lengths, indices
 
 
 def _order(rows: Rows, lengths: Sequence[int]) -> Sequence[int]:

@@ -160,7 +160,6 @@ class Pool:
     def keep(
         self,
         prompts: Sequence["Columns"],
-        needed: Tensor,
         missing: Tensor,
         coming: Sequence[int],
         in_use: Sequence[int],
@@ -169,15 +168,13 @@ class Pool:
 
         Args:
             prompts: P of them.
-            needed: (P, V) float32, 1 for all words of the step.
-            missing: (P, V) float32, 1 for those of them that are absent.
+            missing: (P, V) float32, 1 for the words of the step that are absent.
             coming: how many are missing, for each prompt.
-            in_use: how many are not.
+            in_use: how many words of the step are not; `used` says already which.
         """
         some = [index for index, count in enumerate(coming) if count]
         if len(some) < len(prompts):
-            rows = put(some, needed.device)
-            needed, missing = needed.index_select(0, rows), missing.index_select(0, rows)
+            missing = missing.index_select(0, put(some, missing.device))
         prompts = [prompts[index] for index in some]
         coming = [coming[index] for index in some]
         new, _ = positions(missing.int().cumsum_(1), coming)
@@ -199,7 +196,7 @@ class Pool:
         firsts = plan[0]
         words = new.take(plan[1])
         if any(old for _, old in rooms):
-            self._replace(prompts, [old for _, old in rooms], kept, needed, firsts)
+            self._replace(prompts, [old for _, old in rooms], kept, firsts)
         places = words + plan[2]
         self.slots.view(-1).index_copy_(0, places, firsts.int())
         self.absent.view(-1).index_fill_(0, places, 0)
@@ -211,15 +208,15 @@ class Pool:
         prompts: Sequence["Columns"],
         olds: Sequence[int],
         kept: Sequence[int],
-        needed: Tensor,
         firsts: Tensor,
     ) -> None:
         """Write into `firsts` where the columns lie that were not used for longest, now absent.
 
-        They are the last of each prompt's `kept` new ones; none of them is needed.
+        They are the last of each prompt's `kept` new ones; none of them is used by this step.
         """
-        rows = put([columns.row for columns in prompts], needed.device)
-        age = self.used[rows].masked_fill_((needed + self.absent[rows]).bool(), _NEVER)
+        rows = put([columns.row for columns in prompts], firsts.device)
+        age = self.used[rows]
+        age.masked_fill_((age == self.step) | self.absent[rows].bool(), _NEVER)
         oldest = age.topk(max(olds), 1, largest=False).indices
         ends = [*accumulate(kept)]
         plan = put(
@@ -228,7 +225,7 @@ class Pool:
                 self._rows(prompts, olds),
                 [*chain.from_iterable(range(e - n, e) for e, n in zip(ends, olds, strict=True))],
             ],
-            needed.device,
+            firsts.device,
         )
         places = oldest.take(plan[0]) + plan[1]
         firsts.index_copy_(0, plan[2], self.slots.take(places).long())
@@ -326,8 +323,8 @@ def _merged(runs: list[range]) -> list[range]:
     return merged
 
 
-# Kept tensors are ordinary ones, whoever asks for them: one made in inference mode could not be
-# written outside of it.
+# Tensors that last are ordinary ones, whoever asks for them: one made in inference mode could not
+# be written outside of it.
 @torch.inference_mode(False)
 def _grown(old: Tensor, size: int) -> Tensor:
     """A longer one that begins with the old."""
