@@ -48,7 +48,7 @@ def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, 
     if pool.latest is None or pool.latest.sessions != list(sessions):
         pool.latest = Rows(sessions)
     rows: Rows = pool.latest
-    logits = scores.to(pool.table.device, torch.float32)
+    logits = scores.detach().to(pool.table.device, torch.float32)
     own = logits if rows.index is None else logits.index_select(0, rows.index)
     refined, decided = _refine(own, rows)
     for row, step in zip(rows.seeing, decided, strict=True):
@@ -69,8 +69,11 @@ class Rows:
         shift: log alpha, or (R, 1) where it differs; `lowest` is the least alpha.
         void: (R, M) bool, what lies behind a row's own vision states; None where M is the same.
         begins: (2, R, 1) where a row begins in flat logits, and its prompt in flat slots.
+        ones: (R, V) float32 and `ranks` int32, for each step: memory of this size that is new is
+            slower than what is done with it.
     """
 
+    @torch.inference_mode(False)  # its tensors are written in any mode
     def __init__(self, sessions: Sequence[Session | None]) -> None:
         self.sessions = list(sessions)
         self.seeing = [row for row, session in enumerate(sessions) if session is not None]
@@ -104,6 +107,8 @@ class Rows:
         first = range(0, len(self.own) * pool.head.size, pool.head.size)
         begins = [list(first), [each.base for each in self.columns]]
         self.begins = put(begins, device).unsqueeze(2)
+        self.ones = torch.empty((len(self.own), pool.head.size), device=device)
+        self.ranks = torch.empty_like(self.ones, dtype=torch.int32)
         self.kinds = [(each.config.divergence, each.config.selection) for each in self.own]
 
 
@@ -119,25 +124,39 @@ class Candidates(NamedTuple):
     firsts: Tensor  # (R, C) int32: where their columns begin, in grains
     log_p: Tensor  # (R, C) float32: the model's own distribution; minute beyond V_cons
 
+    def part(self, rows: slice) -> "Candidates":
+        """Neighbouring rows alone, with as many words as the longest of them has."""
+        if rows == slice(0, len(self.order)):
+            return self
+        lengths = self.lengths[rows]
+        size = max(lengths)
+        words, places, firsts, log_p = (
+            each[rows, :size] for each in (self.words, self.places, self.firsts, self.log_p)
+        )
+        beyond = None
+        if self.beyond is not None and min(lengths) < size:
+            beyond = self.beyond[rows, :size]
+        order, columns = self.order[rows], self.columns[rows]
+        return Candidates(order, lengths, columns, words, beyond, places, firsts, log_p)
+
 
 def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
     """Refine rows (R, V) float32 that all have a session."""
     pool = rows.pool
-    words, beyond, lengths = _look_up(logits, rows)
+    words, beyond, lengths, indices = _look_up(logits, rows)
     order = _order(rows, lengths)
-    begins, void = rows.begins, rows.void
+    void = rows.void
     if order != range(len(order)):
         index = put(order, logits.device)
-        words, begins = words.index_select(0, index), begins.index_select(1, index)
+        words, indices = words.index_select(0, index), indices.index_select(1, index)
         beyond = None if beyond is None else beyond.index_select(0, index)
         void = None if void is None else void.index_select(0, index)
-    at, places = words + begins[0], words + begins[1]
+    at, places = indices
     log_p = logits.take(at).clamp_(max=LARGEST)
     if beyond is not None:
         log_p.masked_fill_(beyond, _IMPOSSIBLE)
     log_p = log_p.log_softmax(1)
     firsts = pool.slots.take(places)
-    pool.used.view(-1).index_fill_(0, places.flatten(), pool.step)
     lengths, columns = [lengths[row] for row in order], [rows.columns[row] for row in order]
     found = Candidates(order, lengths, columns, words, beyond, places, firsts, log_p)
     distances, choice = _choose(found, rows, void)
@@ -162,39 +181,43 @@ def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
     return refined, [steps[row] for row in range(len(order))]
 
 
-def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[int]]:
+def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[int], Tensor]:
     """V_cons of every row; their columns are kept from here on, as many as fit.
 
     Returns:
         (R, C) token ids, ascending, the last repeated where a row has fewer than C; where that is;
-        and the number of each row.
+        the number of each row; and (2, R, C) where the words are in flat logits and slots.
     """
     pool = rows.pool
     highest = logits.amax(1, keepdim=True)
     # log p(w) - max log p = z(w) - max z: the normalizer cancels.
-    plausible = logits >= highest.clamp(-LARGEST, LARGEST) + rows.shift
+    bound = highest.clamp(-LARGEST, LARGEST) + rows.shift
+    # Ones and zeros in the logits' own dtype: a CPU is several times faster so than with bools.
+    ones = torch.ge(logits, bound, out=rows.ones)
     if rows.lowest == 0:  # the bound is -inf, and impossible rows would pass it
-        plausible &= highest > -math.inf
-    ranks = plausible.cumsum(1, dtype=torch.int32)
-    wanted = plausible if rows.members is None else plausible[rows.members].any(1)
-    missing = wanted & pool.absent[rows.slots]
-    counted = [ranks[:, -1], missing.sum(1, dtype=torch.int32)]
+        ones *= highest > -math.inf
+    ranks = rows.ranks.copy_(ones).cumsum_(1)
+    counted = [ranks[:, -1]]
     if rows.members is not None:
-        counted.append(wanted.sum(1, dtype=torch.int32))
-    read = torch.cat(counted).tolist()
+        ones = ones[rows.members].amax(1)
+        counted.append(ones.sum(1))
+    missing = ones.mul_(pool.absent[rows.slots])
+    counted.append(missing.sum(1))
+    read = [int(count) for count in torch.cat(counted).tolist()]
     count, several = len(rows.own), len(rows.prompts)
-    lengths, coming, total = read[:count], read[count : count + several], read[-several:]
+    lengths, total, coming = read[:count], read[-2 * several : -several], read[-several:]
     if not all(lengths):
         check(logits)
     pool.step += 1
     for columns in rows.prompts:
         columns.short = 0
+    words, beyond = positions(ranks, lengths)
+    indices = words + rows.begins
+    pool.used.view(-1).index_fill_(0, indices[1].flatten(), pool.step)
     if any(coming):
-        needed = lengths if rows.members is None else total
-        in_use = [every - new for every, new in zip(needed, coming, strict=True)]
-        pool.keep(rows.prompts, wanted, missing, coming, in_use)
-    words, beyond = positions(ranks, max(lengths))
-    return words, beyond if min(lengths) < max(lengths) else None, lengths
+        in_use = [every - new for every, new in zip(total, coming, strict=True)]
+        pool.keep(rows.prompts, missing, coming, in_use)
+    return words, beyond, lengths, indices
 
 
 def _order(rows: Rows, lengths: Sequence[int]) -> Sequence[int]:
@@ -210,14 +233,11 @@ def _order(rows: Rows, lengths: Sequence[int]) -> Sequence[int]:
 def _choose(found: Candidates, rows: Rows, void: Tensor | None) -> tuple[Tensor, Tensor]:
     """The divergence of every vision state, (R, M), and the state chosen for each row, (R,)."""
     distances = None
-    whole = (len(found.order), max(rows.tokens))
     choices = []
+    whole = (len(found.order), max(rows.tokens))
     for (kind, selection), group in _groups([rows.kinds[row] for row in found.order]):
-        prepared = None
-        if rows.pool.sizes.one_pass:
-            prepared = onepass.prepare(found.log_p, kind, rows.lowest)
         for part in _parts(group, found, rows.pool.sizes.block):
-            own = _distances(found, part, kind, prepared)
+            own = _distances(found.part(part), kind, rows.lowest)
             if own.shape == whole:
                 distances = own
             else:
@@ -263,24 +283,17 @@ def _parts(group: range, found: Candidates, limit: int) -> Iterator[slice]:
     yield slice(start, group.stop)
 
 
-def _distances(
-    found: Candidates, part: slice, kind: str, prepared: onepass.Prepared | None
-) -> Tensor:
-    """The divergence of every vision state, (rows, M), block by block."""
-    lengths = found.lengths[part]
-    size = max(lengths)
-    log_p = found.log_p[part, :size]
-    beyond = None
-    if min(lengths) < size:
-        assert found.beyond is not None
-        beyond = found.beyond[part, :size].unsqueeze(2)
-    if prepared is not None:
-        prepared = prepared.of(part, size)
+def _distances(found: Candidates, kind: str, lowest: float) -> Tensor:
+    """The divergence of every vision state, (R, M), block by block."""
+    log_p = found.log_p
+    prepared = None
+    if found.columns[0].pool.sizes.one_pass:
+        prepared = onepass.prepare(log_p, kind, lowest)
     parts = []
-    for block in _blocks(found, part, size):
+    for block in _blocks(found):
         logits = block.float()
-        if beyond is not None:
-            logits.masked_fill_(beyond, _IMPOSSIBLE)
+        if found.beyond is not None:
+            logits.masked_fill_(found.beyond.unsqueeze(2), _IMPOSSIBLE)
         if prepared is None:
             parts.append(divergence(log_p, logits.log_softmax(1), kind))
         else:
@@ -288,45 +301,44 @@ def _distances(
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
-def _blocks(found: Candidates, part: slice, size: int) -> Iterator[Tensor]:
-    """Logits (rows, c, b) of some vision states at a time, for the caller to change."""
-    columns = found.columns[part]
-    pool = columns[0].pool
-    firsts = found.firsts[part, :size]
-    tokens = max(each.tokens for each in columns)
-    widest = max(pool.sizes.narrowest, pool.sizes.block // (4 * firsts.numel()))
+def _blocks(found: Candidates) -> Iterator[Tensor]:
+    """Logits (R, C, b) of some vision states at a time, for the caller to change."""
+    pool = found.columns[0].pool
+    rows, size = found.words.shape
+    tokens = max(columns.tokens for columns in found.columns)
+    widest = max(pool.sizes.narrowest, pool.sizes.block // (4 * rows * size))
     width = math.ceil(tokens / math.ceil(tokens / widest))
-    if columns[0].short:
-        yield from _partly_kept(found, part.start, width)
+    if found.columns[0].short:
+        yield from _partly_kept(found, width)
         return
-    firsts = firsts.flatten()
+    firsts = found.firsts.flatten()
     for start in range(0, tokens, width):
         block = pool.windows(start, min(width, tokens - start)).index_select(0, firsts)
-        yield block.view(len(columns), size, -1)
+        yield block.view(rows, size, -1)
 
 
-def _partly_kept(found: Candidates, place: int, width: int) -> Iterator[Tensor]:
-    """Logits (1, c, b) of a row of which columns are absent: those are projected, not kept."""
-    columns, size = found.columns[place], found.lengths[place]
+def _partly_kept(found: Candidates, width: int) -> Iterator[Tensor]:
+    """The same for one row of which columns are absent: those are projected, and not kept."""
+    (columns,), (words,), (firsts,) = found.columns, found.words, found.firsts
     pool = columns.pool
-    lacking = _lacking(found, place)
-    words = found.words[place].take(lacking)
-    at_once = pool.sizes.spilled // (words.numel() * pool.table.element_size())
+    lacking = _lacking(columns, found.places[0])
+    absent = words.take(lacking)
+    at_once = pool.sizes.spilled // (absent.numel() * pool.table.element_size())
     wide = width * max(1, at_once // width)
     for start in range(0, columns.tokens, wide):
-        projected = columns.project(words, slice(start, start + wide))
+        projected = columns.project(absent, slice(start, start + wide))
         for offset, some in enumerate(projected.split(width, 1)):
             window = pool.windows(start + offset * width, some.shape[1])
-            logits = window.index_select(0, found.firsts[place, :size])
-            yield logits.index_copy_(0, lacking, some).unsqueeze(0)
+            yield window.index_select(0, firsts).index_copy_(0, lacking, some).unsqueeze(0)
 
 
-def _lacking(found: Candidates, place: int) -> Tensor:
-    """Which words of a row's V_cons have no column in the pool."""
-    columns, size = found.columns[place], found.lengths[place]
-    absent = columns.pool.absent.take(found.places[place : place + 1, :size])
-    where, _ = positions(absent.cumsum(1, dtype=torch.int32), columns.short)
-    return where[0]
+def _lacking(columns: Columns, places: Tensor) -> Tensor:
+    """Which words of a row, (c,) their places in flat slots, have no column in the pool.
+
+    Where rows of one prompt lack different words, some that it has are among them.
+    """
+    absent = columns.pool.absent.take(places)
+    return absent.int().topk(min(columns.short, places.shape[0])).indices
 
 
 def _at(found: Candidates, choice: Tensor) -> Tensor:
@@ -336,7 +348,7 @@ def _at(found: Candidates, choice: Tensor) -> Tensor:
     logits = pool.table.take(places).float()
     for place, columns in enumerate(found.columns):
         if columns.short:
-            lacking = _lacking(found, place)
+            lacking = _lacking(columns, found.places[place, : found.lengths[place]])
             own = columns.project(found.words[place].take(lacking), choice[place : place + 1])
             logits[place].index_copy_(0, lacking, own[:, 0].float())
     return logits

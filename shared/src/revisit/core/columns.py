@@ -46,13 +46,18 @@ def put(values: Any, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def positions(ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Where a mask is true, from its running sums (B, V): (B, count), and which of it are beyond.
+def positions(ranks: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Where a mask (B, V) is true, from its running sums (B, V) int32 and its sums, at least one.
 
-    A row with fewer is filled up with its last. `nonzero` would do the same for a mask, but a GPU
-    would have to be waited for.
+    `nonzero` would do the same, but a GPU would have to be waited for.
+
+    Returns:
+        (B, c) int64, ascending, c the largest count: a row with fewer is filled up with its last.
+        And (B, c) bool, where it is; None if nowhere.
     """
-    order = torch.arange(1, count + 1, dtype=ranks.dtype, device=ranks.device)
+    order = torch.arange(1, max(counts) + 1, dtype=torch.int32, device=ranks.device)
+    if min(counts) == max(counts):
+        return torch.searchsorted(ranks, order.expand(len(counts), -1).contiguous()), None
     last = ranks[:, -1:]
     return torch.searchsorted(ranks, torch.minimum(order, last)), order > last
 
@@ -66,14 +71,14 @@ class Pool:
 
     Args:
         head: the LM head that projects them.
-        budget: bytes that kept columns may take. Which words are kept takes another 9 bytes a word
+        budget: bytes that kept columns may take. Which words are kept takes another 12 bytes a word
             of the vocabulary, for each prompt that is open.
         sizes: what suits the head's device if None.
 
     Attributes:
         table: (n,) flat, all columns; what none of them covers is undefined.
         slots: (prompts, V) int32, where a word's column begins, in grains; any where it is absent.
-        absent: (prompts, V) bool, the words that the table does not hold.
+        absent: (prompts, V) float32, 1 for the words that the table does not hold, else 0.
         used: (prompts, V) int32, the step that needed a word last.
         latest: what `refine` prepared for the rows of its last batch.
     """
@@ -87,7 +92,7 @@ class Pool:
         self.reach = 0  # grains that the table spans; behind them a window may end
         self.widest = 0
         self.slots = torch.zeros((0, head.size), dtype=torch.int32, device=head.device)
-        self.absent = torch.ones_like(self.slots, dtype=torch.bool)
+        self.absent = torch.ones_like(self.slots, dtype=torch.float32)
         self.used = torch.zeros_like(self.slots)
         self.vacant: list[int] = []
         self.step = 0
@@ -115,7 +120,7 @@ class Pool:
             self.vacant = list(range(count, self.slots.shape[0]))
         row = self.vacant.pop(0)
         self.slots[row] = 0
-        self.absent[row] = True
+        self.absent[row] = 1
         columns = Columns(self, row, states.detach().to(head.device, head.dtype))
         self.widest = max(self.widest, columns.tokens)
         self._span(self.limit if self.sizes.at_once else self.reach)
@@ -155,7 +160,6 @@ class Pool:
     def keep(
         self,
         prompts: Sequence["Columns"],
-        wanted: Tensor,
         missing: Tensor,
         coming: Sequence[int],
         in_use: Sequence[int],
@@ -164,20 +168,19 @@ class Pool:
 
         Args:
             prompts: P of them.
-            wanted: (P, V) bool, all words of the step.
-            missing: (P, V) bool, those of them that are absent.
+            missing: (P, V) float32, 1 for the words of the step that are absent.
             coming: how many are missing, for each prompt.
-            in_use: how many are not.
+            in_use: how many words of the step are not; `used` says already which.
         """
         some = [index for index, count in enumerate(coming) if count]
         if len(some) < len(prompts):
-            rows = put(some, wanted.device)
-            wanted, missing = wanted.index_select(0, rows), missing.index_select(0, rows)
+            missing = missing.index_select(0, put(some, missing.device))
         prompts = [prompts[index] for index in some]
-        new, _ = positions(missing.cumsum(1, dtype=torch.int32), max(coming))
+        coming = [coming[index] for index in some]
+        new, _ = positions(missing.int().cumsum_(1), coming)
         rooms = [
-            columns.take(coming[index], in_use[index])
-            for columns, index in zip(prompts, some, strict=True)
+            columns.take(count, in_use[index])
+            for columns, count, index in zip(prompts, coming, some, strict=True)
         ]
         kept = [len(fresh) + old for fresh, old in rooms]
         # All bookkeeping goes to the device at once: where a column begins, which of `new` it is,
@@ -193,10 +196,10 @@ class Pool:
         firsts = plan[0]
         words = new.take(plan[1])
         if any(old for _, old in rooms):
-            self._replace(prompts, [old for _, old in rooms], kept, wanted, firsts)
+            self._replace(prompts, [old for _, old in rooms], kept, firsts)
         places = words + plan[2]
         self.slots.view(-1).index_copy_(0, places, firsts.int())
-        self.absent.view(-1).index_fill_(0, places, False)
+        self.absent.view(-1).index_fill_(0, places, 0)
         for columns, own, begin in zip(prompts, words.split(kept), firsts.split(kept), strict=True):
             columns.fill(own, begin)
 
@@ -205,15 +208,15 @@ class Pool:
         prompts: Sequence["Columns"],
         olds: Sequence[int],
         kept: Sequence[int],
-        wanted: Tensor,
         firsts: Tensor,
     ) -> None:
         """Write into `firsts` where the columns lie that were not used for longest, now absent.
 
-        They are the last of each prompt's `kept` new ones; none of them is wanted.
+        They are the last of each prompt's `kept` new ones; none of them is used by this step.
         """
-        rows = put([columns.row for columns in prompts], wanted.device)
-        age = self.used[rows].masked_fill_(wanted | self.absent[rows], _NEVER)
+        rows = put([columns.row for columns in prompts], firsts.device)
+        age = self.used[rows]
+        age.masked_fill_((age == self.step) | self.absent[rows].bool(), _NEVER)
         oldest = age.topk(max(olds), 1, largest=False).indices
         ends = [*accumulate(kept)]
         plan = put(
@@ -222,11 +225,11 @@ class Pool:
                 self._rows(prompts, olds),
                 [*chain.from_iterable(range(e - n, e) for e, n in zip(ends, olds, strict=True))],
             ],
-            wanted.device,
+            firsts.device,
         )
         places = oldest.take(plan[0]) + plan[1]
         firsts.index_copy_(0, plan[2], self.slots.take(places).long())
-        self.absent.view(-1).index_fill_(0, places, True)
+        self.absent.view(-1).index_fill_(0, places, 1)
 
     def _rows(self, prompts: Sequence["Columns"], counts: Sequence[int]) -> list[int]:
         """Where the row of a prompt begins in flat `slots`, so many times for each."""
@@ -259,7 +262,7 @@ class Columns:
     def __init__(self, pool: Pool, row: int, states: Tensor) -> None:
         self.pool = pool
         self.row = row
-        self.base = row * pool.head.size
+        self.base = row * pool.slots.shape[1]
         self.states = states
         self.tokens = states.shape[0]
         self.size = max(1, -(-self.tokens // pool.sizes.grain))
@@ -290,6 +293,7 @@ class Columns:
             places = (begin.unsqueeze(1) + within).flatten()
             grains.index_copy_(0, places, whole.view(-1, grain))
 
+    @torch.no_grad()
     def project(self, words: Tensor, states: slice | Tensor = slice(None)) -> Tensor:
         """The logits (c, b) of words (c,) at some of the states."""
         some = self.states[states]
@@ -319,8 +323,8 @@ def _merged(runs: list[range]) -> list[range]:
     return merged
 
 
-# Kept tensors are ordinary ones, whoever asks for them: one made in inference mode could not be
-# written outside of it.
+# Tensors that last are ordinary ones, whoever asks for them: one made in inference mode could not
+# be written outside of it.
 @torch.inference_mode(False)
 def _grown(old: Tensor, size: int) -> Tensor:
     """A longer one that begins with the old."""

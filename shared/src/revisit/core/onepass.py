@@ -34,11 +34,6 @@ class Prepared(NamedTuple):
     shift: Tensor  # (..., c, 1) what log2 q loses to become the log2 r of the formulas above
     never: Tensor | None  # (..., 1) bool, whether a word of V_cons has no probability at all
 
-    def of(self, rows: slice, words: int) -> "Prepared":
-        """The same for some rows and their first words."""
-        never = None if self.never is None else self.never[rows]
-        return Prepared(self.p[rows, :words], self.shift[rows, :words], never)
-
 
 def prepare(log_p: Tensor, kind: str, alpha: float) -> Prepared:
     """Prepare log-probabilities (..., c) float32 for `distances`.
