@@ -119,7 +119,7 @@ class Candidates(NamedTuple):
     lengths: Sequence[int]  # |V_cons|
     columns: Sequence[Columns]
     words: Tensor  # (R, C) int64: V_cons, ascending, its last word repeated
-    beyond: Tensor | None  # (R, C) bool: where it is repeated
+    penalty: Tensor | None  # (R, C) float32: what makes a logit there impossible; 0 on V_cons
     places: Tensor  # (R, C) int64: of the words in flat slots
     firsts: Tensor  # (R, C) int32: where their columns begin, in grains
     log_p: Tensor  # (R, C) float32: the model's own distribution; minute beyond V_cons
@@ -133,11 +133,11 @@ class Candidates(NamedTuple):
         words, places, firsts, log_p = (
             each[rows, :size] for each in (self.words, self.places, self.firsts, self.log_p)
         )
-        beyond = None
-        if self.beyond is not None and min(lengths) < size:
-            beyond = self.beyond[rows, :size]
+        penalty = None
+        if self.penalty is not None and min(lengths) < size:
+            penalty = self.penalty[rows, :size]
         order, columns = self.order[rows], self.columns[rows]
-        return Candidates(order, lengths, columns, words, beyond, places, firsts, log_p)
+        return Candidates(order, lengths, columns, words, penalty, places, firsts, log_p)
 
 
 def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
@@ -153,12 +153,14 @@ def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
         void = None if void is None else void.index_select(0, index)
     at, places = indices
     log_p = logits.take(at).clamp_(max=LARGEST)
+    penalty = None
     if beyond is not None:
         log_p.masked_fill_(beyond, _IMPOSSIBLE)
+        penalty = beyond * _IMPOSSIBLE
     log_p = log_p.log_softmax(1)
     firsts = pool.slots.take(places)
     lengths, columns = [lengths[row] for row in order], [rows.columns[row] for row in order]
-    found = Candidates(order, lengths, columns, words, beyond, places, firsts, log_p)
+    found = Candidates(order, lengths, columns, words, penalty, places, firsts, log_p)
     distances, choice = _choose(found, rows, void)
     vision = _at(found, choice)
     if beyond is not None:
@@ -292,29 +294,34 @@ def _distances(found: Candidates, kind: str, lowest: float) -> Tensor:
     parts = []
     for block in _blocks(found):
         logits = block.float()
-        if found.beyond is not None:
-            logits.masked_fill_(found.beyond.unsqueeze(2), _IMPOSSIBLE)
+        if found.penalty is not None:
+            logits.add_(found.penalty.unsqueeze(2))
         if prepared is None:
             parts.append(divergence(log_p, logits.log_softmax(1), kind))
         else:
             parts.append(onepass.distances(prepared, logits, kind))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    distances = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return distances[:, : max(columns.tokens for columns in found.columns)]
 
 
 def _blocks(found: Candidates) -> Iterator[Tensor]:
-    """Logits (R, C, b) of some vision states at a time, for the caller to change."""
+    """Logits (R, C, b) of some vision states at a time, for the caller to change.
+
+    The last block goes on to a whole grain: vector registers take no remainder then.
+    """
     pool = found.columns[0].pool
+    grain = pool.sizes.grain
     rows, size = found.words.shape
-    tokens = max(columns.tokens for columns in found.columns)
+    grains = max(columns.size for columns in found.columns)
     widest = max(pool.sizes.narrowest, pool.sizes.block // (4 * rows * size))
-    width = math.ceil(tokens / math.ceil(tokens / widest))
+    width = math.ceil(grains / math.ceil(grains * grain / widest)) * grain
     if found.columns[0].short:
         yield from _partly_kept(found, width)
         return
     firsts = found.firsts.flatten()
-    for start in range(0, tokens, width):
-        block = pool.windows(start, min(width, tokens - start)).index_select(0, firsts)
-        yield block.view(rows, size, -1)
+    for start in range(0, grains * grain, width):
+        window = pool.windows(start, min(width, grains * grain - start))
+        yield window.index_select(0, firsts).view(rows, size, -1)
 
 
 def _partly_kept(found: Candidates, width: int) -> Iterator[Tensor]:

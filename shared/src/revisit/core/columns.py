@@ -90,7 +90,7 @@ class Pool:
         self.limit = budget // (self.sizes.grain * self.table.element_size())
         self.free = [range(self.limit)] if self.limit else []
         self.reach = 0  # grains that the table spans; behind them a window may end
-        self.widest = 0
+        self.widest = 0  # of the columns, in grains
         self.slots = torch.zeros((0, head.size), dtype=torch.int32, device=head.device)
         self.absent = torch.ones_like(self.slots, dtype=torch.float32)
         self.used = torch.zeros_like(self.slots)
@@ -122,7 +122,7 @@ class Pool:
         self.slots[row] = 0
         self.absent[row] = 1
         columns = Columns(self, row, states.detach().to(head.device, head.dtype))
-        self.widest = max(self.widest, columns.tokens)
+        self.widest = max(self.widest, columns.size)
         self._span(self.limit if self.sizes.at_once else self.reach)
         return columns
 
@@ -241,7 +241,7 @@ class Pool:
         grain = self.sizes.grain
         if reach > self.reach:
             self.reach = min(self.limit, max(reach, self.reach * 5 // 4))
-        elements = self.reach * grain + self.widest
+        elements = (self.reach + self.widest) * grain
         if elements > self.table.numel():
             self.table = _grown(self.table, elements)
 
