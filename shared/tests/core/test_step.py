@@ -2,9 +2,8 @@
 
 import json
 import math
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 import dense
 from revisit.config import ReVisiTConfig
 from revisit.core.batch import refine
-from revisit.core.columns import Columns
+from revisit.core.columns import CPU, Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session
 from revisit.core.step import constrain, divergence, step
@@ -27,44 +26,32 @@ BIG = 2**30
 def plain(logits, columns, config):
     """The step as its formulas say it."""
     session = on(columns, config)
-    return step(logits, columns.states, columns.head, config, session.generator)
+    return step(logits, columns.states, columns.pool.head, config, session.generator)
 
 
-def fast(logits, columns, config):
-    """The step as a batch of one row."""
+def fast(logits, columns, config, **sizes):
+    """The step as a batch of one row, with temporaries of other sizes where told."""
+    columns.pool.sizes = CPU._replace(**sizes)
     refined, (decided,) = refine(logits.unsqueeze(0), [on(columns, config)])
     assert torch.equal(refined[0], decided.scores)
     return decided
 
 
-def on(columns, config):
+def on(columns, config, number=0):
     """A session whose columns these are."""
-    session = Session(columns.states, columns.head, config)
-    session.columns = columns
+    session = object.__new__(Session)
+    session.config, session.number, session.columns = config, number, columns
     return session
 
 
 def as_on_a_gpu(logits, columns, config):
     """The step with the operations that a GPU runs."""
-    with patch("revisit.core.onepass.serves", lambda _: False):
-        return fast(logits, columns, config)
+    return fast(logits, columns, config, one_pass=False)
 
 
 def in_small_blocks(logits, columns, config):
     """The step with temporaries of a kilobyte."""
-    with small_blocks():
-        return fast(logits, columns, config)
-
-
-@contextmanager
-def small_blocks():
-    with (
-        patch.dict("revisit.core.columns._BLOCK_BYTES", cpu=1000),
-        patch.dict("revisit.core.head._GATHERED_BYTES", cpu=300),
-        patch("revisit.core.columns._PROJECTED_BYTES", 3000),
-        patch("revisit.core.batch._NARROWEST", 3),
-    ):
-        yield
+    return fast(logits, columns, config, block=1000, narrowest=3, gathered=300, spilled=3000)
 
 
 PATHS = [plain, fast, as_on_a_gpu, in_small_blocks]
@@ -72,8 +59,9 @@ ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__n
 
 
 def make(logits, states, head, budget=BIG, bias=None):
-    head = LMHead(torch.as_tensor(head), bias)
-    return torch.as_tensor(logits), Columns(torch.as_tensor(states), head, budget)
+    """Logits, and a prompt's columns in a pool of its own."""
+    pool = Pool(LMHead(torch.as_tensor(head), bias), budget)
+    return torch.as_tensor(logits), pool.open(torch.as_tensor(states))
 
 
 @pytest.mark.parametrize("case", range(len(GOLDEN)))
@@ -152,7 +140,7 @@ def test_half_precision_inputs_give_the_textbook_within_their_rounding(
 
 @pytest.mark.parametrize("path", [fast, as_on_a_gpu, in_small_blocks])
 @settings(deadline=None, max_examples=100)
-@given(problem=problems(), alpha=ALPHAS, kind=KINDS, budget=st.integers(0, 4000))
+@given(problem=problems(), alpha=ALPHAS, kind=KINDS, budget=st.integers(0, 9000))
 def test_a_cache_of_any_budget_filled_by_other_steps_gives_the_same_result(
     path, problem, alpha, kind, budget
 ):
@@ -163,35 +151,41 @@ def test_a_cache_of_any_budget_filled_by_other_steps_gives_the_same_result(
     for shift in range(3):
         path(logits.roll(shift + 1), columns, config)
     result = path(logits, columns, config)
-    assert columns.table.numel() * columns.table.element_size() <= budget
+    kept = columns.held * columns.size * CPU.grain * columns.pool.table.element_size()
+    assert kept <= budget
     assert result.vocabulary.tolist() == expected.vocabulary.tolist()
     assert float(result.divergence) == pytest.approx(float(expected.divergence), rel=1e-4, abs=1e-5)
     agrees(result, logits, states, head, alpha, kind, 1e-4)
 
 
-class Counted(Columns):
-    """Columns that tell which words they projected."""
+class Counted(LMHead):
+    """An LM head that tells which words it projected."""
 
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.projected = []
+    def project(self, words, states):
+        PROJECTED.extend(words.tolist())
+        return super().project(words, states)
 
-    def project(self, words, tokens=slice(None)):
-        self.projected.extend(words.tolist())
-        return super().project(words, tokens)
+
+PROJECTED = []
+COLUMN = CPU.grain * 4  # bytes of a column of a few vision states
+
+
+def counted(states, head, budget):
+    """A prompt's columns; what is projected for it is noted in PROJECTED."""
+    PROJECTED.clear()
+    return Pool(Counted(head), budget).open(states)
 
 
 def test_no_column_is_computed_twice_below_the_budget():
     generator = torch.Generator().manual_seed(0)
     states, head = torch.randn(5, 8, generator=generator), torch.randn(40, 8, generator=generator)
-    columns = Counted(states, LMHead(head), BIG)
-    session = on(columns, ReVisiTConfig(alpha=0.01))
+    session = on(counted(states, head, BIG), ReVisiTConfig(alpha=0.01))
     needed = set()
     for _ in range(20):
         logits = torch.randn(3, 40, generator=generator) * 3
         _, steps = refine(logits, [session, None, session])
         needed |= {word for row in (0, 2) for word in steps[row].vocabulary.tolist()}
-    assert sorted(columns.projected) == sorted(needed)
+    assert sorted(PROJECTED) == sorted(needed)
 
 
 def likely(words, size):
@@ -202,30 +196,29 @@ def likely(words, size):
 
 
 def test_a_full_cache_drops_what_was_not_used_for_longest():
-    columns = Counted(torch.randn(3, 2), LMHead(torch.randn(30, 2)), 10 * 3 * 4)
+    columns = counted(torch.randn(3, 2), torch.randn(30, 2), 10 * COLUMN)
     computed = []
     for words in ([0, 1, 2, 3], [4, 5, 6], [0, 1, 7], [0, 1, 8, 9, 10], [0, 1, 7, 9], [4, 5, 6]):
-        refine(likely(words, 30), [columns], ReVisiTConfig())
-        computed.append(columns.projected)
-        columns.projected = []
+        PROJECTED.clear()
+        fast(likely(words, 30)[0], columns, ReVisiTConfig())
+        computed.append(sorted(PROJECTED))
     assert computed == [[0, 1, 2, 3], [4, 5, 6], [7], [8, 9, 10], [], []]
-    assert columns.absent.sum() == 20
+    assert columns.pool.absent[columns.row].sum() == 20
 
 
 def test_of_a_vocabulary_that_does_not_fit_the_cache_only_the_rest_is_computed_each_step():
-    columns = Counted(torch.randn(3, 2), LMHead(torch.randn(30, 2)), 10 * 3 * 4)
+    columns = counted(torch.randn(3, 2), torch.randn(30, 2), 10 * COLUMN)
     for words in (range(14), range(2, 14)):
-        columns.projected = []
-        logits = likely(list(words), 30)
-        result = fast(logits[0], columns, ReVisiTConfig())
-        torch.testing.assert_close(
-            result.scores, step(logits[0], columns, ReVisiTConfig()).scores, rtol=1e-4, atol=1e-4
-        )
-    assert set(columns.projected) == set(range(2, 14))
-    assert columns.table.shape[0] == 10
-    columns.projected = []
+        PROJECTED.clear()
+        logits = likely(list(words), 30)[0]
+        result = fast(logits, columns, ReVisiTConfig())
+        assert set(PROJECTED) <= set(words)
+        expected = plain(logits, columns, ReVisiTConfig())
+        torch.testing.assert_close(result.scores, expected.scores, rtol=1e-4, atol=1e-4)
+    assert columns.held == 10
+    PROJECTED.clear()
     fast(likely(list(range(2, 14)), 30)[0], columns, ReVisiTConfig())
-    assert set(columns.projected) == {12, 13}
+    assert set(PROJECTED) == {12, 13}
 
 
 @ON_EVERY_PATH
@@ -321,9 +314,10 @@ def test_max_takes_the_farthest_and_random_repeats_with_its_seed(path):
     farthest = path(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01, selection="max"))
     assert float(farthest.divergence) > float(nearest.divergence)
     config = ReVisiTConfig(alpha=0.01, selection="random")
+    _, columns = make(*problem)
     draws = [
-        [int(path(logits, make(*problem)[1], config, own).choice) for _ in range(8)]
-        for own in (torch.Generator().manual_seed(7), torch.Generator().manual_seed(7))
+        [int(path(problem[0], columns, replace(config, seed=seed)).choice) for seed in range(8)]
+        for _ in range(2)
     ]
     assert draws[0] == draws[1]
     assert len(set(draws[0])) > 1
