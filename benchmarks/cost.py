@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from revisit.columns import Columns, LMHead
-from revisit.step import refine
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import published
-from revisit import ReVisiTConfig
+from revisit import LMHead, ReVisiTConfig
+from revisit.core.batch import refine
+from revisit.core.columns import Pool
+from revisit.core.session import Session
 
 DOCS = Path(__file__).parents[1] / "docs"
 CONFIG = ReVisiTConfig()
@@ -118,8 +119,9 @@ def clock(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> flo
 
 def generation(states: Sequence[Tensor], head: Tensor, steps: Sequence[Tensor]) -> list[float]:
     """Seconds of each step of ReVisiT; rows (B, V) of logits for B vision states."""
-    columns = [Columns(each, LMHead(head), CONFIG.cache_bytes // len(states)) for each in states]
-    return [clock(refine, logits, columns, CONFIG) for logits in steps]
+    pool = Pool(LMHead(head), CONFIG.cache_bytes)
+    sessions = [Session(each, pool, CONFIG) for each in states]
+    return [clock(refine, logits, sessions) for logits in steps]
 
 
 class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -196,7 +198,8 @@ def measure(shape: Shape, work: Work, dtype: torch.dtype, progress: "tqdm[Any]")
     for candidates in work.candidates:
         progress.set_description(f"{shape.name}: V_cons {candidates:,}")
         steps = [each.unsqueeze(0) for each in drift(shape.vocabulary, candidates, work)]
-        fits = candidates <= Columns(states, LMHead(head), CONFIG.cache_bytes).most
+        columns = Pool(LMHead(head), CONFIG.cache_bytes).open(states)
+        fits = candidates <= columns.pool.limit // columns.size
         own, dense = [], []
         for repeat in range(shape.repeats if fits else 1):
             own.append(sum(generation([states], head, steps)))
@@ -204,16 +207,16 @@ def measure(shape: Shape, work: Work, dtype: torch.dtype, progress: "tqdm[Any]")
                 row = steps[(repeat + number) % work.steps][0]
                 dense.append(clock(published.step, row, projected, LOG_ALPHA))
         with Peak() as own_peak:
-            columns = Columns(states, LMHead(head), CONFIG.cache_bytes)
+            session = Session(states, Pool(LMHead(head), CONFIG.cache_bytes), CONFIG)
             for logits in steps:
-                refine(logits, [columns], CONFIG)
+                refine(logits, [session])
         with Peak() as step_peak:
             published.step(steps[0][0], projected, LOG_ALPHA)
         cells.append(
             Cell(
                 shape,
                 candidates,
-                columns.kept,
+                session.columns.held,
                 fits,
                 statistics.median(own),
                 statistics.median(prefill) + work.steps * statistics.median(dense[1:]),

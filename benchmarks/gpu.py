@@ -104,13 +104,13 @@ TINY = [Case("tiny", tiny, 20, "last"), Case("tiny", tiny, 20, "all")]
 class Dense(ReVisiTLogitsProcessor):
     """The published computation on the vision states that ReVisiT records."""
 
-    def __init__(self, model: Any, config: ReVisiTConfig, vision_mask: Tensor) -> None:
-        super().__init__(model, config, vision_mask)
+    def __init__(self, model: Any, config: ReVisiTConfig) -> None:
+        super().__init__(model, config)
         self.projected: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not self.projected:
-            states, head = self.vision_states, self.head.weight
+            states, head = self.vision_states, self.head().weight
             self.projected = [published.prefill(each, head) for each in states]
         log_alpha = math.log(self.config.alpha)
         rows = zip(scores.float(), self.projected, strict=True)
@@ -151,8 +151,8 @@ def processors(
         mask[:, 1 : 1 + case.vision_tokens] = True
         config = ReVisiTConfig(layers=case.layers, trace=trace)
         kind = Dense if decoder == "dense" else ReVisiTLogitsProcessor
-        processor = kind(model, config, mask)
-        with processor.generation(prompt):
+        processor = kind(model, config)
+        with processor.generation(prompt, mask):
             yield LogitsProcessorList([processor]), processor
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from revisit.step import constrain
 
 import cost
 import published
+from revisit.core.step import constrain
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = json.loads((ROOT / "shared/tests/golden/step.json").read_text())
+GOLDEN = json.loads((ROOT / "shared/tests/core/golden/step.json").read_text())
 
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=range(len(GOLDEN)))

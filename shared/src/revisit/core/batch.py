@@ -334,7 +334,7 @@ def _partly_kept(found: Candidates, width: int) -> Iterator[Tensor]:
     wide = width * max(1, at_once // width)
     for start in range(0, columns.tokens, wide):
         projected = columns.project(absent, slice(start, start + wide))
-        for offset, some in enumerate(projected.split(width, 1)):
+        for offset, some in enumerate(torch.split(projected, width, 1)):
             window = pool.windows(start + offset * width, some.shape[1])
             yield window.index_select(0, firsts).index_copy_(0, lacking, some).unsqueeze(0)
 

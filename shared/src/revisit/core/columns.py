@@ -200,7 +200,8 @@ class Pool:
         places = words + plan[2]
         self.slots.view(-1).index_copy_(0, places, firsts.int())
         self.absent.view(-1).index_fill_(0, places, 0)
-        for columns, own, begin in zip(prompts, words.split(kept), firsts.split(kept), strict=True):
+        each = zip(prompts, torch.split(words, kept), torch.split(firsts, kept), strict=True)
+        for columns, own, begin in each:
             columns.fill(own, begin)
 
     def _replace(
@@ -304,7 +305,9 @@ class Columns:
         """As many words at a time as temporaries allow."""
         sizes, head = self.pool.sizes, self.pool.head
         column = self.tokens * self.pool.table.element_size()
-        return words.split(max(1, min(sizes.gathered // (4 * head.width), sizes.spilled // column)))
+        most = max(1, min(sizes.gathered // (4 * head.width), sizes.spilled // column))
+        parts: tuple[Tensor, ...] = torch.split(words, most)
+        return parts
 
 
 def _heads(counts: Sequence[int], width: int) -> list[int]:
