@@ -89,7 +89,10 @@ class LMHead(NamedTuple):
         logits = self.weight.new_empty((words.shape[0], states.shape[0]))
         each = zip(torch.split(states, _STATES), torch.split(logits, _STATES, 1), strict=True)
         for some, out in each:
-            out.copy_(self.finish(torch.mm(weight, some.float().T), words))
+            # A product of always the same shape: all its columns are summed in the same way.
+            block = weight.new_zeros((_STATES, self.width))
+            block[: some.shape[0]] = some
+            out.copy_(self.finish(torch.mm(weight, block.T), words)[:, : some.shape[0]])
         return logits
 
     def finish(self, product: Tensor, words: Tensor) -> Tensor:
