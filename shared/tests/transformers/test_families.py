@@ -296,6 +296,24 @@ def test_logits_that_no_config_explains_are_refused_and_can_be_explained_by_the_
     check(model, words(), "last", finish=lambda product: 0.5 * product, lm_head=told)
 
 
+class Stretched(nn.Linear):
+    """A head whose logits are a little larger than its product."""
+
+    def forward(self, state):
+        return 1.03 * super().forward(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_scale_near_one_is_told_from_the_rounding_of_half_precision(dtype):
+    model = families.language_model("Llama").to(dtype)
+    expected = model.lm_head.weight
+    decode(model, words(), ReVisiTConfig(alpha=ALPHA))
+    model.lm_head = Stretched(32, families.VOCABULARY, bias=False)
+    model.lm_head.weight = expected
+    with pytest.raises(ValueError, match=r"Pass lm_head=revisit\.LMHead"):
+        decode(model, words(), ReVisiTConfig(alpha=ALPHA))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["LLaVA", "Qwen2.5-VL", "Gemma 3", "Idefics3"])
 def test_half_precision_equals_the_dense_computation_within_its_rounding(name, dtype):
