@@ -2,9 +2,7 @@
 
 import json
 import math
-from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,65 +13,43 @@ from hypothesis import strategies as st
 import dense
 from revisit.config import ReVisiTConfig
 from revisit.core.batch import refine
-from revisit.core.columns import Columns
+from revisit.core.columns import CPU, Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session
-from revisit.core.step import constrain, divergence, step
+from revisit.core.step import constrain, divergence, select, step
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step.json").read_text())
 BIG = 2**30
+ON_A_GPU = CPU._replace(one_pass=False, at_once=True)
+SMALL = CPU._replace(block=1000, narrowest=3, gathered=300, spilled=3000, grain=2)
 
 
-def plain(logits, columns, config):
+def plain(problem, config, generator=None, budget=BIG):
     """The step as its formulas say it."""
-    session = on(columns, config)
-    return step(logits, columns.states, columns.head, config, session.generator)
+    return step(*problem, config, generator)
 
 
-def fast(logits, columns, config):
+def by(sizes):
     """The step as a batch of one row."""
-    refined, (decided,) = refine(logits.unsqueeze(0), [on(columns, config)])
-    assert torch.equal(refined[0], decided.scores)
-    return decided
+
+    def path(problem, config, generator=None, budget=BIG):
+        logits, states, head = problem
+        session = Session(states, Pool(head, budget, sizes), config)
+        if generator:
+            session.generator = generator
+        refined, (decided,) = refine(logits.unsqueeze(0), [session])
+        assert torch.equal(refined[0], decided.scores)
+        return decided
+
+    return path
 
 
-def on(columns, config):
-    """A session whose columns these are."""
-    session = Session(columns.states, columns.head, config)
-    session.columns = columns
-    return session
+PATHS = {"plain": plain, "cpu": by(CPU), "gpu": by(ON_A_GPU), "small blocks": by(SMALL)}
+ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
 
 
-def as_on_a_gpu(logits, columns, config):
-    """The step with the operations that a GPU runs."""
-    with patch("revisit.core.onepass.serves", lambda _: False):
-        return fast(logits, columns, config)
-
-
-def in_small_blocks(logits, columns, config):
-    """The step with temporaries of a kilobyte."""
-    with small_blocks():
-        return fast(logits, columns, config)
-
-
-@contextmanager
-def small_blocks():
-    with (
-        patch.dict("revisit.core.columns._BLOCK_BYTES", cpu=1000),
-        patch.dict("revisit.core.head._GATHERED_BYTES", cpu=300),
-        patch("revisit.core.columns._PROJECTED_BYTES", 3000),
-        patch("revisit.core.batch._NARROWEST", 3),
-    ):
-        yield
-
-
-PATHS = [plain, fast, as_on_a_gpu, in_small_blocks]
-ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
-
-
-def make(logits, states, head, budget=BIG, bias=None):
-    head = LMHead(torch.as_tensor(head), bias)
-    return torch.as_tensor(logits), Columns(torch.as_tensor(states), head, budget)
+def make(logits, states, head, bias=None):
+    return *map(torch.as_tensor, (logits, states)), LMHead(torch.as_tensor(head), bias)
 
 
 @pytest.mark.parametrize("case", range(len(GOLDEN)))
@@ -81,8 +57,8 @@ def make(logits, states, head, budget=BIG, bias=None):
 @ON_EVERY_PATH
 def test_published_steps_are_reproduced(path, case, kind):
     golden = GOLDEN[case]
-    logits, columns = make(golden["logits"], golden["vision_states"], golden["lm_head"])
-    result = path(logits, columns, ReVisiTConfig(alpha=golden["alpha"], divergence=kind))
+    problem = make(golden["logits"], golden["vision_states"], golden["lm_head"])
+    result = path(problem, ReVisiTConfig(alpha=golden["alpha"], divergence=kind))
     assert result.vocabulary.tolist() == golden["vocabulary"]
     assert int(result.choice) == golden[f"selected_{kind}"]
     expected = golden[kind][golden[f"selected_{kind}"]]
@@ -90,7 +66,7 @@ def test_published_steps_are_reproduced(path, case, kind):
     if kind == "ag":
         refined = result.scores[result.vocabulary].tolist()
         assert refined == pytest.approx(golden["refined_on_vocabulary_ag"], abs=1e-4)
-    outside = torch.ones_like(logits, dtype=torch.bool)
+    outside = torch.ones_like(problem[0], dtype=torch.bool)
     outside[result.vocabulary] = False
     assert result.scores[outside].isneginf().all()
 
@@ -128,10 +104,8 @@ def agrees(result, logits, states, head, alpha, kind, tolerance):
 @settings(deadline=None, max_examples=150)
 @given(problem=problems(), alpha=ALPHAS, kind=KINDS)
 def test_step_equals_the_textbook_in_float64(path, problem, alpha, kind):
-    logits, states, head = problem
-    _, columns = make(*problem)
-    result = path(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
-    agrees(result, logits, states, head, alpha, kind, 1e-4)
+    result = path(make(*problem), ReVisiTConfig(alpha=alpha, divergence=kind))
+    agrees(result, *problem, alpha, kind, 1e-4)
 
 
 @ON_EVERY_PATH
@@ -142,90 +116,11 @@ def test_half_precision_inputs_give_the_textbook_within_their_rounding(
     path, dtype, data, alpha, kind
 ):
     logits, states, head = data.draw(problems(dtype))
-    _, columns = make(logits, states, head)
-    result = path(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
+    result = path(make(logits, states, head), ReVisiTConfig(alpha=alpha, divergence=kind))
     # The product is rounded to the model's dtype; the textbook takes over from the rounded product.
     product = (head.float() @ states.float().T).to(dtype)
     one_hot = torch.eye(states.shape[0])
     agrees(result, logits, one_hot, product, alpha, kind, 2e-2 if dtype == torch.bfloat16 else 3e-3)
-
-
-@pytest.mark.parametrize("path", [fast, as_on_a_gpu, in_small_blocks])
-@settings(deadline=None, max_examples=100)
-@given(problem=problems(), alpha=ALPHAS, kind=KINDS, budget=st.integers(0, 4000))
-def test_a_cache_of_any_budget_filled_by_other_steps_gives_the_same_result(
-    path, problem, alpha, kind, budget
-):
-    logits, states, head = problem
-    config = ReVisiTConfig(alpha=alpha, divergence=kind)
-    _, columns = make(*problem, budget=budget)
-    expected = plain(logits, columns, config)
-    for shift in range(3):
-        path(logits.roll(shift + 1), columns, config)
-    result = path(logits, columns, config)
-    assert columns.table.numel() * columns.table.element_size() <= budget
-    assert result.vocabulary.tolist() == expected.vocabulary.tolist()
-    assert float(result.divergence) == pytest.approx(float(expected.divergence), rel=1e-4, abs=1e-5)
-    agrees(result, logits, states, head, alpha, kind, 1e-4)
-
-
-class Counted(Columns):
-    """Columns that tell which words they projected."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.projected = []
-
-    def project(self, words, tokens=slice(None)):
-        self.projected.extend(words.tolist())
-        return super().project(words, tokens)
-
-
-def test_no_column_is_computed_twice_below_the_budget():
-    generator = torch.Generator().manual_seed(0)
-    states, head = torch.randn(5, 8, generator=generator), torch.randn(40, 8, generator=generator)
-    columns = Counted(states, LMHead(head), BIG)
-    session = on(columns, ReVisiTConfig(alpha=0.01))
-    needed = set()
-    for _ in range(20):
-        logits = torch.randn(3, 40, generator=generator) * 3
-        _, steps = refine(logits, [session, None, session])
-        needed |= {word for row in (0, 2) for word in steps[row].vocabulary.tolist()}
-    assert sorted(columns.projected) == sorted(needed)
-
-
-def likely(words, size):
-    """Logits (1, size) whose V_cons are the given words."""
-    logits = torch.full((1, size), -100.0)
-    logits[0, words] = torch.linspace(0, 1, len(words))
-    return logits
-
-
-def test_a_full_cache_drops_what_was_not_used_for_longest():
-    columns = Counted(torch.randn(3, 2), LMHead(torch.randn(30, 2)), 10 * 3 * 4)
-    computed = []
-    for words in ([0, 1, 2, 3], [4, 5, 6], [0, 1, 7], [0, 1, 8, 9, 10], [0, 1, 7, 9], [4, 5, 6]):
-        refine(likely(words, 30), [columns], ReVisiTConfig())
-        computed.append(columns.projected)
-        columns.projected = []
-    assert computed == [[0, 1, 2, 3], [4, 5, 6], [7], [8, 9, 10], [], []]
-    assert columns.absent.sum() == 20
-
-
-def test_of_a_vocabulary_that_does_not_fit_the_cache_only_the_rest_is_computed_each_step():
-    columns = Counted(torch.randn(3, 2), LMHead(torch.randn(30, 2)), 10 * 3 * 4)
-    for words in (range(14), range(2, 14)):
-        columns.projected = []
-        logits = likely(list(words), 30)
-        result = fast(logits[0], columns, ReVisiTConfig())
-        torch.testing.assert_close(
-            result.scores, step(logits[0], columns, ReVisiTConfig()).scores, rtol=1e-4, atol=1e-4
-        )
-    assert set(columns.projected) == set(range(2, 14))
-    assert columns.table.shape[0] == 10
-    columns.projected = []
-    fast(likely(list(range(2, 14)), 30)[0], columns, ReVisiTConfig())
-    assert set(columns.projected) == {12, 13}
 
 
 @ON_EVERY_PATH
@@ -235,16 +130,14 @@ def test_the_first_of_equal_vision_tokens_is_chosen(path, problem, alpha, kind, 
     logits, states, head = problem
     repeated = states.repeat(copies, 1)
     config = ReVisiTConfig(alpha=alpha, divergence=kind)
-    result = path(logits, make(logits, repeated, head)[1], config)
+    result = path(make(logits, repeated, head), config)
     assert int(result.choice) < states.shape[0]
 
 
 @ON_EVERY_PATH
 def test_one_candidate_chooses_the_first_vision_token_and_keeps_the_token(path):
     logits = torch.tensor([0.0, 9.0, 0.0])
-    result = path(
-        logits, make(logits, torch.randn(4, 2), torch.randn(3, 2))[1], ReVisiTConfig(alpha=1)
-    )
+    result = path(make(logits, torch.randn(4, 2), torch.randn(3, 2)), ReVisiTConfig(alpha=1))
     assert result.vocabulary.tolist() == [1]
     assert int(result.choice) == 0
     assert result.scores.tolist() == [-math.inf, 0.0, -math.inf]
@@ -264,10 +157,10 @@ def test_the_vocabulary_does_not_depend_on_a_constant_in_the_logits(problem, alp
 def test_impossible_tokens_are_left_out_and_cause_no_nan(path):
     logits = torch.tensor([1.0, -math.inf, 0.5, -math.inf])
     states, head = torch.randn(6, 3), torch.randn(4, 3)
-    below = path(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=1e-5))
+    below = path(make(logits, states, head), ReVisiTConfig(alpha=1e-5))
     assert below.vocabulary.tolist() == [0, 2]
     for kind in ("ag", "js"):
-        whole = path(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=0, divergence=kind))
+        whole = path(make(logits, states, head), ReVisiTConfig(alpha=0, divergence=kind))
         assert whole.vocabulary.tolist() == [0, 1, 2, 3]
         assert not whole.scores.isnan().any()
         assert whole.scores.isneginf().tolist() == [False, True, False, True]
@@ -281,7 +174,7 @@ def test_very_large_logits_stay_finite_where_they_are_possible(path, kind, size)
     states, head = torch.randn(6, 3), torch.randn(4, 3)
     for alpha in (0.0, 1e-5):
         config = ReVisiTConfig(alpha=alpha, divergence=kind)
-        result = path(logits, make(logits, states, head)[1], config)
+        result = path(make(logits, states, head), config)
         assert not result.scores.isnan().any()
         assert int(result.scores.argmax()) in (0, 3)
 
@@ -290,26 +183,27 @@ def test_very_large_logits_stay_finite_where_they_are_possible(path, kind, size)
 def test_nan_logits_are_refused(path):
     for alpha in (0, 1e-5):
         for logits in (torch.full((4,), math.nan), torch.tensor([0.0, math.nan, 1.0, 2.0])):
-            _, columns = make(logits, torch.randn(2, 3), torch.randn(4, 3))
+            problem = make(logits, torch.randn(2, 3), torch.randn(4, 3))
             with pytest.raises(ValueError, match="NaN"):
-                path(logits, columns, ReVisiTConfig(alpha=alpha))
+                path(problem, ReVisiTConfig(alpha=alpha))
 
 
-def test_states_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"shape \(M, 3\)"):
-        make(torch.zeros(4), torch.randn(2, 5), torch.randn(4, 3))
+@ON_EVERY_PATH
+def test_a_row_in_which_no_token_is_possible_is_refused(path):
+    for alpha in (0, 1e-5):
+        problem = make(torch.full((4,), -math.inf), torch.randn(2, 3), torch.randn(4, 3))
+        with pytest.raises(ValueError, match="-inf for every token"):
+            path(problem, ReVisiTConfig(alpha=alpha))
 
 
 @ON_EVERY_PATH
 def test_a_bias_of_the_head_is_part_of_the_projection(path):
     logits, states, head = torch.randn(5), torch.randn(3, 2), torch.randn(5, 2)
     bias = torch.randn(5)
-    with_bias = path(logits, make(logits, states, head, bias=bias)[1], ReVisiTConfig(alpha=0))
+    with_bias = path(make(logits, states, head, bias), ReVisiTConfig(alpha=0))
     ones = torch.cat([states, torch.ones(3, 1)], 1)
-    folded = make(logits, ones, torch.cat([head, bias.unsqueeze(1)], 1))[1]
-    torch.testing.assert_close(
-        with_bias.scores, path(logits, folded, ReVisiTConfig(alpha=0)).scores
-    )
+    folded = make(logits, ones, torch.cat([head, bias.unsqueeze(1)], 1))
+    torch.testing.assert_close(with_bias.scores, path(folded, ReVisiTConfig(alpha=0)).scores)
 
 
 @ON_EVERY_PATH
@@ -317,12 +211,12 @@ def test_max_takes_the_farthest_and_random_repeats_with_its_seed(path):
     generator = torch.Generator().manual_seed(5)
     logits, states = torch.randn(30, generator=generator), torch.randn(20, 4, generator=generator)
     problem = (logits, states, torch.randn(30, 4, generator=generator))
-    nearest = path(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01))
-    farthest = path(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01, selection="max"))
+    nearest = path(make(*problem), ReVisiTConfig(alpha=0.01))
+    farthest = path(make(*problem), ReVisiTConfig(alpha=0.01, selection="max"))
     assert float(farthest.divergence) > float(nearest.divergence)
     config = ReVisiTConfig(alpha=0.01, selection="random")
     draws = [
-        [int(path(logits, make(*problem)[1], config, own).choice) for _ in range(8)]
+        [int(path(make(*problem), config, own).choice) for _ in range(8)]
         for own in (torch.Generator().manual_seed(7), torch.Generator().manual_seed(7))
     ]
     assert draws[0] == draws[1]

@@ -193,7 +193,7 @@ def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[in
     pool = rows.pool
     highest = logits.amax(1, keepdim=True)
     # log p(w) - max log p = z(w) - max z: the normalizer cancels.
-    bound = highest.clamp(max=LARGEST) + rows.shift
+    bound = highest.clamp(-LARGEST, LARGEST) + rows.shift
     # Ones and zeros in the logits' own dtype: a CPU is several times faster so than with bools.
     ones = torch.ge(logits, bound, out=rows.ones)
     if rows.lowest == 0:  # the bound is -inf, and impossible rows would pass it

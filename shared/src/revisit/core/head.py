@@ -1,14 +1,16 @@
 """The LM head, as ReVisiT reads it: the logits of some words at some hidden states."""
 
-import time
+import platform
 from functools import cache
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-# Hidden states read as float32 at a time, where a product needs that.
+# Where a product needs float32: hidden states that are read so at a time, and as many words as are
+# faster without.
 _STATES = 64
+_FEW = 4
 
 
 class Head(Protocol):
@@ -76,16 +78,20 @@ class LMHead(NamedTuple):
 
         Where the processor has no arithmetic of that dtype (see `native`), the rows of the weight
         and the states are read as float32 and the logits rounded to it: the same within its
-        rounding, and several times faster.
+        rounding, and several times faster but for a few words.
         """
         weight = self.weight.index_select(0, words)
-        if native(self.dtype, self.device.type):
+        few = words.shape[0] <= _FEW and self.dtype != torch.float16
+        if few or native(self.dtype, self.device.type):
             return self.finish(torch.mm(weight, states.T), words)
         weight = weight.float()
         logits = self.weight.new_empty((words.shape[0], states.shape[0]))
         each = zip(torch.split(states, _STATES), torch.split(logits, _STATES, 1), strict=True)
         for some, out in each:
-            out.copy_(self.finish(torch.mm(weight, some.float().T), words))
+            # A product of always the same shape: all its columns are summed in the same way.
+            block = weight.new_zeros((_STATES, self.width))
+            block[: some.shape[0]] = some
+            out.copy_(self.finish(torch.mm(weight, block.T), words)[:, : some.shape[0]])
         return logits
 
     def finish(self, product: Tensor, words: Tensor) -> Tensor:
@@ -101,24 +107,14 @@ class LMHead(NamedTuple):
 
 @cache
 def native(dtype: torch.dtype, device: str) -> bool:
-    """Whether the device multiplies matrices of this dtype about as fast as float32, or faster.
+    """Whether the device multiplies matrices of this dtype by instructions of its own.
 
-    A CPU is asked for bfloat16 by a product that takes some tenths of a millisecond: without
-    instructions of its own (AVX2) it is about seven times slower than in float32, conversion
-    included; with them (AVX-512, AMX, ARM) it is not slower. Products of float16 are new to
-    PyTorch on a CPU, and are always taken in float32 there.
+    Of bfloat16 PyTorch does on x86 processors from AVX-512 on; on others (AVX2) a product takes
+    about seven times as long as in float32. Products of float16 are new to PyTorch on a CPU, and
+    are always taken in float32 there.
     """
     if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return True
-    return dtype == torch.bfloat16 and _seconds(dtype) < 2 * _seconds(torch.float32)
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    """The time of a small product of bfloat16 matrices, taken in this dtype; the best of some."""
-    weight = torch.ones(64, 1024, dtype=torch.bfloat16)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        torch.mm(weight.to(dtype), weight.to(dtype).T)
-        times.append(time.perf_counter() - started)
-    return min(times)
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    fast = not x86 or "CPU capability usage: AVX512" in torch.__config__.show()
+    return dtype == torch.bfloat16 and fast

@@ -1,5 +1,6 @@
 """What one prompt keeps while it is decoded, whatever engine runs the model."""
 
+import random
 from functools import cached_property
 
 import torch
@@ -41,4 +42,6 @@ class Session:
     @cached_property
     def generator(self) -> torch.Generator:
         """What `selection="random"` draws from, on the CPU."""
-        return torch.Generator().manual_seed(((self.config.seed << 32) + self.number) % 2**63)
+        # PyTorch's generator heeds 32 bits of its seed: both numbers go into those.
+        seed = random.Random(f"{self.config.seed} {self.number}").getrandbits(32)
+        return torch.Generator().manual_seed(seed)
