@@ -96,6 +96,8 @@ class VCDLogitsProcessor(SecondStreamLogitsProcessor):
         if values.ndim == 3:  # patches of each image
             return torch.stack([vcd.distort(each, step, seed) for each in values])
         noisy = vcd.distort(values, step, seed)
+        if values.ndim > 4:  # rows with fewer images, or tiles, are filled up with blank ones
+            return noisy * values.flatten(-3).any(-1)[..., None, None, None]
         sizes = inputs.get("image_sizes")
         if values.ndim == 4 and sizes is not None:  # each is filled up to the largest
             for image, before, (height, width) in zip(noisy, values, sizes.tolist(), strict=True):
