@@ -208,7 +208,8 @@ def text_host(copy):
             pad_token_id=0,
             eos_token_id=None,
         )
-        HOSTS[size] = transformers.LlamaForCausalLM(config).eval()
+        with torch.random.fork_rng():  # draws are those of the sampling alone
+            HOSTS[size] = transformers.LlamaForCausalLM(config).eval()
     return HOSTS[size]
 
 
