@@ -4,8 +4,11 @@ The reference decodes by two full forward passes a step, each over the whole seq
 second copy of the model, and computes the formulas in float64.
 """
 
+import copy
 import inspect
 import math
+import threading
+import time
 from itertools import chain
 
 import pytest
@@ -182,12 +185,12 @@ def drawn(image):
     return math.sqrt(share) * image + math.sqrt(1 - share) * draw
 
 
-def expected(copy, name, inputs, **settings):
+def expected(model, name, inputs, **settings):
     """The reference's new tokens, in a generation without a cache of its own."""
     settings = {"do_sample": False, **ASKED, **settings}
-    reference = LogitsProcessorList([Reference(copy, name, inputs)])
+    reference = LogitsProcessorList([Reference(model, name, inputs)])
     ids = inputs["input_ids"]
-    host = text_host(copy)
+    host = text_host(model)
     output = host.generate(input_ids=ids, logits_processor=reference, **settings)
     return output[:, ids.shape[1] :].tolist()
 
@@ -195,9 +198,9 @@ def expected(copy, name, inputs, **settings):
 HOSTS = {}
 
 
-def text_host(copy):
+def text_host(model):
     """A language model of the same vocabulary, whose own scores the reference puts aside."""
-    size = copy.get_output_embeddings().weight.shape[0]
+    size = model.get_output_embeddings().weight.shape[0]
     if size not in HOSTS:
         config = transformers.LlamaConfig(
             vocab_size=size,
@@ -224,8 +227,8 @@ BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("settings", BEAMS, ids=str)
 def test_tokens_are_those_of_two_whole_passes_a_step(family, name, settings):
-    model, copy, rows = family
-    wanted = [expected(copy, name, row, **settings) for row in rows]
+    model, other, rows = family
+    wanted = [expected(other, name, row, **settings) for row in rows]
     assert decode(model, name, together(rows), **settings) == list(chain(*wanted))
     assert [decode(model, name, row, **settings) for row in rows] == wanted
 
@@ -243,12 +246,12 @@ def test_another_cache_gives_the_same_tokens(family, name, settings, beams):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_sampling_draws_from_the_reference_s_distribution(family, name):
-    model, copy, rows = family
+    model, other, rows = family
     asked = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
     torch.manual_seed(3)
     tokens = decode(model, name, rows[1], **asked)
     torch.manual_seed(3)
-    assert tokens == expected(copy, name, rows[1], **asked)
+    assert tokens == expected(other, name, rows[1], **asked)
     assert len({tuple(row) for row in tokens}) > 1
 
 
@@ -396,3 +399,45 @@ def test_settings_that_read_inside_a_model_are_refused_where_none_is_read():
         revisit.enable(model, VCDConfig(), decoder=model.model.language_model)
     with pytest.raises(ValueError, match="config must be one of ReVisiTConfig"):
         revisit.enable(model, {"alpha": 1})
+
+
+def test_noise_does_not_reach_what_an_image_is_filled_up_with():
+    model, _, rows = made("Pixtral")  # of different sizes, in one tensor
+    alone = [decode(model, "VCD", row)[0] for row in rows]
+    assert decode(model, "VCD", together(rows)) == alone
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_threads_on_one_enabled_model_do_not_mix(name):
+    model, _, rows = made("LLaVA")
+    wanted = [decode(model, name, row) for row in rows]
+    barrier = threading.Barrier(len(rows), timeout=60)
+
+    def pause(*_):
+        time.sleep(0.001)  # so that they take turns
+
+    handle = model.register_forward_hook(pause)
+    results = [None] * len(rows)
+
+    def run(number):
+        barrier.wait()
+        results[number] = decode(model, name, rows[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(rows))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handle.remove()
+    assert results == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_copy_of_an_enabled_model_decodes_as_it_does(name):
+    model, _, rows = made("LLaVA")
+    wanted = decode(model, name, rows[1])
+    revisit.enable(model, CONFIGS[name])
+    twin = copy.deepcopy(model)
+    revisit.disable(model)
+    output = twin.generate(**rows[1], **second(name, rows[1]), do_sample=False, **ASKED)
+    assert output[:, rows[1]["input_ids"].shape[1] :].tolist() == wanted

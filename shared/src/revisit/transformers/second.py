@@ -99,11 +99,12 @@ class VCDLogitsProcessor(SecondStreamLogitsProcessor):
         if values.ndim > 4:  # rows with fewer images, or tiles, are filled up with blank ones
             return noisy * values.flatten(-3).any(-1)[..., None, None, None]
         sizes = inputs.get("image_sizes")
-        if values.ndim == 4 and sizes is not None:  # each is filled up to the largest
-            for image, before, (height, width) in zip(noisy, values, sizes.tolist(), strict=True):
-                inside = before[:, :height, :width]
-                image.copy_(before)
-                image[:, :height, :width] = vcd.distort(inside, step, seed)
+        if sizes is not None and sizes.amax(0).tolist() == list(values.shape[-2:]):
+            # Each is filled up to the largest: the noise is the image's own alone.
+            noisy = values.clone()
+            for image, (height, width) in zip(noisy, sizes.tolist(), strict=True):
+                inside = image[:, :height, :width]
+                inside.copy_(vcd.distort(inside, step, seed))
         return noisy
 
 
