@@ -18,6 +18,7 @@ from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 import revisit
 from families import FAMILIES, IMAGE, VISION_END, VISION_START, batch, prompts
+from releases import RELEASE
 from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.transformers.parts import is_tied, text_decoder
 from small_llama import hooks
@@ -218,7 +219,20 @@ def text_host(model):
 
 @pytest.fixture(params=NAMES)
 def family(request):
-    return made(request.param)
+    return request.param
+
+
+def repeated(name, settings):
+    """What `made` gives, and the prompts that this release can repeat in rows.
+
+    Releases 4.x repeat each image by itself, so that the rows of a prompt with several of them get
+    each other's, with any decoder; but for those that count their images or keep them by row.
+    """
+    model, other, rows = made(name)
+    several = any(settings.get(key, 1) > 1 for key in ("num_beams", "num_return_sequences"))
+    if several and RELEASE < (5, 0) and name in ("LLaVA", "Gemma 3"):
+        rows = [row for row in rows if len(row.get("pixel_values", ())) < 2]
+    return model, other, rows
 
 
 BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
@@ -227,7 +241,7 @@ BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("settings", BEAMS, ids=str)
 def test_tokens_are_those_of_two_whole_passes_a_step(family, name, settings):
-    model, other, rows = family
+    model, other, rows = repeated(family, settings)
     wanted = [expected(other, name, row, **settings) for row in rows]
     assert decode(model, name, together(rows), **settings) == list(chain(*wanted))
     assert [decode(model, name, row, **settings) for row in rows] == wanted
@@ -239,19 +253,19 @@ def test_tokens_are_those_of_two_whole_passes_a_step(family, name, settings):
 )
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=str)
 def test_another_cache_gives_the_same_tokens(family, name, settings, beams):
-    model, _, rows = family
+    model, _, rows = repeated(family, beams)
     wanted = decode(model, name, together(rows), **beams)
     assert decode(model, name, together(rows), **beams, **settings) == wanted
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_sampling_draws_from_the_reference_s_distribution(family, name):
-    model, other, rows = family
     asked = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
+    model, other, rows = repeated(family, asked)
     torch.manual_seed(3)
-    tokens = decode(model, name, rows[1], **asked)
+    tokens = decode(model, name, rows[0], **asked)
     torch.manual_seed(3)
-    assert tokens == expected(other, name, rows[1], **asked)
+    assert tokens == expected(other, name, rows[0], **asked)
     assert len({tuple(row) for row in tokens}) > 1
 
 
@@ -267,7 +281,7 @@ OFF = {
 
 @pytest.mark.parametrize("name", OFF)
 def test_without_its_weight_a_decoder_gives_greedy_s_tokens(family, name):
-    model, _, rows = family
+    model, _, rows = made(family)
     inputs = together(rows)
     settings = {"do_sample": False, "max_new_tokens": 6}
     greedy = model.generate(**inputs, **settings).tolist()
