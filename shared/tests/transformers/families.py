@@ -71,7 +71,6 @@ class Family(NamedTuple):
     token: int = IMAGE
     nested: bool = False  # images are given as (rows, images of a row, ...)
     types: str | None = None  # the argument that marks the vision tokens with their modality
-    # Whether `generate` hands the prompt over to a language model that knows of no images.
     # Whether the model's own logits stay the same when its prompt is padded.
     padded: bool = True
     # What the model does to its LM head's product.
@@ -883,6 +882,21 @@ def language_model(name: str, config: str | None = None, **settings: Any) -> Any
     config = _config(f"{config or name}Config", **{**TEXT, **settings})
     config.image_token_id = IMAGE
     return randomize(getattr(transformers, f"{name}ForCausalLM")(config))
+
+
+def gemma3n() -> Any:
+    return language_model(
+        "Gemma3n",
+        config="Gemma3nText",
+        intermediate_size=[48] * LAYERS,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        laurel_rank=4,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * LAYERS,
+        final_logit_softcapping=4.0,
+    )
 
 
 FAMILIES = {

@@ -257,6 +257,8 @@ ROWS: dict[str, Row] = {
             {"pixel_values": torch.randn(1, 3, 4, 64), "target_sizes": torch.tensor([[4, 4]])},
             None,
         ),
+        padded=False,
+        note=ALONE,
         **MINICPM,
     ),
     "minicpmv4_7": _exact(
@@ -265,6 +267,8 @@ ROWS: dict[str, Row] = {
             {"pixel_values": torch.randn(1, 3, 4, 64), "target_sizes": torch.tensor([[4, 4]])},
             None,
         ),
+        padded=False,
+        note=ALONE,
         **MINICPM,
     ),
     "molmo2": _exact(
@@ -366,9 +370,11 @@ ROWS: dict[str, Row] = {
             lambda number: ({"pixel_values": torch.randn(1, 3, 16, 16)}, families.QUERIES),
             images=(1, 1, 1),
             types="image_embeds_position_mask",
+            padded=False,
         ),
         lambda model, inputs: {"vision_mask": inputs["input_ids"] == IMAGE},
         MASK,
+        ALONE,
     ),
     "git": _exact(
         "git",
@@ -376,9 +382,8 @@ ROWS: dict[str, Row] = {
         images=(1, 1, 1),
         given=lambda model, inputs: {
             "decoder": model.git.encoder,
-            "vision_mask": torch.arange(17 + inputs["input_ids"].shape[1]).lt(17).unsqueeze(0),
+            "vision_mask": torch.arange(17 + inputs["input_ids"].shape[1]).lt(17).expand(len(inputs["input_ids"]), -1),
         },
-        padded=False,
         argument="`decoder=model.git.encoder`, and `vision_mask` over the image's tokens and the "
         "prompt after them",
     ),
@@ -396,6 +401,8 @@ ROWS: dict[str, Row] = {
         given=lambda model, inputs: {"vision_mask": inputs["input_ids"] == IMAGE},
         types="image_embeds_position_mask",
         argument=MASK,
+        padded=False,
+        note=ALONE,
         latent_query_num=3,
         text_config={"embed_dim": 32, "layers": 4, "ffn_dim": 48, "attention_heads": 4},
         vision_config={"patch_embed_hidden_size": 48},
@@ -405,14 +412,18 @@ ROWS: dict[str, Row] = {
     "evolla": Refused(partial(shrunk.model, "evolla"), "reads its images by cross-attention", CROSS),
     "mllama": Refused(families.mllama, "reads its images by cross-attention", CROSS),
     "florence2": Refused(families.florence2, "is an encoder-decoder", ENCODER),
-    "udop": Refused(partial(shrunk.model, "udop"), "is an encoder-decoder", ENCODER),
-    "pix2struct": Refused(partial(shrunk.model, "pix2struct"), "is an encoder-decoder", ENCODER),
-    "pp_formulanet": Refused(partial(shrunk.model, "pp_formulanet"), "is an encoder-decoder", ENCODER),
-    "t5gemma2": Refused(partial(shrunk.model, "t5gemma2"), "is an encoder-decoder", ENCODER),
-    "vision-encoder-decoder": Refused(partial(shrunk.model, "vision-encoder-decoder"), "is an encoder-decoder", ENCODER),
-    "pi0": Refused(partial(shrunk.model, "pi0"), "no model of Transformers that generates", NOT_TEXT),
-    "diffusion_gemma": Refused(partial(shrunk.model, "diffusion_gemma"), "no model of Transformers that generates", NOT_TEXT),
+    "udop": Refused(partial(shrunk.outline, "udop"), "is an encoder-decoder", ENCODER),
+    "pix2struct": Refused(partial(shrunk.outline, "pix2struct"), "is an encoder-decoder", ENCODER),
+    "pp_formulanet": Refused(partial(shrunk.outline, "pp_formulanet"), "is an encoder-decoder", ENCODER),
+    "t5gemma2": Refused(partial(shrunk.outline, "t5gemma2"), "is an encoder-decoder", ENCODER),
+    "vision-encoder-decoder": Refused(partial(shrunk.outline, "vision-encoder-decoder"), "is an encoder-decoder", ENCODER),
+    "pi0": Refused(partial(shrunk.outline, "pi0"), "no model of Transformers that generates", NOT_TEXT),
+    "diffusion_gemma": Refused(partial(shrunk.outline, "diffusion_gemma", text_config={"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}), "no model of Transformers that generates", NOT_TEXT),
     "mistral4": Refused(partial(shrunk.model, "mistral4"), "names no image token id", "a language model alone: no images"),
+    "gemma3n": NotBuilt(
+        "its vision tower is timm's. Its language model is tried alone: \"all\" is refused, since its "
+        "inner layers hold several streams"
+    ),
 }
 
 # Whose prompts are tried with images and videos together: the shape of a patch, the two ids.
@@ -425,7 +436,7 @@ def mixed_prompt(family: Family, model: Any) -> tuple[Inputs, list[int]]:
     torch.manual_seed(7)
     ids, kinds = [1, 20], {IMAGE: "image", VIDEO: "video"}
     tensors: dict[str, list[torch.Tensor]] = {}
-    for token, grid in ((IMAGE, (1, 4, 4)), (VIDEO, (2, 4, 2)), (IMAGE, (1, 2, 6)), (VIDEO, (1, 2, 2))):
+    for token, grid in ((IMAGE, (1, 4, 4)), (VIDEO, (1, 4, 2)), (IMAGE, (1, 2, 6)), (VIDEO, (1, 2, 2))):
         count = int(np.prod(grid))
         ids += [VISION_START, *[token] * (count // 4), VISION_END, 30 + len(ids)]
         pixels = "pixel_values" if token == IMAGE else "pixel_values_videos"
@@ -435,5 +446,7 @@ def mixed_prompt(family: Family, model: Any) -> tuple[Inputs, list[int]]:
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if family.types and family.types in inspect.signature(model.forward).parameters:
         inputs[family.types] = (input_ids == IMAGE) + 2 * (input_ids == VIDEO)
+    if "video_second_per_grid" in inspect.signature(model.forward).parameters:
+        inputs["video_second_per_grid"] = torch.ones(2)
     inputs.update({name: torch.cat(parts) for name, parts in tensors.items()})
     return inputs, [IMAGE, VIDEO]

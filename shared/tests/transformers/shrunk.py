@@ -46,6 +46,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"), 8),
     **dict.fromkeys(("index_head_dim", "linear_key_head_dim", "linear_value_head_dim"), 8),
+    **dict.fromkeys(("linear_head_dim", "linear_num_heads"), 4),
     **dict.fromkeys(("index_n_heads", "linear_num_key_heads"), 2),
     "index_topk": 64,
     "linear_num_value_heads": 4,
@@ -74,9 +75,9 @@ VISION_SIZES: dict[str, Any] = {
 # The audio towers that some of them have besides, and that no test runs.
 AUDIO_SIZES: dict[str, Any] = {
     **VISION_SIZES,
-    **dict.fromkeys(("encoder_layers",), 1),
+    "encoder_layers": 1,
     **dict.fromkeys(("d_model", "downsample_hidden_size"), 16),
-    **dict.fromkeys(("encoder_attention_heads",), 2),
+    "encoder_attention_heads": 2,
     "encoder_ffn_dim": 24,
     "output_dim": 32,
     "num_mel_bins": 16,
@@ -143,3 +144,11 @@ def model(key: str, **changes: Any) -> Any:
     name = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[key]
     torch.manual_seed(0)
     return randomize(getattr(transformers, name)(config(key, **changes)))
+
+
+def outline(key: str, **settings: Any) -> Any:
+    """The family's model at its own default size, without memory for its weights."""
+    kind = getattr(transformers, configuration_auto.CONFIG_MAPPING_NAMES[key])
+    name = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[key]
+    with torch.device("meta"):
+        return getattr(transformers, name)(kind(**settings))
