@@ -16,7 +16,20 @@ import torch
 
 import families
 import shrunk
-from families import FAMILIES, IMAGE, OPT, QFORMER, VIDEO, VISION, VISION_END, VISION_START, Family, Inputs, same, softcap
+from families import (
+    FAMILIES,
+    IMAGE,
+    OPT,
+    QFORMER,
+    VIDEO,
+    VISION,
+    VISION_END,
+    VISION_START,
+    Family,
+    Inputs,
+    same,
+    softcap,
+)
 
 
 class Exact(NamedTuple):
@@ -101,7 +114,11 @@ MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 
 QWEN = _patches(96)
 GLM = {"rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
 OMNI = {"text_config": {"rope_parameters": MROPE}, "vision_start_token_id": 7}
-MINICPM = {"image_token_id": IMAGE, "video_token_id": VIDEO, "text_config": {"rope_parameters": MROPE}}
+MINICPM = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "text_config": {"rope_parameters": MROPE},
+}
 
 ROWS: dict[str, Row] = {
     **{
@@ -151,7 +168,8 @@ ROWS: dict[str, Row] = {
     "ernie4_5_vl_moe": _exact(
         "ernie4_5_vl_moe",
         _patches(48),
-        text_config={"moe_intermediate_size": [16, 16],
+        text_config={
+            "moe_intermediate_size": [16, 16],
             "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2]},
         },
     ),
@@ -163,14 +181,22 @@ ROWS: dict[str, Row] = {
         image_size=16,
         images=(1, 1, 1),
         hidden_size=32,
-        text_config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        text_config={
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "partial_rotary_factor": 0.5,
+            }
+        },
     ),
     "glm46v": _exact("glm46v", QWEN, text_config=GLM),
     "glm4v_moe": _exact("glm4v_moe", QWEN, text_config=GLM),
     "glm_ocr": _exact("glm_ocr", QWEN, text_config=GLM),
     "glmga": _exact("glmga", QWEN, text_config=GLM),
     "got_ocr2": _exact("got_ocr2", _pixels(3, 32, 32), vision_config={"image_size": 32}),
-    "pp_chart2table": _exact("pp_chart2table", _pixels(3, 32, 32), vision_config={"image_size": 32}),
+    "pp_chart2table": _exact(
+        "pp_chart2table", _pixels(3, 32, 32), vision_config={"image_size": 32}
+    ),
     "granite_docling": _exact(
         "granite_docling",
         lambda number: (
@@ -183,9 +209,20 @@ ROWS: dict[str, Row] = {
         finish=lambda product: product / 4,
         images=(1, 1, 1),
     ),
-    "hunyuan_vl": _exact("hunyuan_vl", _patches(48), padded=False, note=ALONE, text_config={"head_dim": 8, "rope_parameters": MROPE}),
+    "hunyuan_vl": _exact(
+        "hunyuan_vl",
+        _patches(48),
+        padded=False,
+        note=ALONE,
+        text_config={"head_dim": 8, "rope_parameters": MROPE},
+    ),
     "hyperclovax_vision_v2": _exact("hyperclovax_vision_v2", QWEN),
-    "kimi_k25": _exact("kimi_k25", _patches(3, 4, 4), projection_hidden_size=16, text_config={"num_key_value_heads": 4}),
+    "kimi_k25": _exact(
+        "kimi_k25",
+        _patches(3, 4, 4),
+        projection_hidden_size=16,
+        text_config={"num_key_value_heads": 4},
+    ),
     "lfm3_vl": _exact("lfm3_vl", QWEN),
     "lighton_ocr": _exact(
         "lighton_ocr",
@@ -213,17 +250,28 @@ ROWS: dict[str, Row] = {
         text_config={"num_key_value_heads": 4},
     ),
     "muse_glimmer": _exact(
-        "muse_glimmer", QWEN, finish=lambda product: softcap(20.0)(0.19611613513818404 * product), out_hidden_size=64
+        "muse_glimmer",
+        QWEN,
+        finish=lambda product: softcap(20.0)(0.19611613513818404 * product),
+        out_hidden_size=64,
     ),
-    "paddleocr_vl": _exact("paddleocr_vl", _patches(3, 4, 4), text_config={"rope_parameters": MROPE}),
+    "paddleocr_vl": _exact(
+        "paddleocr_vl", _patches(3, 4, 4), text_config={"rope_parameters": MROPE}
+    ),
     "qianfan_ocr": _exact("qianfan_ocr", _pixels(3, 16, 16)),
     "qwen2_5_omni_thinker": _exact("qwen2_5_omni_thinker", QWEN, **OMNI),
     "qwen3_omni_moe_thinker": _exact("qwen3_omni_moe_thinker", QWEN, **OMNI),
     "qwen3_5": _exact("qwen3_5", QWEN, text_config={"rope_parameters": MROPE}),
     "qwen3_5_moe": _exact("qwen3_5_moe", QWEN, text_config={"rope_parameters": MROPE}),
     "qwen3_vl_moe": _exact("qwen3_vl_moe", QWEN, text_config={"rope_parameters": MROPE}),
-    "shieldgemma2": _exact("shieldgemma2", _pixels(3, 16, 16), mm_tokens_per_image=4, types="token_type_ids"),
-    "step3p7": _exact("step3p7", _pixels(3, 16, 16), text_config={"layer_types": ["full_attention"] * 4, "sliding_window": 16}),
+    "shieldgemma2": _exact(
+        "shieldgemma2", _pixels(3, 16, 16), mm_tokens_per_image=4, types="token_type_ids"
+    ),
+    "step3p7": _exact(
+        "step3p7",
+        _pixels(3, 16, 16),
+        text_config={"layer_types": ["full_attention"] * 4, "sliding_window": 16},
+    ),
     "video_llava": _exact(
         "video_llava", lambda number: ({"pixel_values_images": torch.randn(1, 3, 16, 16)}, 16)
     ),
@@ -243,7 +291,9 @@ ROWS: dict[str, Row] = {
     "deepseek_ocr2": _exact(
         "deepseek_ocr2",
         _pixels(3, 64, 64),
-        vision_config={"sam_config": {"image_size": 64, "scale": 4, "downsample_channels": [8, 16]}},
+        vision_config={
+            "sam_config": {"image_size": 64, "scale": 4, "downsample_channels": [8, 16]}
+        },
         text_config={"mlp_layer_types": ["dense", "sparse"] * 2, "num_experts_per_tok": 2},
     ),
     "unlimited_ocr": _exact(
@@ -316,7 +366,13 @@ ROWS: dict[str, Row] = {
             4,
         ),
         text_config={"layer_types": ["sliding_attention", "full_attention"] * 2},
-        vision_config={"patch_size": 4, "pooling_kernel_size": 1, "model_patch_size": 4, "mm_embed_dim": 32, "output_proj_dims": 32},
+        vision_config={
+            "patch_size": 4,
+            "pooling_kernel_size": 1,
+            "model_patch_size": 4,
+            "mm_embed_dim": 32,
+            "output_proj_dims": 32,
+        },
     ),
     "instructblipvideo": _exact(
         "instructblipvideo",
@@ -337,7 +393,11 @@ ROWS: dict[str, Row] = {
     "perception_lm": _exact(
         "perception_lm",
         _pixels(1, 3, 16, 16),
-        vision_config={"model_type": "siglip_vision_model", "model_args": {"embed_dim": 16}, **VISION},
+        vision_config={
+            "model_type": "siglip_vision_model",
+            "model_args": {"embed_dim": 16},
+            **VISION,
+        },
         vision_use_cls_token=False,
     ),
     "fast_vlm": _exact(
@@ -345,24 +405,91 @@ ROWS: dict[str, Row] = {
         _pixels(3, 16, 16),
         vision_config={"model_type": "siglip_vision_model", **VISION},
     ),
-    "inkling2": _exact("inkling2", finish=softcap(30.0), image=lambda number: ({"pixel_values": torch.randn(4, 8, 8, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])}, 4), vision_config={"posemb_grid_size": 4, "projection_hidden_dim": 16}),
-    "inkling_mm_model": _exact("inkling_mm_model", finish=lambda product: product / 24, image=lambda number: ({"pixel_values": torch.randn(4, 2, 4, 4, 3)}, 4), images=(1, 1, 1), vision_config={"n_layers": 4}, audio_config={"n_mel_bins": 4, "mel_vocab_size": 8}),
+    "inkling2": _exact(
+        "inkling2",
+        finish=softcap(30.0),
+        image=lambda number: (
+            {"pixel_values": torch.randn(4, 8, 8, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])},
+            4,
+        ),
+        vision_config={"posemb_grid_size": 4, "projection_hidden_dim": 16},
+    ),
+    "inkling_mm_model": _exact(
+        "inkling_mm_model",
+        finish=lambda product: product / 24,
+        image=lambda number: ({"pixel_values": torch.randn(4, 2, 4, 4, 3)}, 4),
+        images=(1, 1, 1),
+        vision_config={"n_layers": 4},
+        audio_config={"n_mel_bins": 4, "mel_vocab_size": 8},
+    ),
     "nemotron_h_omni": _exact(
         "nemotron_h_omni",
-        lambda number: ({"pixel_values": torch.randn(16, 48), "image_grid_hw": torch.tensor([[4, 4]])}, 4),
+        lambda number: (
+            {"pixel_values": torch.randn(16, 48), "image_grid_hw": torch.tensor([[4, 4]])},
+            4,
+        ),
         vision_config={"video_temporal_patch_size": 2},
         vision_hidden_size=16,
         image_token_id=IMAGE,
     ),
     "muse_spark": _exact(
-        "muse_spark", QWEN, finish=lambda product: softcap(20.0)(0.1767766952966369 * product), out_hidden_size=64, audio_config={"num_hidden_layers": 4, "hidden_sizes": [16] * 4, "depths": [1] * 4, "patch_sizes": [2] * 4},
+        "muse_spark",
+        QWEN,
+        finish=lambda product: softcap(20.0)(0.1767766952966369 * product),
+        out_hidden_size=64,
+        audio_config={
+            "num_hidden_layers": 4,
+            "hidden_sizes": [16] * 4,
+            "depths": [1] * 4,
+            "patch_sizes": [2] * 4,
+        },
     ),
-    "dots3_note": _exact("dots3_note", _patches(48), text_config={"num_key_value_heads": 4, "per_layer_config": {}, "layer_types": ["indexed_attention"] * 4}, vision_config={"per_layer_config": {}, "adapter_in_dim": 16, "adapter_out_dim": 32}, audio_config={"adapter_input_size": 16, "adapter_out_dim": 32}),
-    "glm5_next": _exact("glm5_next", QWEN, layers=("last",), argument=ONE_STREAM, text_config={"num_key_value_heads": 4, "qk_rope_head_dim": 0}),
-    "qwen4_exp": _exact("qwen4_exp", QWEN, layers=("last",), argument=ONE_STREAM, text_config={
-        "rope_parameters": MROPE, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64, "indexer_compress_ratio": 4}),
-    "janus": _exact("janus", _pixels(3, 16, 16), vision_config={"num_image_tokens": 16, "projection_dim": 32}, vq_config={
-        "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_embeddings": 10, "latent_channels": 8, "projection_dim": 32, "image_token_embed_dim": 32}),
+    "dots3_note": _exact(
+        "dots3_note",
+        _patches(48),
+        text_config={
+            "num_key_value_heads": 4,
+            "per_layer_config": {},
+            "layer_types": ["indexed_attention"] * 4,
+        },
+        vision_config={"per_layer_config": {}, "adapter_in_dim": 16, "adapter_out_dim": 32},
+        audio_config={"adapter_input_size": 16, "adapter_out_dim": 32},
+    ),
+    "glm5_next": _exact(
+        "glm5_next",
+        QWEN,
+        layers=("last",),
+        argument=ONE_STREAM,
+        text_config={"num_key_value_heads": 4, "qk_rope_head_dim": 0},
+    ),
+    "qwen4_exp": _exact(
+        "qwen4_exp",
+        QWEN,
+        layers=("last",),
+        argument=ONE_STREAM,
+        text_config={
+            "rope_parameters": MROPE,
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 64,
+            "indexer_compress_ratio": 4,
+        },
+    ),
+    "janus": _exact(
+        "janus",
+        _pixels(3, 16, 16),
+        vision_config={"num_image_tokens": 16, "projection_dim": 32},
+        vq_config={
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "num_embeddings": 10,
+            "latent_channels": 8,
+            "projection_dim": 32,
+            "image_token_embed_dim": 32,
+        },
+    ),
     "kosmos-2": Exact(
         Family(
             "",
@@ -382,7 +509,9 @@ ROWS: dict[str, Row] = {
         images=(1, 1, 1),
         given=lambda model, inputs: {
             "decoder": model.git.encoder,
-            "vision_mask": torch.arange(17 + inputs["input_ids"].shape[1]).lt(17).expand(len(inputs["input_ids"]), -1),
+            "vision_mask": torch.arange(17 + inputs["input_ids"].shape[1])
+            .lt(17)
+            .expand(len(inputs["input_ids"]), -1),
         },
         argument="`decoder=model.git.encoder`, and `vision_mask` over the image's tokens and the "
         "prompt after them",
@@ -392,7 +521,11 @@ ROWS: dict[str, Row] = {
         lambda number: (
             {
                 "flattened_patches": torch.cat(
-                    [torch.tensor([[[y + 1, x + 1] for y in range(4) for x in range(4)]]), torch.randn(1, 16, 48)], -1
+                    [
+                        torch.tensor([[[y + 1, x + 1] for y in range(4) for x in range(4)]]),
+                        torch.randn(1, 16, 48),
+                    ],
+                    -1,
                 )
             },
             3,
@@ -408,21 +541,43 @@ ROWS: dict[str, Row] = {
         vision_config={"patch_embed_hidden_size": 48},
     ),
     "blip": Refused(partial(shrunk.model, "blip"), "reads its images by cross-attention", CROSS),
-    "idefics": Refused(partial(shrunk.model, "idefics"), "reads its images by cross-attention", CROSS),
-    "evolla": Refused(partial(shrunk.model, "evolla"), "reads its images by cross-attention", CROSS),
+    "idefics": Refused(
+        partial(shrunk.model, "idefics"), "reads its images by cross-attention", CROSS
+    ),
+    "evolla": Refused(
+        partial(shrunk.model, "evolla"), "reads its images by cross-attention", CROSS
+    ),
     "mllama": Refused(families.mllama, "reads its images by cross-attention", CROSS),
     "florence2": Refused(families.florence2, "is an encoder-decoder", ENCODER),
     "udop": Refused(partial(shrunk.outline, "udop"), "is an encoder-decoder", ENCODER),
     "pix2struct": Refused(partial(shrunk.outline, "pix2struct"), "is an encoder-decoder", ENCODER),
-    "pp_formulanet": Refused(partial(shrunk.outline, "pp_formulanet"), "is an encoder-decoder", ENCODER),
+    "pp_formulanet": Refused(
+        partial(shrunk.outline, "pp_formulanet"), "is an encoder-decoder", ENCODER
+    ),
     "t5gemma2": Refused(partial(shrunk.outline, "t5gemma2"), "is an encoder-decoder", ENCODER),
-    "vision-encoder-decoder": Refused(partial(shrunk.outline, "vision-encoder-decoder"), "is an encoder-decoder", ENCODER),
-    "pi0": Refused(partial(shrunk.outline, "pi0"), "no model of Transformers that generates", NOT_TEXT),
-    "diffusion_gemma": Refused(partial(shrunk.outline, "diffusion_gemma", text_config={"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}), "no model of Transformers that generates", NOT_TEXT),
-    "mistral4": Refused(partial(shrunk.model, "mistral4"), "names no image token id", "a language model alone: no images"),
+    "vision-encoder-decoder": Refused(
+        partial(shrunk.outline, "vision-encoder-decoder"), "is an encoder-decoder", ENCODER
+    ),
+    "pi0": Refused(
+        partial(shrunk.outline, "pi0"), "no model of Transformers that generates", NOT_TEXT
+    ),
+    "diffusion_gemma": Refused(
+        partial(
+            shrunk.outline,
+            "diffusion_gemma",
+            text_config={"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+        ),
+        "no model of Transformers that generates",
+        NOT_TEXT,
+    ),
+    "mistral4": Refused(
+        partial(shrunk.model, "mistral4"),
+        "names no image token id",
+        "a language model alone: no images",
+    ),
     "gemma3n": NotBuilt(
-        "its vision tower is timm's. Its language model is tried alone: \"all\" is refused, since its "
-        "inner layers hold several streams"
+        'its vision tower is timm\'s. Its language model is tried alone: "all" is refused, since '
+        "its inner layers hold several streams"
     ),
 }
 
@@ -436,7 +591,12 @@ def mixed_prompt(family: Family, model: Any) -> tuple[Inputs, list[int]]:
     torch.manual_seed(7)
     ids, kinds = [1, 20], {IMAGE: "image", VIDEO: "video"}
     tensors: dict[str, list[torch.Tensor]] = {}
-    for token, grid in ((IMAGE, (1, 4, 4)), (VIDEO, (1, 4, 2)), (IMAGE, (1, 2, 6)), (VIDEO, (1, 2, 2))):
+    for token, grid in (
+        (IMAGE, (1, 4, 4)),
+        (VIDEO, (1, 4, 2)),
+        (IMAGE, (1, 2, 6)),
+        (VIDEO, (1, 2, 2)),
+    ):
         count = int(np.prod(grid))
         ids += [VISION_START, *[token] * (count // 4), VISION_END, 30 + len(ids)]
         pixels = "pixel_values" if token == IMAGE else "pixel_values_videos"

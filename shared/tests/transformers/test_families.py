@@ -15,7 +15,7 @@ import revisit
 from exact import ALPHA, ASKED, STEPS, check, decode, new_tokens, reported
 from families import BOS, FAMILIES, IMAGE, LAYERS, batch, prompts, same, softcap
 from revisit import ReVisiTConfig
-from revisit.transformers.parts import is_tied, text_decoder
+from revisit.transformers.parts import is_tied
 
 if "custom_generate" not in inspect.signature(GenerationMixin.generate).parameters:
     pytest.skip("the families are those of a newer Transformers", allow_module_level=True)

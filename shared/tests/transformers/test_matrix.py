@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
 import models_page
 import revisit
 from exact import ALPHA, check, decode, new_tokens
-from families import FAMILIES, IMAGE, batch, prompts
+from families import IMAGE, batch, prompts
 from matrix import AUDIO_KEYS, MIXED, ROWS, Exact, Refused, mixed_prompt
 from releases import RELEASE
 from revisit import ReVisiTConfig

@@ -211,9 +211,7 @@ def load(name: str, *, random: bool, trust_remote_code: bool) -> Model:
 def _auto_class(config: Any) -> Any:
     seeing = getattr(transformers, "AutoModelForImageTextToText", None)
     brought = getattr(config, "auto_map", None) or {}
-    if seeing is not None and (
-        type(config) in seeing._model_mapping or seeing.__name__ in brought
-    ):
+    if seeing is not None and (type(config) in seeing._model_mapping or seeing.__name__ in brought):
         return seeing
     return AutoModelForCausalLM
 

@@ -103,8 +103,7 @@ def _around(model: Model, part: nn.Module | None) -> list[nn.Module]:
 
 def _refuse_cross_attention(model: Model, decoder: nn.Module) -> None:
     for path, part in decoder.named_modules():
-        names = (type(part).__name__, path.rpartition(".")[2])
-        for name in names:
+        for name in (type(part).__name__, path.rpartition(".")[2]):
             if "crossatt" in name.lower().replace("_", ""):
                 raise ValueError(
                     f"{type(model).__name__} reads its images by cross-attention "
@@ -167,8 +166,8 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     """The LM head with the scale or cap that turns a final hidden state into the model's logits.
 
     The config's numbers that speak of logits are tried, a scale, a cap, both and none: what comes
-    closest to the logits which the model itself gave is taken. So a decoder, head or cap that was found wrong
-    is an error and never a wrong number.
+    closest to the logits which the model itself gave is taken. So a decoder, head or cap that was
+    found wrong is an error and never a wrong number.
 
     Args:
         state: (d,) the decoder's last hidden state at a position.
