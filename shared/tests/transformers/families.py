@@ -122,9 +122,12 @@ def _prompt(family: Family, model: Any, number: int, images: int) -> Inputs:
 @torch.no_grad()
 def vision_tokens(model: Any, image: Inputs) -> int:
     """How many vision tokens the model makes of an image."""
-    seeing = model if hasattr(model, "get_image_features") else model.model
+    inner = getattr(model, "model", model)
+    seeing = inner if hasattr(inner, "get_image_features") else model
     features = seeing.get_image_features(**image)
     features = getattr(features, "pooler_output", features)
+    if isinstance(features[0], tuple | list):  # Qwen3-VL's early layers come second
+        features = features[0]
     return sum(each.flatten(0, -2).shape[0] for each in features)
 
 
@@ -365,7 +368,10 @@ def _glm4v() -> Any:
         _config(
             "Glm4vConfig",
             vision_config=vision,
-            text_config={**TEXT, **MROPE},
+            text_config={
+                **TEXT,
+                "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+            },
             image_token_id=IMAGE,
             video_token_id=VIDEO,
             image_start_token_id=VISION_START,

@@ -19,6 +19,7 @@ import shrunk
 from families import (
     FAMILIES,
     IMAGE,
+    NEWER,
     OPT,
     QFORMER,
     VIDEO,
@@ -88,6 +89,7 @@ def _exact(
     types: str | None = "mm_token_type_ids",
     images: tuple[int, ...] = (1, 2, 1),
     nested: bool = False,
+    unnormed: bool = False,
     layers: tuple[str, ...] = ("last", "all"),
     **changes: Any,
 ) -> Exact:
@@ -100,6 +102,7 @@ def _exact(
         types=types,
         images=images,
         nested=nested,
+        unnormed=unnormed,
     )
     return Exact(family, given, argument, note, layers)
 
@@ -107,6 +110,7 @@ def _exact(
 MASK = "`vision_mask`: its config names no image token id"
 ONE_STREAM = '`layers="last"`: its inner layers hold several streams, which "all" is refused for'
 ALONE = "one prompt at a time: padding changes the model's own logits"
+TOGETHER = "one prompt at a time: images of several prompts change the model's own logits"
 CROSS = "reads its images by cross-attention: its prompt holds no vision tokens"
 ENCODER = "an encoder-decoder: its decoder's prompt holds no vision tokens"
 NOT_TEXT = "does not write token by token with `generate`"
@@ -263,7 +267,9 @@ ROWS: dict[str, Row] = {
     "qwen3_omni_moe_thinker": _exact("qwen3_omni_moe_thinker", QWEN, **OMNI),
     "qwen3_5": _exact("qwen3_5", QWEN, text_config={"rope_parameters": MROPE}),
     "qwen3_5_moe": _exact("qwen3_5_moe", QWEN, text_config={"rope_parameters": MROPE}),
-    "qwen3_vl_moe": _exact("qwen3_vl_moe", QWEN, text_config={"rope_parameters": MROPE}),
+    "qwen3_vl_moe": _exact(
+        "qwen3_vl_moe", QWEN, unnormed=not NEWER, text_config={"rope_parameters": MROPE}
+    ),
     "shieldgemma2": _exact(
         "shieldgemma2", _pixels(3, 16, 16), mm_tokens_per_image=4, types="token_type_ids"
     ),
@@ -304,21 +310,23 @@ ROWS: dict[str, Row] = {
     "minicpmv4_6": _exact(
         "minicpmv4_6",
         lambda number: (
-            {"pixel_values": torch.randn(1, 3, 4, 64), "target_sizes": torch.tensor([[4, 4]])},
+            {"pixel_values": torch.randn(1, 3, 4, 128), "target_sizes": torch.tensor([[4, 8]])},
             None,
         ),
+        vision_config={"insert_layer_id": 0},
         padded=False,
-        note=ALONE,
+        note=TOGETHER,
         **MINICPM,
     ),
     "minicpmv4_7": _exact(
         "minicpmv4_7",
         lambda number: (
-            {"pixel_values": torch.randn(1, 3, 4, 64), "target_sizes": torch.tensor([[4, 4]])},
+            {"pixel_values": torch.randn(1, 3, 4, 128), "target_sizes": torch.tensor([[4, 8]])},
             None,
         ),
+        vision_config={"insert_layer_id": 0},
         padded=False,
-        note=ALONE,
+        note=TOGETHER,
         **MINICPM,
     ),
     "molmo2": _exact(
@@ -513,6 +521,8 @@ ROWS: dict[str, Row] = {
             .lt(17)
             .expand(len(inputs["input_ids"]), -1),
         },
+        padded=NEWER,
+        note="" if NEWER else ALONE,
         argument="`decoder=model.git.encoder`, and `vision_mask` over the image's tokens and the "
         "prompt after them",
     ),
@@ -534,7 +544,7 @@ ROWS: dict[str, Row] = {
         given=lambda model, inputs: {"vision_mask": inputs["input_ids"] == IMAGE},
         types="image_embeds_position_mask",
         argument=MASK,
-        padded=False,
+        padded=not NEWER,
         note=ALONE,
         latent_query_num=3,
         text_config={"embed_dim": 32, "layers": 4, "ffn_dim": 48, "attention_heads": 4},
@@ -556,7 +566,14 @@ ROWS: dict[str, Row] = {
     ),
     "t5gemma2": Refused(partial(shrunk.outline, "t5gemma2"), "is an encoder-decoder", ENCODER),
     "vision-encoder-decoder": Refused(
-        partial(shrunk.outline, "vision-encoder-decoder"), "is an encoder-decoder", ENCODER
+        partial(
+            shrunk.outline,
+            "vision-encoder-decoder",
+            encoder={"model_type": "vit"},
+            decoder={"model_type": "bert", "is_decoder": True, "add_cross_attention": True},
+        ),
+        "is an encoder-decoder",
+        ENCODER,
     ),
     "pi0": Refused(
         partial(shrunk.outline, "pi0"), "no model of Transformers that generates", NOT_TEXT
@@ -580,6 +597,11 @@ ROWS: dict[str, Row] = {
         "its inner layers hold several streams"
     ),
 }
+
+# Where releases before 5.0 differ.
+if not NEWER:
+    ROWS["fuyu"] = NotBuilt("takes its patches as a list, and their places; exact on 5.23")
+    ROWS["perception_lm"] = NotBuilt("its vision tower must be timm's; exact on 5.23")
 
 # Whose prompts are tried with images and videos together: the shape of a patch, the two ids.
 MIXED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")

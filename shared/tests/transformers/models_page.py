@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matrix import ROWS, Exact, NotBuilt, Refused, Row
+from matrix import ROWS, Exact, Refused, Row
 
 HEAD = """# Models
 
@@ -37,11 +37,13 @@ def page(before: str, release: str, mapped: Sequence[str], seen: Mapping[str, st
     columns = _columns(before)
     columns[release] = {key: _state(ROWS[key]) for key in mapped}
     releases = sorted(columns, key=lambda name: [int(part) for part in name.split(".")])[::-1]
-    traces = {**_traces(before), **seen} if release != releases[0] else dict(seen)
-    traces = {**seen, **_traces(before)} if release != releases[0] else traces
+    newest = release == releases[0]
+    # Remarks and traces are the newest release's, where it has the family.
+    told = {key: [_remarks(ROWS[key]), seen.get(key, "")] for key in mapped}
+    told = {**_told(before), **told} if newest else {**told, **_told(before)}
     lines = [
         f"| {key} | {' | '.join(columns[each].get(key, '') for each in releases)} | "
-        f"{_remarks(ROWS[key])} | {traces.get(key, '')} |"
+        f"{' | '.join(told[key])} |"
         for key in sorted({key for column in columns.values() for key in column})
     ]
     rules = "|".join("---" for _ in releases)
@@ -63,22 +65,16 @@ def _remarks(row: Row) -> str:
 def _cells(before: str) -> list[list[str]]:
     """The table of a page: its head and its rows."""
     lines = [line for line in before.splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 def _columns(before: str) -> dict[str, dict[str, str]]:
-    table = _cells(before)
-    if not table:
-        return {}
-    releases = table[0][1:-2]
+    head, *rows = _cells(before) or [[]]
     return {
-        release: {row[0].strip(): row[place] for row in table[1:] if row[place]}
-        for place, release in enumerate(releases, 1)
+        release: {row[0]: row[place] for row in rows if row[place]}
+        for place, release in enumerate(head[1:-2], 1)
     }
 
 
-def _traces(before: str) -> dict[str, str]:
-    return {row[0]: row[-1] for row in _cells(before)[1:] if row[-1]}
-
-
-__all__ = ["NotBuilt", "page", "tells"]
+def _told(before: str) -> dict[str, list[str]]:
+    return {row[0]: row[-2:] for row in _cells(before)[1:]}

@@ -11,6 +11,7 @@ from families import (
     EOS,
     IMAGE,
     LAYERS,
+    NEWER,
     PAD,
     VIDEO,
     VISION_END,
@@ -113,7 +114,13 @@ def config(key: str, **changes: Any) -> Any:
     for name, part in parts.items():
         if isinstance(part, dict):
             settings[name] = _part(part, _PARTS.get(name, VISION_SIZES))
-    return kind(**_merged(settings, changes))
+    settings = _merged(settings, changes)
+    text = settings.get("text_config", {})
+    if not NEWER and "rope_parameters" in text:  # what these releases call it
+        rope = dict(text.pop("rope_parameters"))
+        text["partial_rotary_factor"] = rope.pop("partial_rotary_factor", 1.0)
+        text["rope_scaling"] = rope
+    return kind(**settings)
 
 
 def _part(told: dict[str, Any], sizes: dict[str, Any]) -> dict[str, Any]:

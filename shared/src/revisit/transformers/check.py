@@ -129,7 +129,6 @@ def _vision(model: Model, input_ids: Tensor) -> Tensor:
 def _greedy() -> dict[str, Any]:
     return {
         "max_new_tokens": STEPS,
-        "min_new_tokens": STEPS,
         "do_sample": False,
         "num_beams": 1,
         "return_dict_in_generate": True,
