@@ -15,7 +15,6 @@ Len      mean number of words of a caption, two-word objects counting once, / 10
 """
 
 import argparse
-import json
 import platform
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from revisit import __version__
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.coco import annotation_pairs, read_instances, read_references
-from revisit.evaluation.files import read_json, sha256, write_json
+from revisit.evaluation.files import read_json, read_json_lines, sha256, write_json
 from revisit.evaluation.lemmas import LEMMATIZERS, Lemmatizer
 from revisit.evaluation.lexicon import DOUBLE_WORDS, OBJECT_OF, OBJECTS
 
@@ -186,18 +185,7 @@ def read_captions(
     keys, and for a second caption of an image.
     """
     captions: dict[int, str] = {}
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"cannot read captions {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{where} is not JSON: {error}") from error
+    for where, entry in read_json_lines(path, f"captions {path}"):
         for key in (image_id_key, caption_key):
             if not isinstance(entry, dict) or key not in entry:
                 raise EvaluationError(f"{where} has no key {key!r}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,27 @@ def read_json(path: Path) -> Any:
         raise EvaluationError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise EvaluationError(f"{path} is not a JSON file: {error}") from error
+
+
+def read_json_lines(path: Path, what: str = "") -> Iterator[tuple[str, Any]]:
+    """Where each value of a JSON Lines file stands, for messages, and the value; blank lines are
+    skipped.
+
+    Raises `EvaluationError` where the file cannot be read, which names it as `what`, or a line
+    cannot be parsed.
+    """
+    try:
+        lines = path.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"cannot read {what or path}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise EvaluationError(f"{where} is not JSON: {error}") from error
+            yield where, value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,14 +15,13 @@ Yes        answers that mean yes / questions
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.files import sha256, write_json
+from revisit.evaluation.files import read_json_lines, sha256, write_json
 
 METRICS = ("Accuracy", "Precision", "Recall", "F1", "Yes")
 
@@ -86,18 +85,7 @@ def read_answers(path: Path) -> dict[Any, str]:
 def _column(path: Path, key: str) -> dict[Any, Any]:
     """Question id -> value of ``key``; the error names the line that lacks one or repeats an id."""
     found: dict[Any, Any] = {}
-    try:
-        lines = path.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise EvaluationError(f"{where} is not JSON: {error}") from error
+    for where, entry in read_json_lines(path):
         if not isinstance(entry, dict) or not {"question_id", key} <= entry.keys():
             raise EvaluationError(f"{where} needs the keys 'question_id' and {key!r}")
         question = entry["question_id"]
