@@ -135,7 +135,8 @@ def decode(
     with attach(model, config, lm_head=lm_head, decoder=decoder) as processor:
         decoded = _prompts.setdefault(model, {})
         processor.prompts = decoded.get(config.seed, 0)
-        output = _generate(processor, partial(type(model).generate, model), args, kwargs, True)
+        plain = partial(type(model).generate, model)
+        output = _generate(processor, plain, args, kwargs, returned=True)
         decoded[config.seed] = processor.prompts
         return output
 

@@ -140,7 +140,7 @@ def is_tied(model: Model) -> bool:
     # Spread over devices, shared weights become copies of each other.
     return embedding.shape == head.shape and all(
         torch.equal(some, other.to(some.device))
-        for some, other in zip(torch.split(embedding, 4096), torch.split(head, 4096), strict=True)
+        for some, other in zip(torch.split(embedding, 256), torch.split(head, 256), strict=True)
     )
 
 
