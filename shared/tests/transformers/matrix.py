@@ -140,7 +140,6 @@ ROWS: dict[str, Row] = {
             "idefics3": "Idefics3",
             "instructblip": "InstructBLIP",
             "internvl": "InternVL",
-            "lfm2_vl": "LFM2-VL",
             "llama4": "Llama 4",
             "llava": "LLaVA",
             "llava_next": "LLaVA-NeXT",
@@ -152,11 +151,15 @@ ROWS: dict[str, Row] = {
             "pixtral": "Pixtral",
             "qwen2_5_vl": "Qwen2.5-VL",
             "qwen2_vl": "Qwen2-VL",
-            "qwen3_vl": "Qwen3-VL",
             "smolvlm": "SmolVLM",
             "vipllava": "VipLLaVA",
         }.items()
     },
+    "lfm2_vl": Exact(FAMILIES["LFM2-VL"], note=f"4.57: {ALONE}"),
+    "qwen3_vl": Exact(
+        FAMILIES["Qwen3-VL"],
+        note="early layers: their states before visual features are added; 4.57: after",
+    ),
     "aria": _exact("aria", _pixels(3, 16, 16), projector_patch_to_query_dict={16: 4}),
     "cohere_compass": _exact(
         "cohere_compass",

@@ -19,8 +19,16 @@ tiny models with random weights:
 - **not built**: no tiny model of it was made, so nothing is known of it; an error, and never a
   plain decoding in silence, is what a wrong part would give.
 
+Decoder, final norm, LM head (tied, biased, scaled, capped, in half precision) and vision token ids
+are found from the model and its config, never by its name, and what was found is compared with the
+model's own logits before anything is decoded. Refused in every family: an LM head that is quantized
+or offloaded, unless you pass its weights (`lm_head=revisit.LMHead(...)`). Models spread over several
+GPUs are not tested.
+
 A trace tells the vision token and layer of every model; the last column says where it also tells
-the image and the patch in it (row and column). `revisit-check MODEL` tries a model of your own.
+the image and the patch in it (row and column). `revisit-check MODEL` tries a model of your own: it
+says what was found, and whether a generation is exact, or what to pass; with `--random` it needs
+no more than a `config.json`.
 
 | model type | {releases} | argument, remarks | trace |
 |---|{rules}|---|---|

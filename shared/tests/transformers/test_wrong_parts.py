@@ -86,7 +86,7 @@ WRONG = {
     "decoder: another module": (
         lambda: families.FAMILIES["LLaVA"].make(),
         lambda model: {"decoder": _encoder(model)},
-        "",
+        "so the LM head cannot read it",
     ),
     "decoder: layers that never run": (
         lambda: families.language_model("Llama"),
