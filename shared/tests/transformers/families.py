@@ -65,12 +65,12 @@ class Family(NamedTuple):
     needs: str  # the class of Transformers that a release may lack
     make: Callable[[], Any]
     # The tensors of the n-th image of a prompt, one row each, and how many vision tokens it takes.
-    image: Callable[[int], tuple[Inputs, int]]
+    # (None where the model's own `get_image_features` tells).
+    image: Callable[[int], tuple[Inputs, int | None]]
     images: Sequence[int] = (1, 2, 1)  # of each prompt
     token: int = IMAGE
     nested: bool = False  # images are given as (rows, images of a row, ...)
     types: str | None = None  # the argument that marks the vision tokens with their modality
-    # Whether `generate` hands the prompt over to a language model that knows of no images.
     # Whether the model's own logits stay the same when its prompt is padded.
     padded: bool = True
     # What the model does to its LM head's product.
@@ -105,6 +105,8 @@ def _prompt(family: Family, model: Any, number: int, images: int) -> Inputs:
     for image in range(images):
         tensors, tokens = family.image(number + image)
         parts.append(tensors)
+        if tokens is None:
+            tokens = vision_tokens(model, tensors)
         ids += [VISION_START, *[family.token] * tokens, VISION_END, 30 + image]
     ids += [40, 41, 42 + number][: number + 1]
     input_ids = torch.tensor([ids])
@@ -112,9 +114,21 @@ def _prompt(family: Family, model: Any, number: int, images: int) -> Inputs:
     if family.types and family.types in inspect.signature(model.forward).parameters:
         inputs[family.types] = (input_ids == IMAGE) + 2 * (input_ids == VIDEO)
     for name in parts[0]:
-        together = cat([part[name] for part in parts])
+        together = _joined(name, parts)
         inputs[name] = together.unsqueeze(0) if family.nested else together
     return inputs
+
+
+@torch.no_grad()
+def vision_tokens(model: Any, image: Inputs) -> int:
+    """How many vision tokens the model makes of an image."""
+    inner = getattr(model, "model", model)
+    seeing = inner if hasattr(inner, "get_image_features") else model
+    features = seeing.get_image_features(**image)
+    features = getattr(features, "pooler_output", features)
+    if isinstance(features[0], tuple | list):  # Qwen3-VL's early layers come second
+        features = features[0]
+    return sum(each.flatten(0, -2).shape[0] for each in features)
 
 
 def batch(rows: Sequence[Inputs]) -> Inputs:
@@ -128,8 +142,17 @@ def batch(rows: Sequence[Inputs]) -> Inputs:
             ]
             together[name] = torch.cat(padded)
         else:
-            together[name] = cat([row[name] for row in rows])
+            together[name] = _joined(name, rows)
     return together
+
+
+def _joined(name: str, parts: Sequence[Inputs]) -> Tensor:
+    """The tensor of that name for several images; some families lay all patches in one strip."""
+    tensors = [part[name] for part in parts]
+    if name == "image_token_pooling":  # counts the patches of all images
+        tensors = [one + number * one.numel() for number, one in enumerate(tensors)]
+    strip = name == "pixel_values" and "target_sizes" in parts[0]
+    return torch.cat(tensors, -1) if strip else cat(tensors)
 
 
 def cat(tensors: Sequence[Tensor]) -> Tensor:
@@ -345,7 +368,10 @@ def _glm4v() -> Any:
         _config(
             "Glm4vConfig",
             vision_config=vision,
-            text_config={**TEXT, **MROPE},
+            text_config={
+                **TEXT,
+                "rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+            },
             image_token_id=IMAGE,
             video_token_id=VIDEO,
             image_start_token_id=VISION_START,
@@ -862,6 +888,21 @@ def language_model(name: str, config: str | None = None, **settings: Any) -> Any
     config = _config(f"{config or name}Config", **{**TEXT, **settings})
     config.image_token_id = IMAGE
     return randomize(getattr(transformers, f"{name}ForCausalLM")(config))
+
+
+def gemma3n() -> Any:
+    return language_model(
+        "Gemma3n",
+        config="Gemma3nText",
+        intermediate_size=[48] * LAYERS,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCABULARY,
+        laurel_rank=4,
+        num_kv_shared_layers=0,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        activation_sparsity_pattern=[0.0] * LAYERS,
+        final_logit_softcapping=4.0,
+    )
 
 
 FAMILIES = {

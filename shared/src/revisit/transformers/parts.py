@@ -1,6 +1,7 @@
 """The parts of a model that ReVisiT reads: its text decoder, its layers, its LM head."""
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,10 @@ _HALF_ROUNDING = 5e-2
 _SCALE_ROUNDING = 5e-3
 
 # What configs call a number that their model's logits are multiplied by, divided by or capped at.
-_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+_SCALES = (
+    *("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"),
+    "logits_mup_width_multiplier",
+)
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 
 
@@ -56,9 +60,10 @@ def text_decoder(model: Model) -> Decoder:
         )
     count = getattr(text, "num_hidden_layers", None)
     for module in _around(model, model.get_input_embeddings()):
+        # Before the rest: nothing that a caller could pass would help.
+        _refuse_cross_attention(model, module)
         for child in module.children():
             if isinstance(child, nn.ModuleList) and len(child) == count:
-                _refuse_cross_attention(model, module)
                 return Decoder(module, child)
     raise ValueError(
         f"cannot find the text decoder of {type(model).__name__}: no module holds both its "
@@ -97,12 +102,20 @@ def _around(model: Model, part: nn.Module | None) -> list[nn.Module]:
 
 
 def _refuse_cross_attention(model: Model, decoder: nn.Module) -> None:
-    for part in decoder.modules():
-        if "crossattention" in type(part).__name__.lower():
-            raise ValueError(
-                f"{type(model).__name__} reads its images by cross-attention "
-                f"({type(part).__name__}): its prompt holds no vision tokens to revisit"
-            )
+    for path, part in decoder.named_modules():
+        for name in (type(part).__name__, path.rpartition(".")[2]):
+            if "crossatt" in name.lower().replace("_", ""):
+                raise ValueError(
+                    f"{type(model).__name__} reads its images by cross-attention "
+                    f"({name}): its prompt holds no vision tokens to revisit"
+                )
+
+
+def output_embeddings(model: Model) -> nn.Module | None:
+    """The LM head's module: the model's own, or that of the language model inside it."""
+    parts = (part for part in model.modules() if hasattr(part, "get_output_embeddings"))
+    heads = (part.get_output_embeddings() for part in parts)
+    return next((head for head in heads if head is not None), None)
 
 
 def lm_head(model: Model) -> LMHead:
@@ -111,7 +124,7 @@ def lm_head(model: Model) -> LMHead:
     Raises:
         ValueError: the model has none, or its weights are not in memory as floating point.
     """
-    head = model.get_output_embeddings()
+    head = output_embeddings(model)
     weight: Any = getattr(head, "weight", None)
     # A subclass holds something else than the weights: quantized, flattened or spread over ranks.
     plain = type(weight) in (Tensor, nn.Parameter)
@@ -128,7 +141,7 @@ def lm_head(model: Model) -> LMHead:
 def is_tied(model: Model) -> bool:
     """Whether LM head and embedding share their weights; a config may say otherwise, or nothing."""
     embedding = getattr(model.get_input_embeddings(), "weight", None)
-    head = getattr(model.get_output_embeddings(), "weight", None)
+    head = getattr(output_embeddings(model), "weight", None)
     if not isinstance(embedding, Tensor) or not isinstance(head, Tensor):
         return False
     if embedding.is_meta or head.is_meta:  # offloaded: only the config can tell
@@ -146,15 +159,15 @@ def is_tied(model: Model) -> bool:
 
 def logits_owners(model: Model) -> list[nn.Module]:
     """The modules that hold the LM head; the forward of one of them returns the logits."""
-    return _around(model, model.get_output_embeddings())
+    return _around(model, output_embeddings(model))
 
 
 def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: str) -> LMHead:
     """The LM head with the scale or cap that turns a final hidden state into the model's logits.
 
-    The config's numbers that speak of logits are tried, and none: the one that comes closest to
-    the logits which the model itself gave is taken. So a decoder, head or cap that was found wrong
-    is an error and never a wrong number.
+    The config's numbers that speak of logits are tried, a scale, a cap, both and none: what comes
+    closest to the logits which the model itself gave is taken. So a decoder, head or cap that was
+    found wrong is an error and never a wrong number.
 
     Args:
         state: (d,) the decoder's last hidden state at a position.
@@ -171,12 +184,12 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     unmasked = told.to(logits.device).nonzero().squeeze(1)
     ranked = unmasked[logits[unmasked].argsort()]
     words = torch.cat([ranked[:32], ranked[-32:]])
-    product = head.weight[words].float() @ state.to(head.weight.device).float().unsqueeze(1)
+    projected = head.weight[words].float() @ state.to(head.weight.device).float().unsqueeze(1)
     expected = logits[words]
     rounding = _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING)
     best, error = head, float("inf")
     for tried in _candidates(head, config):
-        got = tried.finish(product, words).squeeze(1)
+        got = tried.finish(projected, words).squeeze(1)
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         scale = float(got @ expected / (got @ got).clamp(min=1e-12))
         off = max(off, abs(scale - 1) * rounding / min(rounding, _SCALE_ROUNDING))
@@ -197,11 +210,10 @@ def _candidates(head: LMHead, config: Any) -> Iterator[LMHead]:
     if head.scale != 1 or head.softcap is not None:
         return  # the caller said
     text = _text_config(config)
-    for value in _numbers(text, _SCALES):
-        yield head._replace(scale=value)
-        yield head._replace(scale=1 / value)
-    for value in _numbers(text, _CAPS):
-        yield head._replace(softcap=value)
+    numbers = _numbers(text, _SCALES)
+    scales = [1.0, *numbers, *(1 / number for number in numbers)]
+    for scale, softcap in product(scales, [None, *_numbers(text, _CAPS)]):
+        yield head._replace(scale=scale, softcap=softcap)
 
 
 def _numbers(config: Any, names: tuple[str, ...]) -> list[float]:

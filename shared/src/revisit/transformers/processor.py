@@ -104,8 +104,10 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """
         positions = locate(self.model, inputs, vision_mask)
         owners = logits_owners(self.model)
-        device = self.head().weight.device
-        recorder = Recorder(self.decoder, owners, self.layers, positions.mask, device)
+        weight = self.head().weight
+        recorder = Recorder(
+            self.decoder, owners, self.layers, positions.mask, weight.device, weight.shape[1]
+        )
         self.latest = generation = Generation(self, recorder, positions, _running.get())
         inside = _running.set(generation)
         try:
@@ -159,6 +161,7 @@ class Generation:
     Attributes:
         joined: whether its processor was put among a decoding loop's.
         asked: whether the processor was called.
+        head: the LM head with the scale and cap that were found, once it was asked.
     """
 
     def __init__(
@@ -174,6 +177,7 @@ class Generation:
         self.outer = outer
         self.joined = False
         self.asked = False
+        self.head: LMHead | None = None
         self.sessions: list[Session | None] = []  # row by row
         # For a trace: what was generated before each step (rows, t), what it decided row by row,
         # the length of the prompts, and the sequences that came out.
@@ -214,7 +218,7 @@ class Generation:
             )
         assert recorder.last is not None and recorder.logits is not None
         name = type(processor.model).__name__
-        head = complete(
+        self.head = head = complete(
             processor.head(), processor.model.config, recorder.last[0], recorder.logits[0], name
         )
         pool = Pool(head, config.cache_bytes)

@@ -50,6 +50,7 @@ class Recorder:
         mask: (P, S) bool, true at the vision tokens of the P prompts. The decoder may read each
             prompt several times, in neighbouring rows (beams).
         device: where the states are kept.
+        width: d, what the LM head reads.
 
     Attributes:
         counts: N, how many vision tokens each prompt has.
@@ -67,12 +68,14 @@ class Recorder:
         layers: tuple[int, ...],
         mask: Tensor,
         device: torch.device,
+        width: int,
     ) -> None:
         self.decoder = decoder
         self.owners = owners
         self.layers = layers
         self.mask = mask
         self.device = device
+        self.width = width
         self.rows = 1
         self.counts: list[int] = mask.sum(1).tolist()
         self.states: list[Tensor] = []
@@ -162,11 +165,14 @@ class Recorder:
 
     def _store(self, layer: int, hidden: Tensor) -> None:
         """Keep the vision positions of a pass over the next positions of the prompts."""
-        if hidden.ndim != 3:
+        if hidden.ndim != 3 or hidden.shape[2] != self.width:
+            # Several streams, in a dimension of their own or side by side.
+            last = layer == len(self.decoder.layers)
             raise ValueError(
                 f"hidden state {layer} of {type(self.decoder.module).__name__} has shape "
-                f"{tuple(hidden.shape)}, not (rows, positions, size), so the LM head cannot read "
-                "it: choose layers='last'"
+                f"{tuple(hidden.shape)}, not (rows, positions, {self.width}), so the LM head "
+                "cannot read it: "
+                + ("pass decoder, whose output it reads" if last else "choose layers='last'")
             )
         prompts, length = self.mask.shape
         rows, end = hidden.shape[0] // prompts, self._seen + hidden.shape[1]

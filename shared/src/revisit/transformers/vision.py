@@ -62,8 +62,13 @@ def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) 
 
 def vision_token_ids(config: Any) -> list[int]:
     """The ids that stand for images and videos in a prompt, as the config names them."""
-    values = (getattr(config, name, None) for name in _TOKEN_IDS)
-    return [value for value in values if type(value) is int]
+    return list(vision_token_fields(config).values())
+
+
+def vision_token_fields(config: Any) -> dict[str, int]:
+    """The fields of a config that name such an id, and the ids."""
+    values = {name: getattr(config, name, None) for name in _TOKEN_IDS}
+    return {name: value for name, value in values.items() if type(value) is int}
 
 
 def _checked(mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,271 @@
+"""`revisit-check MODEL`: what ReVisiT finds in a model, and whether it decodes it exactly."""
+
+import argparse
+import math
+import sys
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from revisit.config import ReVisiTConfig
+from revisit.core.head import LMHead
+from revisit.core.trace import TraceStep
+from revisit.transformers.enable import attach
+from revisit.transformers.parts import Model, is_tied, output_embeddings
+from revisit.transformers.processor import ReVisiTLogitsProcessor
+from revisit.transformers.vision import vision_token_fields, vision_token_ids
+
+ALPHA = 1e-3
+STEPS = 4
+
+# Nats by which a divergence or a score may differ, and the relative error of a logit.
+_ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
+_HALF_ROUNDING = 5e-2
+
+
+def check(model: Model, layers: str, vision_mask: Tensor | None = None) -> str:
+    """Compare a greedy generation of ReVisiT with the dense computation in float64.
+
+    The computation reads the hidden states and logits that Transformers itself reports, and forms
+    the logits of every vision token on the whole vocabulary: nothing of it is ReVisiT's own code.
+    The prompt is a row of ordinary tokens among which the model's vision token ids stand; no image
+    is read.
+
+    Args:
+        layers: as `ReVisiTConfig.layers`.
+        vision_mask: (1, prompt length) bool, where the config names no vision token id.
+
+    Returns:
+        what was compared, and how close it came.
+
+    Raises:
+        ValueError: ReVisiT refuses the model (its message says what to pass), or differs.
+    """
+    inputs = prompt(model)
+    config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)  # type: ignore[arg-type]
+    with attach(model, config) as run:
+        given = {} if vision_mask is None else {"vision_mask": vision_mask}
+        output = model.generate(**inputs, **_greedy(), **given, output_scores=True)
+        (trace,) = run.trace or [[]]
+    head = _head(run)
+    tokens = [int(scores.argmax()) for scores in output.scores]
+    states, logits = _reported(model, inputs, tokens)
+    there = vision_mask if vision_mask is not None else _vision(model, inputs["input_ids"])
+    vision = torch.cat([states[layer][there[0]] for layer in run.layers])
+    rounding = _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING)
+    final = _project(head, states[-1][-1:])[0]
+    _compare("the model's own logits", final, logits[0], rounding * float(logits[0].abs().max()))
+    projected = _project(head, vision)
+    worst = 0.0
+    for step, (scores, seen, z) in enumerate(zip(output.scores, trace, logits, strict=True)):
+        assert seen is not None
+        worst = max(worst, _check_step(step, scores[0], seen, z, projected, run, rounding))
+    done = f"{', '.join(_finish(head)) or 'no scale or cap'}; {len(tokens)} tokens"
+    return f"exact ({done}), scores within {worst:.1e} of float64's"
+
+
+def _finish(head: LMHead) -> list[str]:
+    scale = [] if head.scale == 1 else [f"scaled by {head.scale:g}"]
+    return scale if head.softcap is None else [*scale, f"capped at {head.softcap:g}"]
+
+
+def _check_step(
+    step: int,
+    scores: Tensor,
+    seen: TraceStep,
+    logits: Tensor,
+    projected: Tensor,
+    run: ReVisiTLogitsProcessor,
+    rounding: float,
+) -> float:
+    """How far the step's scores are from log p + log q of the vision token that diverges least."""
+    log_p = logits.log_softmax(0)
+    vocabulary = (log_p >= log_p.max() + math.log(ALPHA)).nonzero().squeeze(1)
+    log_p = log_p[vocabulary].log_softmax(0)
+    log_q = projected[:, vocabulary].log_softmax(1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    distances = (log_m.exp() * (log_m - (log_p + log_q) / 2)).sum(1)
+    tokens = len(projected) // len(run.layers)
+    choice = run.layers.index(seen.layer) * tokens + seen.vision_token
+    if not distances[choice] <= distances.min() + rounding:
+        raise ValueError(
+            f"step {step + 1}: ReVisiT chose vision token {seen.vision_token} of layer "
+            f"{seen.layer}, which diverges by {distances[choice]:.6f} nats; the least is "
+            f"{distances.min():.6f}, of vision state {int(distances.argmin())}"
+        )
+    refined = log_p + log_q[choice]
+    return _compare(f"step {step + 1}", scores[vocabulary].double(), refined, 20 * rounding)
+
+
+def _compare(what: str, got: Tensor, expected: Tensor, allowed: float) -> float:
+    """The largest difference, where both are possible."""
+    told = expected.isfinite() & (expected > torch.finfo(torch.float32).min / 2)
+    off = float((got - expected)[told].abs().max())
+    if not off <= allowed:
+        raise ValueError(f"{what}: off by {off:.3g}, more than rounding's {allowed:.1g}")
+    return off
+
+
+def prompt(model: Model) -> dict[str, Tensor]:
+    """A prompt of ordinary tokens, the model's vision token ids among them."""
+    ids = vision_token_ids(model.config)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(vocabulary, (24,), generator=generator)
+    others = [word for word in words.tolist() if word not in ids]
+    kinds = ids[:1] * 6
+    input_ids = torch.tensor([[*others[:4], *kinds, *others[4:12]]], device=model.device)
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
+def _vision(model: Model, input_ids: Tensor) -> Tensor:
+    ids = torch.tensor(vision_token_ids(model.config), device=input_ids.device)
+    return torch.isin(input_ids, ids)
+
+
+def _greedy() -> dict[str, Any]:
+    return {
+        "max_new_tokens": STEPS,
+        "do_sample": False,
+        "num_beams": 1,
+        "return_dict_in_generate": True,
+    }
+
+
+def _head(run: ReVisiTLogitsProcessor) -> LMHead:
+    assert run.latest is not None and run.latest.head is not None
+    return run.latest.head
+
+
+def _project(head: LMHead, states: Tensor) -> Tensor:
+    """The logits (b, V) float64 of hidden states (b, d)."""
+    product = states @ head.weight.double().T
+    if head.bias is not None:
+        product = product + head.bias.double()
+    product = product * head.scale
+    return product if head.softcap is None else (product / head.softcap).tanh() * head.softcap
+
+
+@torch.no_grad()
+def _reported(
+    model: Model, inputs: dict[str, Tensor], tokens: list[int]
+) -> tuple[list[Tensor], Tensor]:
+    """The prompt's hidden states, (S, d) each, and the logits (steps, V) before each token."""
+    forced = iter(tokens)
+    output = model.generate(
+        **inputs,
+        **_greedy(),
+        output_hidden_states=True,
+        output_logits=True,
+        prefix_allowed_tokens_fn=lambda row, seen: [next(forced)],
+    )
+    states = [state[0].double() for state in output.hidden_states[0]]
+    return states, torch.cat(output.logits).double()
+
+
+def describe(model: Model) -> dict[str, str]:
+    """What ReVisiT finds in the model before anything is generated.
+
+    Raises:
+        ValueError: the decoder or LM head cannot be found; the message says what to pass.
+    """
+    processor = ReVisiTLogitsProcessor(model)
+    head = processor.head()
+    names = {module: name or "the model itself" for name, module in model.named_modules()}
+    own = output_embeddings(model)
+    text = model.config.get_text_config(decoder=True)
+    told = [f"{name} {value}" for name, value in vision_token_fields(model.config).items()]
+    return {
+        "model": f"{type(model).__name__}, Transformers {transformers.__version__}",
+        "decoder": f"{names[processor.decoder.module]} ({type(processor.decoder.module).__name__})",
+        "layers": f"{len(processor.decoder.layers)} of {text.num_hidden_layers} in its config",
+        "LM head": f"{names[own] if own is not None else 'none'}, {tuple(head.weight.shape)}, "
+        f"{'tied to' if is_tied(model) else 'apart from'} the embedding",
+        "vision tokens": ", ".join(told) or "no id in the config: pass vision_mask to generate",
+    }
+
+
+def load(name: str, *, random: bool, trust_remote_code: bool) -> Model:
+    """The model of a folder or hub id; with `random`, from its config alone.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: no class of Transformers is for its config, or it brings code of its own and
+            `trust_remote_code` is not set.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    auto = _auto_class(config)
+    if not random:
+        loaded = auto.from_pretrained(
+            name, trust_remote_code=trust_remote_code, torch_dtype="auto", low_cpu_mem_usage=True
+        )
+        return loaded.eval()
+    model = auto.from_config(config, trust_remote_code=trust_remote_code).float()
+    return _randomize(model).eval()
+
+
+def _auto_class(config: Any) -> Any:
+    seeing = getattr(transformers, "AutoModelForImageTextToText", None)
+    brought = getattr(config, "auto_map", None) or {}
+    if seeing is not None and (type(config) in seeing._model_mapping or seeing.__name__ in brought):
+        return seeing
+    return AutoModelForCausalLM
+
+
+@torch.no_grad()
+def _randomize(model: Model) -> Model:
+    """Weights that keep states near 1, and logits large enough to tell a cap or scale by."""
+    generator = torch.Generator().manual_seed(0)
+    for _, weight in sorted(model.named_parameters()):
+        if weight.ndim > 1:
+            size = weight.shape[1:].numel() ** -0.5
+            weight.copy_(torch.randn(weight.shape, generator=generator) * size)
+    head = output_embeddings(model)
+    if isinstance(head, nn.Module) and isinstance(head.weight, Tensor):
+        head.weight.mul_(8)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="revisit-check",
+        description="Say what ReVisiT finds in a model, and compare one generation with the dense "
+        "float64 computation: exact, or what to pass.",
+    )
+    parser.add_argument("model", help="a checkpoint's folder, or a hub id")
+    parser.add_argument(
+        "--random", action="store_true", help="random weights: a config.json is enough"
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run the code that the checkpoint brings"
+    )
+    args = parser.parse_args()
+    try:
+        model = load(args.model, random=args.random, trust_remote_code=args.trust_remote_code)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{args.model} cannot be loaded: {error}")
+    sys.exit(report(model))
+
+
+def report(model: Model) -> int:
+    """Print what is found and whether it is exact; 0 if it is, for `"last"` and `"all"`."""
+    try:
+        for name, found in describe(model).items():
+            print(f"{name:14}{found}")
+    except ValueError as error:
+        print(f"refused: {error}")
+        return 1
+    results = [_try(model, layers) for layers in ("last", "all")]
+    return 0 if all(results) else 1
+
+
+def _try(model: Model, layers: str) -> bool:
+    try:
+        print(f"{layers:14}{check(model, layers)}")
+    except ValueError as error:
+        print(f"{layers:14}not exact: {error}")
+        return False
+    return True

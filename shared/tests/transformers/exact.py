@@ -1,0 +1,100 @@
+"""One generation against the textbook: what Transformers itself reports, in dense float64."""
+
+import numpy as np
+import pytest
+import torch
+
+import dense
+import revisit
+from families import IMAGE, same
+from revisit import ReVisiTConfig
+from revisit.transformers.parts import is_tied, output_embeddings, text_decoder
+
+STEPS = 5
+ALPHA = 0.02
+ASKED = {
+    "max_new_tokens": STEPS,
+    "do_sample": False,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+}
+
+
+def decode(model, inputs, config, *, num_beams=1, vision_mask=None, **given):
+    """Output object and trace of a generation with ReVisiT."""
+    mask = {} if vision_mask is None else {"vision_mask": vision_mask}
+    with revisit.attach(model, config, **given) as run:
+        output = model.generate(**inputs, **ASKED, **mask, num_beams=num_beams)
+    return output, run.trace
+
+
+def new_tokens(output):
+    return output.sequences[:, -len(output.scores) :].tolist()
+
+
+@torch.no_grad()
+def reported(model, inputs, tokens, unnormed=False):
+    """What Transformers itself reports of a prompt that goes on with `tokens`.
+
+    Returns:
+        float64 hidden states of the prompt, layers + 1 of (S, d), and logits (steps, V).
+    """
+    forced = iter(tokens)
+    output = model.generate(
+        **inputs,
+        max_new_tokens=len(tokens),
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_hidden_states=True,
+        output_logits=True,
+        # Some models' `generate` does not hand a list of processors on; this argument they do.
+        prefix_allowed_tokens_fn=lambda row, seen: [next(forced)],
+    )
+    states = [state[0] for state in output.hidden_states[0]]
+    if unnormed:
+        states[-1] = text_decoder(model).module.norm(states[-1])
+    logits = torch.cat(output.logits).double().numpy()
+    return [state.double().numpy() for state in states], logits
+
+
+def check(
+    model, inputs, layers, *, token=IMAGE, finish=same, unnormed=False, rounding=1e-4, **given
+):
+    """A generation of one prompt equals the textbook's on the hidden states that are reported."""
+    config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)
+    output, (trace,) = decode(model, inputs, config, **given)
+    states, logits = reported(model, inputs, new_tokens(output)[0], unnormed)
+    head = output_embeddings(model)
+    weight = head.weight.detach().double().numpy()
+    bias = 0 if getattr(head, "bias", None) is None else head.bias.detach().double().numpy()
+
+    def project(hidden):
+        return finish(hidden @ weight.T + bias)
+
+    unmasked = logits[0] > torch.finfo(torch.float32).min  # Chameleon writes no image tokens
+    last = project(states[-1][-1])[unmasked]
+    np.testing.assert_allclose(last, logits[0][unmasked], atol=rounding * np.abs(last).max())
+    start = 2 if is_tied(model) else 0
+    count = len(states) - 1
+    indices = {"last": [count], "all": [*range(start, count, 2), count]}[layers]
+    seen = given.get("vision_mask", torch.isin(inputs["input_ids"], torch.tensor(token)))
+    positions = seen[0].nonzero().squeeze(1).numpy()
+    vision = project(np.concatenate([states[index][positions] for index in indices]))
+    sizes = []
+    for scores, seen, z in zip(output.scores, trace, logits, strict=True):
+        vocabulary = dense.constrain(z, ALPHA)
+        log_p = dense.log_softmax(z[vocabulary])
+        log_q = dense.log_softmax(vision.T[vocabulary])
+        distances = dense.divergences(log_p, log_q, "ag")
+        choice = indices.index(seen.layer) * len(positions) + seen.vision_token
+        assert seen.candidates == len(vocabulary)
+        assert distances[choice] <= distances.min() + rounding
+        assert seen.divergence == pytest.approx(distances[choice], abs=rounding)
+        refined = log_p + log_q[:, choice]
+        np.testing.assert_allclose(scores[0, vocabulary], refined, atol=20 * rounding)
+        assert scores[0].isfinite().sum() == len(vocabulary)
+        assert seen.refined_token == seen.token == scores[0].argmax()
+        sizes.append(len(vocabulary))
+    assert max(sizes) > 2
+    assert [step.token for step in trace] == new_tokens(output)[0]
+    return output, trace

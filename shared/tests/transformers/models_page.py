@@ -1,0 +1,88 @@
+"""`docs/models.md`: what the matrix knows of each family, release by release."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matrix import ROWS, Exact, Refused, Row
+
+HEAD = """# Models
+
+What ReVisiT does with each model type that Transformers maps to image-text-to-text. The tests
+write this page (`REVISIT_WRITE_MODELS=1` and the session `stock`), so it says what they saw, on
+tiny models with random weights:
+
+- **exact**: the tokens, scores and chosen vision tokens of a generation equal a dense float64
+  computation on the hidden states that Transformers itself reports, for `layers="last"` and
+  `"all"`, alone and in a padded batch.
+- **exact with**: the same, given the argument that is named.
+- **refused**: an error says why before anything is generated.
+- **not built**: no tiny model of it was made, so nothing is known of it; an error, and never a
+  plain decoding in silence, is what a wrong part would give.
+
+Decoder, final norm, LM head (tied, biased, scaled, capped, in half precision) and vision token ids
+are found from the model and its config, never by its name, and what was found is compared with the
+model's own logits before anything is decoded. Refused in every family: an LM head that is quantized
+or offloaded, unless you pass its weights (`lm_head=revisit.LMHead(...)`). Models spread over several
+GPUs are not tested.
+
+A trace tells the vision token and layer of every model; the last column says where it also tells
+the image and the patch in it (row and column). `revisit-check MODEL` tries a model of your own: it
+says what was found, and whether a generation is exact, or what to pass; with `--random` it needs
+no more than a `config.json`.
+
+| model type | {releases} | argument, remarks | trace |
+|---|{rules}|---|---|
+"""
+
+
+def tells(trace: Sequence[Any]) -> str:
+    """What the steps of a trace say of where a vision token stands."""
+    return "image, row, column" if all(step.patch is not None for step in trace) else "vision token"
+
+
+def page(before: str, release: str, mapped: Sequence[str], seen: Mapping[str, str]) -> str:
+    """The page with what this release's tests saw; other releases' columns stay as they are."""
+    columns = _columns(before)
+    columns[release] = {key: _state(ROWS[key]) for key in mapped}
+    releases = sorted(columns, key=lambda name: [int(part) for part in name.split(".")])[::-1]
+    newest = release == releases[0]
+    # Remarks and traces are the newest release's, where it has the family.
+    told = {key: [_remarks(ROWS[key]), seen.get(key, "")] for key in mapped}
+    told = {**_told(before), **told} if newest else {**told, **_told(before)}
+    lines = [
+        f"| {key} | {' | '.join(columns[each].get(key, '') for each in releases)} | "
+        f"{' | '.join(told[key])} |"
+        for key in sorted({key for column in columns.values() for key in column})
+    ]
+    rules = "|".join("---" for _ in releases)
+    return HEAD.format(releases=" | ".join(releases), rules=rules) + "\n".join(lines) + "\n"
+
+
+def _state(row: Row) -> str:
+    if isinstance(row, Exact):
+        return "exact with" if row.argument else "exact"
+    return "refused" if isinstance(row, Refused) else "not built"
+
+
+def _remarks(row: Row) -> str:
+    if isinstance(row, Exact):
+        return "; ".join(filter(None, [row.argument, row.note]))
+    return row.reason
+
+
+def _cells(before: str) -> list[list[str]]:
+    """The table of a page: its head and its rows."""
+    lines = [line for line in before.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def _columns(before: str) -> dict[str, dict[str, str]]:
+    head, *rows = _cells(before) or [[]]
+    return {
+        release: {row[0]: row[place] for row in rows if row[place]}
+        for place, release in enumerate(head[1:-2], 1)
+    }
+
+
+def _told(before: str) -> dict[str, list[str]]:
+    return {row[0]: row[-2:] for row in _cells(before)[1:]}
