@@ -22,8 +22,8 @@ tiny models with random weights:
 Decoder, final norm, LM head (tied, biased, scaled, capped, in half precision) and vision token ids
 are found from the model and its config, never by its name, and what was found is compared with the
 model's own logits before anything is decoded. Refused in every family: an LM head that is quantized
-or offloaded, unless you pass its weights (`lm_head=revisit.LMHead(...)`). Models spread over several
-GPUs are not tested.
+or offloaded, unless you pass its weights (`lm_head=revisit.LMHead(...)`). Models spread over
+several GPUs are not tested.
 
 A trace tells the vision token and layer of every model; the last column says where it also tells
 the image and the patch in it (row and column). `revisit-check MODEL` tries a model of your own: it
