@@ -5,7 +5,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from revisit.config import DoLaConfig as DoLaConfig
+    from revisit.config import M3IDConfig as M3IDConfig
     from revisit.config import ReVisiTConfig as ReVisiTConfig
+    from revisit.config import RITUALConfig as RITUALConfig
+    from revisit.config import VCDConfig as VCDConfig
     from revisit.core.head import LMHead as LMHead
     from revisit.transformers.enable import attach as attach
     from revisit.transformers.enable import disable as disable
@@ -13,13 +17,28 @@ if TYPE_CHECKING:
     from revisit.transformers.processor import ReVisiTLogitsProcessor as ReVisiTLogitsProcessor
 
 __version__ = "0.1.0"
-__all__ = ["LMHead", "ReVisiTConfig", "ReVisiTLogitsProcessor", "attach", "disable", "enable"]
+__all__ = [
+    "DoLaConfig",
+    "LMHead",
+    "M3IDConfig",
+    "RITUALConfig",
+    "ReVisiTConfig",
+    "ReVisiTLogitsProcessor",
+    "VCDConfig",
+    "attach",
+    "disable",
+    "enable",
+]
 
 # Loaded on first use: the scorer and the fork maker start without PyTorch.
 _HOME = {
+    "DoLaConfig": "revisit.config",
     "LMHead": "revisit.core.head",
+    "M3IDConfig": "revisit.config",
+    "RITUALConfig": "revisit.config",
     "ReVisiTConfig": "revisit.config",
     "ReVisiTLogitsProcessor": "revisit.transformers.processor",
+    "VCDConfig": "revisit.config",
     "attach": "revisit.transformers.enable",
     "disable": "revisit.transformers.enable",
     "enable": "revisit.transformers.enable",

@@ -1,5 +1,6 @@
-"""The settings of ReVisiT, checked when they are made."""
+"""The settings of ReVisiT and of the other decoders, checked when they are made."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -59,8 +60,7 @@ class ReVisiTConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", _layers(self.layers))
-        if not isinstance(self.alpha, int | float) or not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha (relative_top) must be in [0, 1], got {self.alpha!r}")
+        _check_share("alpha (relative_top)", self.alpha)
         for name, allowed in (
             ("divergence", get_args(Divergence)),
             ("selection", get_args(Selection)),
@@ -68,10 +68,109 @@ class ReVisiTConfig:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if not isinstance(self.seed, int):
-            raise ValueError(f"seed must be an integer, got {self.seed!r}")
+        _check_seed(self.seed)
         if not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
             raise ValueError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
+
+
+@dataclass(frozen=True)
+class VCDConfig:
+    """How VCD decodes (`revisit.decoders.vcd` has its formula).
+
+    Args:
+        alpha: >= 0, how much the image is held against the image with noise; 0 does not.
+        beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
+        noise_step: 0 to 999, how much noise the second image has.
+        seed: of the noise.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    noise_step: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_weight("alpha", self.alpha)
+        _check_share("beta", self.beta)
+        if type(self.noise_step) is not int or not 0 <= self.noise_step < 1000:
+            raise ValueError(f"noise_step must be an integer in 0..999, got {self.noise_step!r}")
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class RITUALConfig:
+    """How RITUAL decodes (`revisit.decoders.ritual` has its formula).
+
+    `generate` is given the second image's inputs, `second_inputs`, made from
+    `revisit.decoders.ritual.second_image(image, seed, number)` by the model's processor.
+
+    Args:
+        alpha: >= 0, the weight of the logits for the transformed image.
+        beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
+        seed: of the transformations, for who makes the second images.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    alpha: float = 3.0
+    beta: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_weight("alpha", self.alpha)
+        _check_share("beta", self.beta)
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class M3IDConfig:
+    """How M3ID decodes (`revisit.decoders.m3id` has its formula).
+
+    Args:
+        gamma: >= 0, how fast the model forgets the image; 0 corrects nothing.
+        beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    gamma: float = 0.02
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_weight("gamma", self.gamma)
+        _check_share("beta", self.beta)
+
+
+@dataclass(frozen=True)
+class DoLaConfig:
+    """How DoLa decodes (`revisit.decoders.dola` has its formula).
+
+    Args:
+        layers: the candidates, as `ReVisiTConfig` names layers. The last hidden state is what they
+            are held against, and none of them: "low" and "high" leave it out.
+        relative_top: in [0, 1]: tokens less than so many times as probable as the likeliest are
+            left out.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    layers: NamedLayers | Sequence[int] = "low"
+    relative_top: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _layers(self.layers))
+        if self.layers == "last":
+            raise ValueError("layers='last' is what DoLa's candidates are held against: say 'low'")
+        _check_share("relative_top", self.relative_top)
+
+
+DecoderConfig = ReVisiTConfig | VCDConfig | RITUALConfig | M3IDConfig | DoLaConfig
 
 
 def from_published(**flags: Any) -> ReVisiTConfig:
@@ -84,6 +183,21 @@ def from_published(**flags: Any) -> ReVisiTConfig:
     if unknown := sorted(flags.keys() - PUBLISHED.keys()):
         raise TypeError(f"no published settings: {unknown}; there are {sorted(PUBLISHED)}")
     return ReVisiTConfig(**{PUBLISHED[name]: value for name, value in flags.items()})
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}")
+
+
+def _check_weight(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def _check_seed(seed: object) -> None:
+    if not isinstance(seed, int):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
 
 
 def _layers(layers: object) -> str | tuple[int, ...]:

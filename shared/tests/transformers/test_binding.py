@@ -333,7 +333,7 @@ def test_an_exception_while_the_hooks_are_set_leaves_none(model):
 def force_eager_is_off():
     from revisit.transformers import recorder
 
-    return recorder._eager_prefill._users == 0
+    return recorder.eager._users == 0
 
 
 @pytest.mark.parametrize("tied", [False, True])

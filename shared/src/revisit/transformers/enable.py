@@ -1,4 +1,4 @@
-"""The one way in: a model's `generate` decodes with ReVisiT, whoever calls it.
+"""The one way in: a model's `generate` decodes with ReVisiT or another decoder, whoever calls it.
 
 The instance's `generate` opens a generation with what it was given, and the instance's
 `_get_logits_processor` puts the processor first. Everything else is the installed release's own:
@@ -17,13 +17,38 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
-from revisit.config import ReVisiTConfig
+from revisit.config import (
+    DecoderConfig,
+    DoLaConfig,
+    M3IDConfig,
+    ReVisiTConfig,
+    RITUALConfig,
+    VCDConfig,
+)
 from revisit.core.head import LMHead
+from revisit.transformers.generation import DecoderLogitsProcessor, running_generation
+from revisit.transformers.inner import DoLaLogitsProcessor
 from revisit.transformers.parts import Model
-from revisit.transformers.processor import ReVisiTLogitsProcessor, running_generation
+from revisit.transformers.processor import ReVisiTLogitsProcessor
+from revisit.transformers.second import (
+    M3IDLogitsProcessor,
+    RITUALLogitsProcessor,
+    SecondStreamLogitsProcessor,
+    VCDLogitsProcessor,
+)
+
+_READING: dict[type, type[ReVisiTLogitsProcessor] | type[DoLaLogitsProcessor]] = {
+    ReVisiTConfig: ReVisiTLogitsProcessor,
+    DoLaConfig: DoLaLogitsProcessor,
+}
+_STREAMING: dict[type, type[SecondStreamLogitsProcessor]] = {
+    VCDConfig: VCDLogitsProcessor,
+    RITUALConfig: RITUALLogitsProcessor,
+    M3IDConfig: M3IDLogitsProcessor,
+}
 
 # The processors of this thread's (or task's) `attach` blocks, the innermost last.
-_attached: ContextVar[tuple[ReVisiTLogitsProcessor, ...]] = ContextVar("attached", default=())
+_attached: ContextVar[tuple[DecoderLogitsProcessor, ...]] = ContextVar("attached", default=())
 
 _changes = threading.Lock()
 
@@ -33,12 +58,13 @@ _prompts: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
 
 def enable(
     model: Model,
-    config: ReVisiTConfig | None = None,
+    config: DecoderConfig | None = None,
     *,
     lm_head: LMHead | None = None,
     decoder: nn.Module | None = None,
 ) -> None:
-    """From now on every `generate` of this model decodes with ReVisiT, whoever calls it.
+    """From now on every `generate` of this model decodes with ReVisiT, or with the decoder whose
+    settings are given, whoever calls it.
 
         revisit.enable(model, revisit.ReVisiTConfig(alpha=1e-3))
         model.generate(**inputs)
@@ -46,20 +72,27 @@ def enable(
     A pipeline, a harness, a server or a training loop that holds the model is served too, in any
     thread. `generate` also takes `vision_mask`, (rows, prompt length) bool, true at the vision
     tokens, where the model's config cannot tell them. With `config.trace` the output object's
-    attribute `revisit_trace` holds the steps of each sequence. A second call changes the settings;
-    a copy of the model, also a pickled one, is enabled as the model is.
+    attribute `revisit_trace` holds the steps of each sequence. A second call changes the settings,
+    also to another decoder's; a copy of the model, also a pickled one, is enabled as the model is.
+
+    VCD, RITUAL and M3ID run the model twice a step, on its second stream with other inputs: what
+    `generate` is given as `second_inputs`, by the names of the model's own. For RITUAL it is the
+    pixel values of the transformed images; for VCD it may be those of images with other noise, and
+    for M3ID other `input_ids` (and `attention_mask`) than the prompts without their vision tokens
+    and the marks around these.
 
     Args:
         model: a causal vision-language model of Transformers whose prompt holds its vision tokens.
-        config: the settings; our defaults if left out.
-        lm_head, decoder: as `ReVisiTLogitsProcessor` takes them, where they cannot be found.
+        config: the settings, by their class also which decoder; ReVisiT's defaults if left out.
+        lm_head, decoder: as `ReVisiTLogitsProcessor` takes them, where they cannot be found; for
+            ReVisiT and DoLa, which read the model's inside.
 
     Raises:
         ValueError: a layer is out of range, or the model's decoder or LM head cannot be found; the
             message says what to pass. Nothing was changed.
     """
     model = _unwrapped(model)
-    processor = ReVisiTLogitsProcessor(model, config, lm_head=lm_head, decoder=decoder)
+    processor = _processor(model, config, lm_head, decoder)
     with _changes:
         if _enabled(model) is None:
             _install(model)
@@ -78,11 +111,11 @@ def disable(model: Model) -> None:
 @contextmanager
 def attach(
     model: Model,
-    config: ReVisiTConfig | None = None,
+    config: DecoderConfig | None = None,
     *,
     lm_head: LMHead | None = None,
     decoder: nn.Module | None = None,
-) -> Iterator[ReVisiTLogitsProcessor]:
+) -> Iterator[Any]:
     """`enable` for the calls that this thread makes inside the block; others are not touched.
 
         with revisit.attach(model, revisit.ReVisiTConfig(trace=True)) as run:
@@ -99,7 +132,7 @@ def attach(
         ValueError: as `enable`.
     """
     model = _unwrapped(model)
-    processor = ReVisiTLogitsProcessor(model, config, lm_head=lm_head, decoder=decoder)
+    processor = _processor(model, config, lm_head, decoder)
     with _changes:
         _install(model)
     inside = _attached.set((*_attached.get(), processor))
@@ -141,8 +174,23 @@ def decode(
         return output
 
 
+def _processor(
+    model: Model, config: DecoderConfig | None, lm_head: LMHead | None, decoder: nn.Module | None
+) -> DecoderLogitsProcessor:
+    """The logits processor that decodes by these settings."""
+    config = config if config is not None else ReVisiTConfig()
+    if reading := _READING.get(type(config)):
+        return reading(model, config, lm_head=lm_head, decoder=decoder)  # type: ignore[arg-type]
+    if streaming := _STREAMING.get(type(config)):
+        if lm_head is not None or decoder is not None:
+            raise ValueError(f"{streaming.name} reads only logits: leave out lm_head and decoder")
+        return streaming(model, config)
+    known = ", ".join(kind.__name__ for kind in (*_READING, *_STREAMING))
+    raise ValueError(f"config must be one of {known}, got {config!r}")
+
+
 def _generate(
-    processor: ReVisiTLogitsProcessor,
+    processor: DecoderLogitsProcessor,
     plain: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -153,15 +201,16 @@ def _generate(
     `returned`: whether a trace can be had from what it returns alone.
     """
     vision_mask: Tensor | None = kwargs.pop("vision_mask", None)
+    second_inputs: Mapping[str, Any] | None = kwargs.pop("second_inputs", None)
     given = _arguments(plain, *args, **kwargs)
-    refuse_other_decodings(processor.model, given)
+    refuse_other_decodings(processor.model, given, processor.name)
     if (
         returned
-        and processor.config.trace
+        and getattr(processor.config, "trace", False)
         and not _setting(processor.model, given)("return_dict_in_generate")
     ):
         raise ValueError("a trace needs return_dict_in_generate=True: it is in what is returned")
-    with processor.generation(_inputs(given), vision_mask) as generation:
+    with processor.generation(_inputs(given), vision_mask, second_inputs) as generation:
         output = plain(*args, **kwargs)
         generation.end(output)
     return output
@@ -193,7 +242,7 @@ class _Entrance:
 class _Generate(_Entrance):
     """`generate` of a model that is enabled or attached."""
 
-    enabled: ReVisiTLogitsProcessor | None = None
+    enabled: DecoderLogitsProcessor | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         attached = reversed(_attached.get())
@@ -212,10 +261,10 @@ class _LogitsProcessors(_Entrance):
         processors = self.plain(*args, **kwargs)
         generation = running_generation()
         if generation is None or not _holds(generation.processor.model, self.module):
-            if _enabled(self.module) is not None:
+            if (enabled := _enabled(self.module)) is not None:
                 raise ValueError(
-                    "ReVisiT is enabled, and this decoding would not ask it: call model.generate "
-                    "(no continuous batching), or revisit.disable(model) first"
+                    f"{enabled.name} is enabled, and this decoding would not ask it: call "
+                    "model.generate (no continuous batching), or revisit.disable(model) first"
                 )
         elif not generation.joined:
             generation.joined = True
@@ -254,7 +303,7 @@ def _remove(model: Model) -> None:
                 module.__dict__[name] = entrance.before
 
 
-def _enabled(model: Any) -> ReVisiTLogitsProcessor | None:
+def _enabled(model: Any) -> DecoderLogitsProcessor | None:
     return getattr(model.__dict__.get("generate"), "enabled", None)
 
 
@@ -268,12 +317,13 @@ def _unwrapped(model: Model) -> Model:
     return model
 
 
-def refuse_other_decodings(model: Model, given: Mapping[str, Any]) -> None:
+def refuse_other_decodings(model: Model, given: Mapping[str, Any], name: str = "ReVisiT") -> None:
     """Refuse what takes more forward passes a step, drafts tokens that may be dropped, or asks no
     logits processor.
 
     Args:
         given: the arguments of `generate`.
+        name: of the decoder that is asked for.
 
     Raises:
         ValueError: such a decoding is asked for; the message names the argument.
@@ -293,7 +343,7 @@ def refuse_other_decodings(model: Model, given: Mapping[str, Any]) -> None:
     }
     if named := [name for name, asked in others.items() if asked]:
         raise ValueError(
-            "ReVisiT works with greedy decoding, sampling and beam search; "
+            f"{name} works with greedy decoding, sampling and beam search; "
             f"take out {', '.join(named)}, which asks for another decoding"
         )
 

@@ -1,14 +1,10 @@
 """ReVisiT as a logits processor of Transformers, and the generation that it belongs to."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from itertools import repeat
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessor
 
 from revisit.config import ReVisiTConfig
 from revisit.core.batch import refine
@@ -17,6 +13,7 @@ from revisit.core.head import LMHead
 from revisit.core.layers import resolve_layers
 from revisit.core.session import Session
 from revisit.core.trace import Choice, TraceStep, VisionLayout
+from revisit.transformers.generation import DecoderLogitsProcessor, Generation
 from revisit.transformers.parts import (
     Model,
     complete,
@@ -29,16 +26,8 @@ from revisit.transformers.parts import (
 from revisit.transformers.recorder import Recorder
 from revisit.transformers.vision import VisionPositions, locate
 
-# The innermost generation of this thread (or task) that a processor has opened.
-_running: ContextVar["Generation | None"] = ContextVar("running", default=None)
 
-
-def running_generation() -> "Generation | None":
-    """The innermost generation that runs in this thread with a processor of ours."""
-    return _running.get()
-
-
-class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
+class ReVisiTLogitsProcessor(DecoderLogitsProcessor):
     """Refines next-token scores by the vision token closest to them (paper, section 3).
 
     It reads the model's own scores, so it must be the first of a generation's processors: warpers
@@ -64,6 +53,10 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             message says what to pass.
     """
 
+    name = "ReVisiT"
+    config: ReVisiTConfig
+    latest: "ReVisiTGeneration | None"
+
     def __init__(
         self,
         model: Model,
@@ -72,78 +65,39 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         lm_head: LMHead | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
-        self.model = model
-        self.config = config if config is not None else ReVisiTConfig()
+        super().__init__(model, config if config is not None else ReVisiTConfig())
         self.given_head = lm_head
         self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
         self.layers = resolve_layers(self.config.layers, len(self.decoder.layers), is_tied(model))
         self.prompts = 0  # decoded so far: the next prompt's number
-        self.latest: Generation | None = None
         self.head()  # what cannot work is refused now
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "latest": None}
 
     def head(self) -> LMHead:
         """The LM head's weights as they are now: a model may be moved or trained on."""
         return self.given_head if self.given_head is not None else lm_head(self.model)
 
-    @contextmanager
-    def generation(
-        self, inputs: Mapping[str, Any], vision_mask: Tensor | None = None
-    ) -> Iterator["Generation"]:
-        """The span of one generation of this thread: its prefill is recorded, its steps refined.
-
-        Args:
-            inputs: what the model is given for its prompts, `input_ids` among it.
-            vision_mask: (P, S) bool, true at the vision tokens of the prompts, where the model's
-                config cannot tell them.
-
-        Raises:
-            ValueError: the vision tokens cannot be found.
-        """
+    def open(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> "ReVisiTGeneration":
+        if second_inputs is not None:
+            raise ValueError("ReVisiT has no second stream: leave out second_inputs")
         positions = locate(self.model, inputs, vision_mask)
         owners = logits_owners(self.model)
         weight = self.head().weight
         recorder = Recorder(
             self.decoder, owners, self.layers, positions.mask, weight.device, weight.shape[1]
         )
-        self.latest = generation = Generation(self, recorder, positions, _running.get())
-        inside = _running.set(generation)
-        try:
-            with recorder:
-                yield generation
-        finally:
-            _running.reset(inside)
-            generation.free()
-
-    @torch.no_grad()
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Refined scores (rows, V) float32 from `scores` (rows, V): logits or log-probabilities.
-
-        Raises:
-            ValueError: it is called outside `generation`, the whole prompts were not read in this
-                generation, a prompt has no vision token and `config.no_vision` is `"error"`, or the
-                prompts' rows are not those of `scores`.
-        """
-        return self._current().refine(input_ids, scores)
-
-    def _current(self) -> "Generation":
-        generation = _running.get()
-        while generation is not None and generation.processor is not self:
-            generation = generation.outer
-        if generation is None:
-            raise ValueError(
-                "ReVisiT saw no prefill: revisit.enable(model) and `with revisit.attach(model)` "
-                "decode by model.generate of that model; in a decoding loop of your own, read the "
-                "prompts inside `with processor.generation(inputs)`"
-            )
-        return generation
+        return ReVisiTGeneration(self, recorder, positions)
 
     @property
     def vision_states(self) -> list[Tensor]:
         """For each prompt of the running generation, (len(layers) * N, d), layer by layer."""
-        return self._current().recorder.states
+        generation = self.current()
+        assert isinstance(generation, ReVisiTGeneration)
+        return generation.recorder.states
 
     @property
     def trace(self) -> list[list[TraceStep | None]] | None:
@@ -155,28 +109,21 @@ class ReVisiTLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         return self.latest.trace() if self.latest and self.config.trace else None
 
 
-class Generation:
-    """One generation: its prompts are recorded, and from then on its sessions refine its steps.
+class ReVisiTGeneration(Generation):
+    """Its prompts are recorded, and from then on its sessions refine its steps."""
 
     Attributes:
-        joined: whether its processor was put among a decoding loop's.
-        asked: whether the processor was called.
         head: the LM head with the scale and cap that were found, once it was asked.
     """
 
+    processor: ReVisiTLogitsProcessor
+
     def __init__(
-        self,
-        processor: ReVisiTLogitsProcessor,
-        recorder: Recorder,
-        positions: VisionPositions,
-        outer: "Generation | None",
+        self, processor: ReVisiTLogitsProcessor, recorder: Recorder, positions: VisionPositions
     ) -> None:
-        self.processor = processor
+        super().__init__(processor)
         self.recorder = recorder
         self.positions = positions
-        self.outer = outer
-        self.joined = False
-        self.asked = False
         self.head: LMHead | None = None
         self.sessions: list[Session | None] = []  # row by row
         # For a trace: what was generated before each step (rows, t), what it decided row by row,
@@ -187,8 +134,17 @@ class Generation:
         self.prompt_length = 0
         self.sequences: Tensor | None = None
 
-    def refine(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """One step of the decoding loop, as the processor is called."""
+    def __enter__(self) -> "ReVisiTGeneration":
+        self.recorder.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let go of all but the trace."""
+        self.recorder.__exit__(*error)
+        self.sessions = []
+        self.recorder.states = []
+
+    def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not self.asked:
             self._begin(input_ids)
         if scores.shape[0] != len(self.sessions):
@@ -204,7 +160,6 @@ class Generation:
 
     def _begin(self, input_ids: Tensor) -> None:
         """A session for each prompt, shared by its rows."""
-        self.asked = True
         recorder, processor = self.recorder, self.processor
         if not recorder.done:
             raise ValueError(_unread(recorder))
@@ -235,19 +190,8 @@ class Generation:
             ]
 
     def end(self, output: Any) -> None:
-        """Take what `generate` returned; a trace goes into it where it is an object.
-
-        Raises:
-            ValueError: the processor was never asked, so that the output is not ReVisiT's.
-        """
-        if not self.asked:
-            name = type(self.processor.model).__name__
-            raise ValueError(
-                f"{name} generated without asking ReVisiT, so its output is plain decoding and was "
-                "not returned: its `generate` uses a decoding loop of its own. Decode with "
-                "`with processor.generation(inputs)` in a loop of yours (see "
-                "revisit.ReVisiTLogitsProcessor)"
-            )
+        """As for every generation; a trace goes into the output where it is an object."""
+        super().end(output)
         if self.processor.config.trace:
             self.sequences = output if isinstance(output, Tensor) else output.sequences
             if not isinstance(output, Tensor):
@@ -278,12 +222,6 @@ class Generation:
             choice = choices[row]
             steps.append(choice and choice.read(self.layouts[prompt], token))
         return steps
-
-    def free(self) -> None:
-        """Let go of all but the trace."""
-        self.sessions = []
-        self.recorder.states = []
-        self.outer = None
 
 
 def _unread(recorder: Recorder) -> str:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from revisit.transformers.parts import Decoder
 
 
-class _EagerPrefill:
+class _Eager:
     """Compiled graphs stand back while anything is recorded: they would run without the hooks."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _EagerPrefill:
                 self._stance = None
 
 
-_eager_prefill = _EagerPrefill()
+eager = _Eager()
 
 
 class Recorder:
@@ -99,7 +99,7 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         self._thread = threading.get_ident()
         with ExitStack() as undo:
-            undo.enter_context(_eager_prefill)
+            undo.enter_context(eager)
             for layer in (layer for layer in self.layers if layer < len(self.decoder.layers)):
                 if layer and self.decoder.reports_outputs:
                     undo.callback(self._after(layer - 1).remove)

@@ -1,0 +1,127 @@
+"""VCD, RITUAL, M3ID and DoLa on LLaVA-1.5, against whole passes without caches."""
+
+import pytest
+import torch
+
+import revisit
+from llava import IMAGE_TOKEN_INDEX, pad_prompts
+from revisit import RITUALConfig
+from whole_passes import ASKED, CONFIGS, expected, formula, premature, with_noise
+
+IMAGE = IMAGE_TOKEN_INDEX
+PROMPTS = [
+    [1, 5, 7, IMAGE, 11, 13],
+    [1, IMAGE, IMAGE, 30, IMAGE, 40, 50, 60],
+    [1, 21, 22, 23, 24],
+    [1, IMAGE, IMAGE, 9],
+]
+BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
+
+
+def images_of(pixels):
+    counts = [prompt.count(IMAGE) for prompt in PROMPTS]
+    return pixels[: sum(counts)].split(counts)
+
+
+def decode(model, name, prompts, images, **settings):
+    """New tokens of each row of a padded batch."""
+    ids, mask = pad_prompts(prompts, 0)
+    stacked = torch.cat(list(images))
+    given = {"images": stacked} if len(stacked) else {}
+    if name == "RITUAL" and given:
+        given["second_inputs"] = {"images": -0.6 * stacked}
+    settings = {"attention_mask": mask, **ASKED, **given, **settings}
+    with revisit.attach(model, CONFIGS[name]):
+        return model.generate(ids, **settings)[:, ids.shape[1] :].tolist()
+
+
+def reference(model, name, prompt, images, **settings):
+    """The same of one prompt, by whole passes."""
+
+    @torch.no_grad()
+    def whole(words, tokens, pixels):
+        ids = torch.cat([torch.tensor(words), tokens]).unsqueeze(0)
+        given = pixels if len(pixels) else None
+        output = model(ids, images=given, use_cache=False, output_hidden_states=True)
+        return output.logits[0, -1].double(), output.hidden_states
+
+    def decide(tokens):
+        logits, states = whole(prompt, tokens, images)
+        if name == "VCD":
+            noisy = [with_noise(image) for image in images]
+            second, _ = whole(prompt, tokens, torch.stack(noisy) if noisy else images)
+        elif name == "RITUAL":
+            second, _ = whole(prompt, tokens, -0.6 * images)
+        elif name == "M3ID":
+            second, _ = whole([word for word in prompt if word != IMAGE], tokens, images[:0])
+        else:
+            weight = model.lm_head.weight.double()
+            layers = range(0, max(1, model.config.num_hidden_layers // 2), 2)
+            second = premature(logits, [weight @ states[k][0, -1].double() for k in layers])
+        return formula(name, logits, second, len(tokens))
+
+    return expected(decide, model.config.vocab_size, **settings)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("settings", BEAMS, ids=str)
+def test_tokens_are_those_of_two_whole_passes_a_step(small_model, pixels, name, settings):
+    images = images_of(pixels)
+    rows = list(zip(PROMPTS, images, strict=True))
+    wanted = [reference(small_model, name, *row, **settings) for row in rows]
+    together = decode(small_model, name, PROMPTS, images, **settings)
+    assert together == [tokens for row in wanted for tokens in row]
+    alone = [decode(small_model, name, [prompt], [own], **settings) for prompt, own in rows]
+    assert alone == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_golden_model_s_too(golden_model, golden_images, name):
+    prompt, image = [1, 5, 7, 9, IMAGE, 11, 13], golden_images["image_21"]
+    wanted = reference(golden_model, name, prompt, image)
+    assert decode(golden_model, name, [prompt], [image]) == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}], ids=str)
+def test_without_a_cache_the_same_tokens(small_model, pixels, name, settings):
+    images = images_of(pixels)
+    wanted = decode(small_model, name, PROMPTS, images, **settings)
+    assert decode(small_model, name, PROMPTS, images, use_cache=False, **settings) == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sampling_draws_from_the_reference_s_distribution(small_model, pixels, name):
+    asked = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
+    torch.manual_seed(3)
+    tokens = decode(small_model, name, PROMPTS[:1], [pixels[:1]], **asked)
+    torch.manual_seed(3)
+    assert tokens == reference(small_model, name, PROMPTS[0], pixels[:1], **asked)
+
+
+@pytest.mark.parametrize("name", ["VCD", "RITUAL"])
+def test_images_come_in_every_form(small_model, pixels, name):
+    ids, mask = pad_prompts([PROMPTS[3], [1, 5, IMAGE, 8, IMAGE, 4]], 0)
+    results = []
+    for form in (
+        lambda images: images,
+        lambda images: images.unflatten(0, (2, 2)),
+        list,
+        lambda images: [images[:2], images[2:]],
+    ):
+        second = {"second_inputs": {"images": form(-0.6 * pixels[:4])}} if name == "RITUAL" else {}
+        with revisit.attach(small_model, CONFIGS[name]):
+            results.append(
+                small_model.generate(
+                    ids, attention_mask=mask, images=form(pixels[:4]), max_new_tokens=4, **second
+                ).tolist()
+            )
+    assert all(result == results[0] for result in results)
+
+
+def test_ritual_says_what_to_pass(small_model, pixels):
+    with (
+        pytest.raises(ValueError, match=r"second_inputs=\{'images': \.\.\.\} .*second_image"),
+        revisit.attach(small_model, RITUALConfig()),
+    ):
+        small_model.generate(torch.tensor([PROMPTS[0]]), images=pixels[:1], max_new_tokens=2)

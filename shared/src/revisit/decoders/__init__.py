@@ -1,0 +1,1 @@
+"""Other decoders, as formulas on logits: VCD, RITUAL, M3ID, DoLa."""

@@ -1,0 +1,188 @@
+"""DoLa in `generate`: the hidden states inside the decoder at the last position of each step."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revisit.config import DoLaConfig
+from revisit.core.head import LMHead
+from revisit.core.layers import resolve_layers
+from revisit.decoders import dola
+from revisit.transformers.generation import (
+    DecoderLogitsProcessor,
+    Generation,
+    as_normalized,
+    running_generation,
+)
+from revisit.transformers.parts import (
+    Model,
+    complete,
+    given_decoder,
+    is_tied,
+    lm_head,
+    logits_owners,
+    text_decoder,
+)
+from revisit.transformers.recorder import eager
+
+
+class DoLaLogitsProcessor(DecoderLogitsProcessor):
+    """Contrasts the model's logits with those of the layer that differs most.
+
+    Args:
+        model, lm_head, decoder: as `ReVisiTLogitsProcessor` takes them.
+        config: the settings.
+
+    Raises:
+        ValueError: a layer is out of range, none is left below the last hidden state, or the
+            model's decoder or LM head cannot be found.
+    """
+
+    name = "DoLa"
+    config: DoLaConfig
+
+    def __init__(
+        self,
+        model: Model,
+        config: DoLaConfig,
+        *,
+        lm_head: LMHead | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__(model, config)
+        self.given_head = lm_head
+        self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
+        count = len(self.decoder.layers)
+        named = resolve_layers(config.layers, count, is_tied(model))
+        self.layers = tuple(layer for layer in named if layer != count)
+        if not self.layers:
+            raise ValueError(
+                f"layers={config.layers!r} names no hidden state below the last one ({count}), "
+                "which DoLa's candidates are held against"
+            )
+        self.head()
+
+    def head(self) -> LMHead:
+        """The LM head's weights as they are now."""
+        return self.given_head if self.given_head is not None else lm_head(self.model)
+
+    def open(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> "InnerGeneration":
+        if second_inputs is not None:
+            raise ValueError("DoLa has no second stream: leave out second_inputs")
+        return InnerGeneration(self)
+
+
+class InnerGeneration(Generation):
+    """Hooks the candidate layers for as long as it lasts, and keeps their last position."""
+
+    processor: DoLaLogitsProcessor
+
+    def __init__(self, processor: DoLaLogitsProcessor) -> None:
+        super().__init__(processor)
+        # Of the latest forward pass, at its last position: (rows, d) by layer, the decoder's
+        # output, and the model's logits (rows, V).
+        self.states: dict[int, Tensor] = {}
+        self.final: Tensor | None = None
+        self.logits: Tensor | None = None
+        self.head: LMHead | None = None
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "InnerGeneration":
+        decoder = self.processor.decoder
+        with ExitStack() as undo:
+            undo.enter_context(eager)
+            for layer in self.processor.layers:
+                if layer and decoder.reports_outputs:
+                    hook = decoder.layers[layer - 1].register_forward_hook(self._after(layer))
+                else:
+                    hook = decoder.layers[layer].register_forward_pre_hook(
+                        self._before(layer), with_kwargs=True
+                    )
+                undo.callback(hook.remove)
+            undo.callback(decoder.module.register_forward_hook(self._after_pass).remove)
+            for owner in logits_owners(self.processor.model):
+                undo.callback(owner.register_forward_hook(self._keep_logits).remove)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+        self.states.clear()
+        self.head = self.final = self.logits = None
+
+    def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.head is None:
+            self.head = self._complete()
+        if len(self.states) != len(self.processor.layers):
+            raise ValueError(
+                "DoLa did not see the model read this step's tokens: its forward passes must be "
+                "the generation's own, in this thread and not compiled"
+            )
+        logits = scores.float()
+        weight = self.head.weight
+        states = [self.states.pop(layer) for layer in self.processor.layers]
+        inner = torch.stack([state.to(weight.device, weight.dtype) for state in states], 1)
+        if len(inner) != len(logits):
+            raise ValueError(
+                f"the model read {len(inner)} rows in this step, the scores have {len(logits)}"
+            )
+        words = torch.arange(len(weight), device=weight.device)
+        product = self.head.project(words, inner.flatten(0, 1))
+        premature = product.T.reshape(*inner.shape[:2], -1).to(logits.device, torch.float32)
+        decided = dola.combine(logits, premature, self.processor.config.relative_top)
+        return as_normalized(decided, scores)
+
+    def _complete(self) -> LMHead:
+        """The LM head with the scale or cap of this model's logits."""
+        if self.final is None or self.logits is None:
+            raise ValueError(
+                "DoLa did not see the prompts being read: they must be read in this generation, "
+                "by the model itself, with return_dict=True"
+            )
+        processor = self.processor
+        name = type(processor.model).__name__
+        config = processor.model.config
+        return complete(processor.head(), config, self.final[0], self.logits[0], name)
+
+    # Hooks. Other generations may run the model at the same time, or in between.
+
+    def _before(self, layer: int) -> Any:
+        # kwargs=None: see the recorder.
+        def hook(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
+            self._keep(layer, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def _after(self, layer: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._keep(layer, output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    def _keep(self, layer: int, hidden: Tensor) -> None:
+        if running_generation() is not self:
+            return
+        if hidden.ndim != 3:
+            raise ValueError(
+                f"hidden state {layer} has shape {tuple(hidden.shape)}, not (rows, positions, "
+                "size), so the LM head cannot read it"
+            )
+        self.states[layer] = hidden[:, -1].detach().clone()
+
+    def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if running_generation() is self:
+            self.final = output[0][:, -1].detach()
+
+    def _keep_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        if running_generation() is self and self.head is None:
+            logits = getattr(output, "logits", None)
+            if isinstance(logits, Tensor):
+                self.logits = logits[:, -1].detach()

@@ -1,0 +1,270 @@
+"""The decoders with a second stream, in `generate`: VCD, RITUAL, M3ID."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revisit.config import M3IDConfig, RITUALConfig, VCDConfig
+from revisit.decoders import m3id, ritual, vcd
+from revisit.transformers.generation import (
+    DecoderLogitsProcessor,
+    Generation,
+    as_normalized,
+    running_generation,
+)
+from revisit.transformers.recorder import eager
+from revisit.transformers.stream import (
+    OtherImages,
+    OtherPrompt,
+    SecondStream,
+    image_inputs,
+    is_tensors,
+)
+from revisit.transformers.textonly import without_images
+from revisit.transformers.vision import locate
+
+
+class SecondStreamLogitsProcessor(DecoderLogitsProcessor):
+    """Combines the model's logits with a second stream's (see `revisit.transformers.stream`).
+
+    `second_inputs` of `generate`, or of `generation`, is what the second stream is given instead of
+    the inputs of the same names.
+    """
+
+    def open(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> "StreamGeneration":
+        return StreamGeneration(self, self.stream(inputs, vision_mask, second_inputs))
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> SecondStream:
+        """The second stream of a generation with these inputs."""
+        raise NotImplementedError
+
+    def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
+        """The decoder's scores (rows, V) of step `step`, from 0."""
+        raise NotImplementedError
+
+
+class VCDLogitsProcessor(SecondStreamLogitsProcessor):
+    """The second stream sees the images with noise."""
+
+    name = "VCD"
+    config: VCDConfig
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> SecondStream:
+        if second_inputs is not None:
+            return _with_second_images(self, inputs, second_inputs)
+        pixels = {name: values for name, values in image_inputs(inputs).items() if _pixels(name)}
+        if not pixels:
+            _refuse_images(self, inputs, vision_mask)
+        noisy = {name: self._distort(name, pixels[name], inputs) for name in pixels}
+        return OtherImages(self.model, inputs, noisy, self.name)
+
+    def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
+        return vcd.combine(logits, second, self.config.alpha, self.config.beta)
+
+    def _distort(self, name: str, values: Any, inputs: Mapping[str, Any]) -> Any:
+        """The pixel values with noise, image by image, however the model's processor lays them."""
+        step, seed = self.config.noise_step, self.config.seed
+        if not isinstance(values, Tensor):
+            return [vcd.distort(each, step, seed) for each in values]
+        if values.ndim == 2:  # patches of all images, one after another
+            grids = inputs.get("video_grid_thw" if name.endswith("videos") else "image_grid_thw")
+            if grids is None:
+                raise ValueError(
+                    f"{self.name} cannot tell the images apart in {name} of shape "
+                    f"{tuple(values.shape)} without their grids: pass second_inputs with the "
+                    "images' patches and noise (revisit.decoders.vcd.distort)"
+                )
+            return vcd.distort(values, step, seed, patches=grids.prod(1).tolist())
+        if values.ndim == 3:  # patches of each image
+            return torch.stack([vcd.distort(each, step, seed) for each in values])
+        noisy = vcd.distort(values, step, seed)
+        if values.ndim > 4:  # rows with fewer images, or tiles, are filled up with blank ones
+            return noisy * values.flatten(-3).any(-1)[..., None, None, None]
+        sizes = inputs.get("image_sizes")
+        if sizes is not None and sizes.amax(0).tolist() == list(values.shape[-2:]):
+            # Each is filled up to the largest: the noise is the image's own alone.
+            noisy = values.clone()
+            for image, (height, width) in zip(noisy, sizes.tolist(), strict=True):
+                inside = image[:, :height, :width]
+                inside.copy_(vcd.distort(inside, step, seed))
+        return noisy
+
+
+class RITUALLogitsProcessor(SecondStreamLogitsProcessor):
+    """The second stream sees the images transformed, which the caller makes: what a processor has
+    normalized and cut up is no longer an image whose colours and corners can be turned."""
+
+    name = "RITUAL"
+    config: RITUALConfig
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> SecondStream:
+        if second_inputs is not None:
+            return _with_second_images(self, inputs, second_inputs)
+        _refuse_images(
+            self,
+            inputs,
+            vision_mask,
+            "; make the images by revisit.decoders.ritual.second_image(image, seed, number), and "
+            "their inputs by the model's processor",
+        )
+        return OtherImages(self.model, inputs, {}, self.name)
+
+    def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
+        return ritual.combine(logits, second, self.config.alpha, self.config.beta)
+
+
+class M3IDLogitsProcessor(SecondStreamLogitsProcessor):
+    """The second stream reads the prompts without their images."""
+
+    name = "M3ID"
+    config: M3IDConfig
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> SecondStream:
+        given = inputs if second_inputs is None else second_inputs
+        ids = given.get("input_ids")
+        if ids is None:
+            raise ValueError(
+                "M3ID needs the prompts' tokens: pass second_inputs={'input_ids': ..., "
+                "'attention_mask': ...}, the prompts without their images"
+            )
+        mask = given.get("attention_mask")
+        if mask is None:
+            mask = self._mask_of(ids)
+        if second_inputs is None:
+            there = locate(self.model, inputs, vision_mask).mask
+            ids, mask = without_images(self.model.config, ids, mask, there)
+        return OtherPrompt(self.model, ids, mask.long(), self.name)
+
+    def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
+        return m3id.combine(logits, second, step, self.config.gamma, self.config.beta)
+
+    def _mask_of(self, ids: Tensor) -> Tensor:
+        pad = getattr(self.model.generation_config, "pad_token_id", None)
+        if pad is not None and (ids == pad).any():
+            raise ValueError("M3ID cannot tell padding from text without attention_mask: pass it")
+        return torch.ones_like(ids)
+
+
+class StreamGeneration(Generation):
+    """A generation whose model is overheard for as long as it lasts."""
+
+    processor: SecondStreamLogitsProcessor
+
+    def __init__(self, processor: SecondStreamLogitsProcessor, stream: SecondStream) -> None:
+        super().__init__(processor)
+        self.stream: SecondStream | None = stream
+        self.steps = 0
+        self._answering = False
+        self._undo = ExitStack()
+
+    def __enter__(self) -> "StreamGeneration":
+        with ExitStack() as undo:
+            undo.enter_context(eager)  # a compiled graph would run without the hook
+            hook = self.processor.model.register_forward_pre_hook(self._overhear, with_kwargs=True)
+            undo.callback(hook.remove)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()
+        self.stream = None
+
+    def _overhear(self, _model: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if running_generation() is self and not self._answering and self.stream is not None:
+            self.stream.overhear(args, kwargs or {})
+
+    def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        assert self.stream is not None
+        self._answering = True
+        try:
+            second = self.stream.logits(input_ids)
+        finally:
+            self._answering = False
+        if second.shape != scores.shape:
+            raise ValueError(
+                f"the second stream's logits have shape {tuple(second.shape)}, the scores "
+                f"{tuple(scores.shape)}"
+            )
+        second = second.to(scores.device, torch.float32)
+        decided = self.processor.combine(scores.float(), second, self.steps)
+        self.steps += 1
+        return as_normalized(decided, scores)
+
+
+def _pixels(name: str) -> bool:
+    return name.startswith("pixel_values") or name == "images"
+
+
+def _with_second_images(
+    processor: DecoderLogitsProcessor, inputs: Mapping[str, Any], second: Mapping[str, Any]
+) -> OtherImages:
+    """The second stream with the images that the caller gives.
+
+    Raises:
+        ValueError: they are not the first stream's in number or size.
+    """
+    for name, new in second.items():
+        old = inputs.get(name)
+        if old is None:
+            raise ValueError(f"second_inputs has {name}, which generate was not given itself")
+        if not isinstance(new, Tensor) or not isinstance(old, Tensor):
+            continue
+        same = new.shape == old.shape
+        if same and not new.is_floating_point():
+            same = torch.equal(new.to(old.device), old)
+        if not same:
+            raise ValueError(
+                f"{name} in second_inputs differs in shape or content from the first, "
+                f"{tuple(new.shape)} and {tuple(old.shape)}: {processor.name}'s second images must "
+                "take as many vision tokens, so keep their number and sizes"
+            )
+    images = {name: new for name, new in second.items() if _pixels(name) and is_tensors(new)}
+    if not images:
+        raise ValueError(f"second_inputs {sorted(second)} hold no pixel values")
+    return OtherImages(processor.model, inputs, images, processor.name)
+
+
+def _refuse_images(
+    processor: DecoderLogitsProcessor,
+    inputs: Mapping[str, Any],
+    vision_mask: Tensor | None,
+    advice: str = "",
+) -> None:
+    """Prompts of text alone are their own second ones; with images it would be plain decoding."""
+    images = sorted(name for name in image_inputs(inputs) if _pixels(name))
+    told = not images and inputs.get("input_ids") is not None
+    if told and not locate(processor.model, inputs, vision_mask).mask.any():
+        return
+    wanted = ", ".join(f"{name!r}: ..." for name in images or ["pixel_values"])
+    raise ValueError(
+        f"{processor.name} needs the second images: pass second_inputs={{{wanted}}} to "
+        f"generate{advice}"
+    )

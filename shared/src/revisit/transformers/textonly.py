@@ -1,0 +1,51 @@
+"""The prompts of a generation without their images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The config's fields for the tokens around an image or video, which say nothing without it.
+_MARKS = (
+    *("vision_start_token_id", "vision_end_token_id", "image_start_token_id", "image_end_token_id"),
+    *("video_start_token_id", "video_end_token_id", "boi_token_id", "eoi_token_id"),
+    *("boi_token_index", "eoi_token_index"),
+)
+
+
+def without_images(
+    config: Any, input_ids: Tensor, attention_mask: Tensor, vision: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The prompts without vision tokens and the marks around them, padded on the left anew.
+
+    All else stays, word for word: the chat template's roles and the question. Marks are those that
+    the config names; others, that only a tokenizer knows, are text here.
+
+    Args:
+        config: the model's.
+        input_ids, attention_mask: (P, T) the prompts.
+        vision: (P, S) bool, true at the vision tokens. Where a model expands a placeholder for an
+            image itself, S is not T, and the placeholders are the ids that are no word's (< 0).
+
+    Returns:
+        ids (P, L) int64, 0 on padding, and mask (P, L) int64.
+
+    Raises:
+        ValueError: nothing is left of a prompt.
+    """
+    marks = [getattr(config, name, None) for name in _MARKS]
+    ids = torch.tensor([mark for mark in marks if type(mark) is int], device=input_ids.device)
+    kept = attention_mask.bool() & (input_ids >= 0) & ~torch.isin(input_ids, ids.long())
+    if vision.shape == input_ids.shape:
+        kept &= ~vision.to(kept.device)
+    lengths = kept.sum(1, keepdim=True)
+    if not lengths.all():
+        empty = (lengths == 0).flatten().nonzero().flatten().tolist()
+        raise ValueError(
+            f"prompts {empty} of the batch hold an image and no text: nothing is left to read "
+            "without it"
+        )
+    mask = torch.arange(int(lengths.max()), device=kept.device) >= lengths.max() - lengths
+    texts = torch.zeros_like(mask, dtype=input_ids.dtype)
+    texts[mask] = input_ids[kept]
+    return texts, mask.long()

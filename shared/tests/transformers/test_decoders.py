@@ -1,0 +1,457 @@
+"""VCD, RITUAL, M3ID and DoLa in `generate`, against a second stream of whole passes without caches.
+
+The reference decodes by two full forward passes a step, each over the whole sequence so far, of a
+second copy of the model, and computes the formulas in float64.
+"""
+
+import copy
+import inspect
+import math
+import threading
+import time
+from itertools import chain
+
+import pytest
+import torch
+import transformers
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+
+import revisit
+from families import FAMILIES, IMAGE, VISION_END, VISION_START, batch, prompts
+from releases import RELEASE
+from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit.transformers.parts import is_tied, text_decoder
+from small_llama import hooks
+
+if "custom_generate" not in inspect.signature(GenerationMixin.generate).parameters:
+    pytest.skip("the families are those of a newer Transformers", allow_module_level=True)
+
+BETA = 0.02
+CONFIGS = {
+    "VCD": VCDConfig(beta=BETA),
+    "RITUAL": RITUALConfig(beta=BETA),
+    "M3ID": M3IDConfig(gamma=0.4, beta=BETA),
+    "DoLa": DoLaConfig(relative_top=BETA),
+    "DoLa, high": DoLaConfig(layers="high", relative_top=BETA),
+}
+# One has images of different sizes and positions of three kinds, one a sliding window, one rows
+# that are filled up to the same number of images.
+NAMES = ["LLaVA", "Qwen2.5-VL", "Gemma 3", "Idefics3"]
+ASKED = {"max_new_tokens": 5, "suppress_tokens": list(range(9))}  # no image out of nowhere
+MADE = {}
+
+
+def made(name):
+    """A family's model, a copy of it, and prompts with one, three, two and no images."""
+    chosen = FAMILIES[name]._replace(images=(1, 3, 2))
+    if not hasattr(transformers, chosen.needs):
+        pytest.skip(f"transformers {transformers.__version__} has no {chosen.needs}")
+    if name not in MADE:
+        model = chosen.make()
+        rows = prompts(chosen, model)
+        if not chosen.nested:  # there, all rows of a batch have images
+            rows.append(without_image(rows[0]))
+        MADE[name] = model, chosen.make(), rows
+    return MADE[name]
+
+
+def without_image(row):
+    """A prompt of text, with the inputs that are as long as its tokens."""
+    ids = torch.tensor([[1, 24, 40, 41, 43]])
+    same = [name for name in row if row[name].shape == row["input_ids"].shape]
+    told = {name: torch.zeros_like(ids) for name in same}
+    return {**told, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def together(rows):
+    """The prompts as one batch; images are of those that have some."""
+    seeing = [row for row in rows if len(row) == len(rows[0])]
+    texts = [{name: row[name] for name in rows[-1]} for row in rows]
+    return {**batch(seeing), **batch(texts)}
+
+
+def second(name, inputs):
+    """What RITUAL is given; any other pixels do."""
+    if name != "RITUAL":
+        return {}
+    pixels = {key: -0.6 * inputs[key] for key in inputs if key.startswith("pixel_values")}
+    return {"second_inputs": pixels} if pixels else {}
+
+
+def decode(model, name, inputs, **settings):
+    """New tokens, row by row."""
+    settings = {"do_sample": False, **ASKED, **settings}
+    with revisit.attach(model, CONFIGS[name]):
+        output = model.generate(**inputs, **second(name, inputs), **settings)
+    return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+class Reference(LogitsProcessor):
+    """The decoder of one prompt alone, by whole passes of another copy of the model."""
+
+    def __init__(self, model, name, inputs):
+        self.model = model
+        self.name = name
+        self.inputs = inputs
+        self.length = inputs["input_ids"].shape[1]
+
+    def whole(self, tokens, without=False, pixels=None):
+        """float64 logits (V,) after the prompt and `tokens`, and hidden states of the last one."""
+        inputs = dict(self.inputs)
+        if without:
+            told = self.model.config.to_dict()
+            marks = {told.get("vision_start_token_id"), told.get("boi_token_index")}
+            gone = {IMAGE, VISION_START, VISION_END} if VISION_START in marks else {IMAGE}
+            words = [word for word in inputs["input_ids"][0].tolist() if word not in gone]
+            inputs = {"input_ids": torch.tensor([words])}
+        ids = torch.cat([inputs["input_ids"], tokens.unsqueeze(0)], 1)
+        for key in ("token_type_ids", "mm_token_type_ids"):
+            if key in inputs:
+                inputs[key] = torch.nn.functional.pad(inputs[key], (0, len(tokens)))
+        if pixels is not None:
+            inputs.update(pixels)
+        inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids))
+        self.forget()
+        with torch.no_grad():
+            output = self.model(**inputs, use_cache=False, output_hidden_states=True)
+        return output.logits[0, -1].double(), [state[0, -1] for state in output.hidden_states]
+
+    def forget(self):
+        for part in self.model.modules():
+            if hasattr(part, "rope_deltas"):
+                part.rope_deltas = None
+
+    def row(self, tokens):
+        config = CONFIGS[self.name]
+        logits, states = self.whole(tokens)
+        other = logits
+        share = getattr(config, "beta", None) or config.relative_top
+        if self.name == "VCD":
+            noisy = {
+                key: noise(self.inputs, key) for key in self.inputs if key.startswith("pixel_val")
+            }
+            other, _ = self.whole(tokens, pixels=noisy)
+            decided = 2 * logits - other
+        elif self.name == "RITUAL":
+            given = second("RITUAL", self.inputs).get("second_inputs", {})
+            other, _ = self.whole(tokens, pixels=given)
+            decided = logits + 3 * other
+        elif self.name == "M3ID":
+            other, _ = self.whole(tokens, without=True)
+            forgotten = math.exp(-config.gamma * len(tokens))
+            decided = logits + (logits - other) * (1 - forgotten) / forgotten
+        else:
+            decided = self.contrasted(logits, states)
+        return decided.masked_fill(logits < logits.max() + math.log(share), -math.inf)
+
+    def contrasted(self, logits, states):
+        """Over candidates below the last hidden state, by the Jensen-Shannon divergence."""
+        count = len(text_decoder(self.model).layers)
+        start = 2 if is_tied(self.model) else 0
+        high = self.name == "DoLa, high"
+        layers = range(count // 2, count, 2) if high else range(start, count // 2 + (start == 2), 2)
+        p = logits.softmax(0)
+        best = (-1.0, None)
+        weight = self.model.get_output_embeddings().weight.double()
+        for layer in layers:
+            premature = weight @ states[layer].double()
+            log_q = premature.log_softmax(0)
+            log_m = ((p + log_q.exp()) / 2).log()
+            from_p = (p * (logits.log_softmax(0) - log_m)).sum()
+            from_q = (log_q.exp() * (log_q - log_m)).sum()
+            best = max(best, (float(from_p + from_q) / 2, log_q), key=lambda pair: pair[0])
+        return logits.log_softmax(0) - best[1]
+
+    def __call__(self, input_ids, scores):
+        rows = torch.stack([self.row(ids[self.length :]) for ids in input_ids])
+        decided = rows.log_softmax(-1).float()
+        decided[:, ASKED["suppress_tokens"]] = -math.inf
+        return decided
+
+
+def noise(inputs, name):
+    """The images of one prompt with noise, each drawn anew."""
+    values = inputs[name]
+    if values.ndim == 2:
+        pieces = values.split(inputs["image_grid_thw"].prod(1).tolist())
+    else:
+        pieces = values.flatten(0, -4)
+    together = [drawn(piece) for piece in pieces]
+    return torch.cat(together) if values.ndim == 2 else torch.stack(together).view_as(values)
+
+
+def drawn(image):
+    share = 0.7447987
+    draw = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return math.sqrt(share) * image + math.sqrt(1 - share) * draw
+
+
+def expected(model, name, inputs, **settings):
+    """The reference's new tokens, in a generation without a cache of its own."""
+    settings = {"do_sample": False, **ASKED, **settings}
+    reference = LogitsProcessorList([Reference(model, name, inputs)])
+    ids = inputs["input_ids"]
+    host = text_host(model)
+    output = host.generate(input_ids=ids, logits_processor=reference, **settings)
+    return output[:, ids.shape[1] :].tolist()
+
+
+HOSTS = {}
+
+
+def text_host(model):
+    """A language model of the same vocabulary, whose own scores the reference puts aside."""
+    size = model.get_output_embeddings().weight.shape[0]
+    if size not in HOSTS:
+        config = transformers.LlamaConfig(
+            vocab_size=size,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        with torch.random.fork_rng():  # draws are those of the sampling alone
+            HOSTS[size] = transformers.LlamaForCausalLM(config).eval()
+    return HOSTS[size]
+
+
+@pytest.fixture(params=NAMES)
+def family(request):
+    return request.param
+
+
+def repeated(name, settings):
+    """What `made` gives, and the prompts that this release can repeat in rows.
+
+    Releases 4.x repeat each image by itself, so that the rows of a prompt with several of them get
+    each other's, with any decoder; but for those that count their images or keep them by row.
+    """
+    model, other, rows = made(name)
+    several = any(settings.get(key, 1) > 1 for key in ("num_beams", "num_return_sequences"))
+    if several and RELEASE < (5, 0) and name in ("LLaVA", "Gemma 3"):
+        rows = [row for row in rows if len(row.get("pixel_values", ())) < 2]
+    return model, other, rows
+
+
+BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("settings", BEAMS, ids=str)
+def test_tokens_are_those_of_two_whole_passes_a_step(family, name, settings):
+    model, other, rows = repeated(family, settings)
+    wanted = [expected(other, name, row, **settings) for row in rows]
+    assert decode(model, name, together(rows), **settings) == list(chain(*wanted))
+    assert [decode(model, name, row, **settings) for row in rows] == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "settings", [{"use_cache": False}, {"cache_implementation": "static"}], ids=str
+)
+@pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=str)
+def test_another_cache_gives_the_same_tokens(family, name, settings, beams):
+    model, _, rows = repeated(family, beams)
+    wanted = decode(model, name, together(rows), **beams)
+    assert decode(model, name, together(rows), **beams, **settings) == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sampling_draws_from_the_reference_s_distribution(family, name):
+    asked = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
+    model, other, rows = repeated(family, asked)
+    torch.manual_seed(3)
+    tokens = decode(model, name, rows[0], **asked)
+    torch.manual_seed(3)
+    assert tokens == expected(other, name, rows[0], **asked)
+    assert len({tuple(row) for row in tokens}) > 1
+
+
+# What none of the second streams changes
+
+
+OFF = {
+    "VCD": VCDConfig(alpha=0, beta=BETA),
+    "RITUAL": RITUALConfig(alpha=0, beta=BETA),
+    "M3ID": M3IDConfig(gamma=0, beta=BETA),
+}
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_without_its_weight_a_decoder_gives_greedy_s_tokens(family, name):
+    model, _, rows = made(family)
+    inputs = together(rows)
+    settings = {"do_sample": False, "max_new_tokens": 6}
+    greedy = model.generate(**inputs, **settings).tolist()
+    with revisit.attach(model, OFF[name]):
+        assert model.generate(**inputs, **second(name, inputs), **settings).tolist() == greedy
+    assert model.generate(**inputs, **settings).tolist() == greedy
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_enable_gives_what_attach_gives(name):
+    model, _, rows = made("Qwen2.5-VL")
+    inputs = together(rows)
+    wanted = decode(model, name, inputs)
+    revisit.enable(model, ReVisiTConfig())
+    revisit.enable(model, CONFIGS[name])  # another decoder takes the place
+    try:
+        output = model.generate(**inputs, **second(name, inputs), do_sample=False, **ASKED)
+    finally:
+        revisit.disable(model)
+    assert output[:, inputs["input_ids"].shape[1] :].tolist() == wanted
+
+
+class Inside(LogitsProcessor):
+    """Runs another decoder's generation between the steps of one."""
+
+    def __init__(self, run):
+        self.run = run
+        self.results = []
+
+    def __call__(self, input_ids, scores):
+        self.results.append(self.run())
+        return scores
+
+
+@pytest.mark.parametrize("inner", CONFIGS)
+@pytest.mark.parametrize("outer", CONFIGS)
+def test_a_generation_inside_another_does_not_mix_with_it(outer, inner):
+    model, _, rows = made("LLaVA")
+    wanted, other = decode(model, outer, rows[0]), decode(model, inner, rows[1])
+    inside = Inside(lambda: decode(model, inner, rows[1]))
+    assert decode(model, outer, rows[0], logits_processor=LogitsProcessorList([inside])) == wanted
+    assert inside.results == [other] * ASKED["max_new_tokens"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_hook_and_no_offset_is_left(name):
+    model, _, rows = made("Qwen2.5-VL")
+    model.generate(**rows[1], **ASKED)  # some releases leave hooks of their own on first use
+    before, offsets = hooks(model), model.model.rope_deltas.tolist()
+    decode(model, name, rows[1])
+    assert hooks(model) == before
+    assert model.model.rope_deltas.tolist() == offsets
+
+    def fail(*_):
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        decode(model, name, rows[1], stopping_criteria=[fail])
+    assert hooks(model) == before
+
+
+# What is refused
+
+
+def refused(model, config, inputs, message, **settings):
+    with pytest.raises(ValueError, match=message), revisit.attach(model, config):
+        model.generate(**inputs, do_sample=False, max_new_tokens=2, **settings)
+
+
+def test_ritual_says_what_to_pass():
+    model, _, rows = made("LLaVA")
+    refused(
+        model, RITUALConfig(), rows[0], r"second_inputs=\{'pixel_values': \.\.\.\} .*second_image"
+    )
+
+
+def test_second_inputs_must_be_as_large_and_known():
+    model, _, rows = made("Qwen2.5-VL")
+    fewer = {"second_inputs": {"pixel_values": rows[1]["pixel_values"][:4]}}
+    refused(model, RITUALConfig(), rows[1], "as many vision tokens", **fewer)
+    grids = {"second_inputs": {"image_grid_thw": rows[1]["image_grid_thw"][:, [0, 2, 1]]}}
+    refused(model, RITUALConfig(), rows[1], "as many vision tokens", **grids)
+    unknown = {"second_inputs": {"pixels": rows[1]["pixel_values"]}}
+    refused(model, VCDConfig(), rows[1], "has pixels, which generate was not given", **unknown)
+    given = {"second_inputs": {"pixel_values": rows[1]["pixel_values"]}}
+    refused(model, ReVisiTConfig(), rows[1], "no second stream", **given)
+    refused(model, DoLaConfig(), rows[1], "no second stream", **given)
+
+
+def test_a_second_prompt_of_one_s_own_is_read():
+    model, _, rows = made("Qwen2.5-VL")
+    prompt = torch.tensor(
+        [[word for word in rows[1]["input_ids"][0].tolist() if word > 8 or word == 1]]
+    )
+    own = {"second_inputs": {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}}
+    assert decode(model, "M3ID", rows[1]) == decode(model, "M3ID", rows[1], **own)
+    short = {"second_inputs": {"input_ids": prompt[:, :2]}}
+    assert decode(model, "M3ID", rows[1]) != decode(model, "M3ID", rows[1], **short)
+
+
+@pytest.mark.parametrize("name", ["VCD", "RITUAL", "M3ID"])
+def test_a_model_that_hands_its_prompt_over_is_refused(name):
+    chosen = FAMILIES["BLIP-2"]
+    model = chosen.make()
+    row = prompts(chosen, model)[0]
+    message = "hands the prompt over to another model"
+    refused(model, CONFIGS[name], row, message, **second(name, row))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "asked", [{"prompt_lookup_num_tokens": 2}, {"guidance_scale": 1.5}], ids=str
+)
+def test_other_decodings_are_refused_by_name(name, asked):
+    model, _, rows = made("LLaVA")
+    decoder = name.split(",")[0]
+    refused(
+        model,
+        CONFIGS[name],
+        rows[0],
+        f"{decoder} works with .* take out {next(iter(asked))}",
+        **asked,
+    )
+
+
+def test_settings_that_read_inside_a_model_are_refused_where_none_is_read():
+    model, _, _ = made("LLaVA")
+    with pytest.raises(ValueError, match="leave out lm_head and decoder"):
+        revisit.enable(model, VCDConfig(), decoder=model.model.language_model)
+    with pytest.raises(ValueError, match="config must be one of ReVisiTConfig"):
+        revisit.enable(model, {"alpha": 1})
+
+
+def test_noise_does_not_reach_what_an_image_is_filled_up_with():
+    model, _, rows = made("Pixtral")  # of different sizes, in one tensor
+    alone = [decode(model, "VCD", row)[0] for row in rows]
+    assert decode(model, "VCD", together(rows)) == alone
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_threads_on_one_enabled_model_do_not_mix(name):
+    model, _, rows = made("LLaVA")
+    wanted = [decode(model, name, row) for row in rows]
+    barrier = threading.Barrier(len(rows), timeout=60)
+
+    def pause(*_):
+        time.sleep(0.001)  # so that they take turns
+
+    handle = model.register_forward_hook(pause)
+    results = [None] * len(rows)
+
+    def run(number):
+        barrier.wait()
+        results[number] = decode(model, name, rows[number])
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(rows))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handle.remove()
+    assert results == wanted
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_copy_of_an_enabled_model_decodes_as_it_does(name):
+    model, _, rows = made("LLaVA")
+    wanted = decode(model, name, rows[1])
+    revisit.enable(model, CONFIGS[name])
+    twin = copy.deepcopy(model)
+    revisit.disable(model)
+    output = twin.generate(**rows[1], **second(name, rows[1]), do_sample=False, **ASKED)
+    assert output[:, rows[1]["input_ids"].shape[1] :].tolist() == wanted

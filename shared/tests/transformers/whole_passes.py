@@ -1,0 +1,85 @@
+"""Decoders by whole passes: two forward passes a step over all tokens so far, without caches."""
+
+import math
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from revisit import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
+
+SHARE = 0.02
+CONFIGS = {
+    "VCD": VCDConfig(beta=SHARE),
+    "RITUAL": RITUALConfig(beta=SHARE),
+    "M3ID": M3IDConfig(gamma=0.4, beta=SHARE),
+    "DoLa": DoLaConfig(relative_top=SHARE),
+}
+SUPPRESSED = [0, 1, 2]  # so that no sequence ends
+ASKED = {"max_new_tokens": 5, "suppress_tokens": SUPPRESSED}
+
+
+class Decided(LogitsProcessor):
+    """Puts a host's scores aside for those that `decide` gives of the tokens so far."""
+
+    def __init__(self, decide, length):
+        self.decide = decide
+        self.length = length
+
+    def __call__(self, input_ids, scores):
+        decided = torch.stack([self.decide(ids[self.length :]) for ids in input_ids])
+        decided = decided.log_softmax(-1).float()
+        decided[:, SUPPRESSED] = -math.inf
+        return decided
+
+
+def expected(decide, vocabulary, **settings):
+    """New tokens of one prompt; `decide` gives float64 scores (V,) after tokens (t,)."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():  # draws are those of the sampling alone
+        host = LlamaForCausalLM(config).eval()
+    host.generation_config.eos_token_id = None
+    ids = torch.ones(1, 3, dtype=torch.long)
+    processors = LogitsProcessorList([Decided(decide, 3)])
+    settings = {"do_sample": False, "max_new_tokens": ASKED["max_new_tokens"], **settings}
+    return host.generate(input_ids=ids, logits_processor=processors, **settings)[:, 3:].tolist()
+
+
+def formula(name, logits, second, step):
+    """The decoder's scores in float64, from both streams' logits; DoLa's are `second`'s."""
+    if name == "VCD":
+        decided = 2 * logits - second
+    elif name == "RITUAL":
+        decided = logits + 3 * second
+    elif name == "M3ID":
+        forgotten = math.exp(-0.4 * step)
+        decided = logits + (logits - second) * (1 - forgotten) / forgotten
+    else:
+        decided = logits.log_softmax(0) - second.log_softmax(0)
+    return decided.masked_fill(logits < logits.max() + math.log(SHARE), -math.inf)
+
+
+def premature(logits, candidates):
+    """Of candidate logits (V,) those whose distribution diverges most, by Jensen-Shannon."""
+    p = logits.softmax(0)
+
+    def divergence(other):
+        q = other.softmax(0)
+        m = (p + q) / 2
+        return float((p * (p / m).log()).sum() + (q * (q / m).log()).sum())
+
+    return max(candidates, key=divergence)
+
+
+def with_noise(image):
+    """One image's pixel values as VCD's second stream sees them."""
+    share = 0.7447987
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    return math.sqrt(share) * image + math.sqrt(1 - share) * noise
