@@ -38,6 +38,7 @@ CONFIGS = {
 # that are filled up to the same number of images.
 NAMES = ["LLaVA", "Qwen2.5-VL", "Gemma 3", "Idefics3"]
 ASKED = {"max_new_tokens": 5, "suppress_tokens": list(range(9))}  # no image out of nowhere
+SAMPLED = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
 MADE = {}
 
 
@@ -223,16 +224,42 @@ def family(request):
 
 
 def repeated(name, settings):
-    """What `made` gives, and the prompts that this release can repeat in rows.
-
-    Releases 4.x repeat each image by itself, so that the rows of a prompt with several of them get
-    each other's, with any decoder; but for those that count their images or keep them by row.
-    """
+    """What `made` gives, and of its prompts those that this release repeats whole in rows."""
     model, other, rows = made(name)
-    several = any(settings.get(key, 1) > 1 for key in ("num_beams", "num_return_sequences"))
-    if several and RELEASE < (5, 0) and name in ("LLaVA", "Gemma 3"):
-        rows = [row for row in rows if len(row.get("pixel_values", ())) < 2]
-    return model, other, rows
+    count = max(settings.get(key, 1) for key in ("num_beams", "num_return_sequences"))
+    return model, other, [row for row in rows if count == 1 or not mixed_up(model, row, count)]
+
+
+def mixed_up(model, row, count):
+    """Whether rows that plain `generate` makes of a prompt begin otherwise than it does alone."""
+    begun = [
+        model.generate(
+            **row,
+            num_beams=beams,
+            max_new_tokens=1,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ).logits[0]
+        for beams in (1, count)
+    ]
+    return float((begun[0] - begun[1]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("asked", [{"num_beams": 3}, SAMPLED], ids=str)
+@pytest.mark.parametrize("name", [*CONFIGS, "ReVisiT"])
+def test_rows_whose_images_the_release_mixes_up_are_refused(family, name, asked):
+    """Releases 4.x repeat each image by itself, and not those of a prompt together, unless a model
+    counts its images or holds them by row: plain decoding is wrong there as well."""
+    model, _, rows = made(family)
+    several = [len(row.get("pixel_values", ())) > 1 for row in rows]
+    mixed = [mixed_up(model, row, 3) for row in rows]
+    strips = RELEASE < (5, 0) and family in ("LLaVA", "Gemma 3")
+    assert mixed == [strips and more for more in several]
+    config = CONFIGS.get(name, ReVisiTConfig(no_vision="plain"))
+    if strips:
+        message = r"the rows of prompts \[1, 2\] of the batch read different images"
+        refused(model, config, together(rows), message, **second(name, together(rows)), **asked)
 
 
 BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
@@ -260,12 +287,11 @@ def test_another_cache_gives_the_same_tokens(family, name, settings, beams):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_sampling_draws_from_the_reference_s_distribution(family, name):
-    asked = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
-    model, other, rows = repeated(family, asked)
+    model, other, rows = repeated(family, SAMPLED)
     torch.manual_seed(3)
-    tokens = decode(model, name, rows[0], **asked)
+    tokens = decode(model, name, rows[0], **SAMPLED)
     torch.manual_seed(3)
-    assert tokens == expected(other, name, rows[0], **asked)
+    assert tokens == expected(other, name, rows[0], **SAMPLED)
     assert len({tuple(row) for row in tokens}) > 1
 
 
@@ -348,7 +374,7 @@ def test_no_hook_and_no_offset_is_left(name):
 
 def refused(model, config, inputs, message, **settings):
     with pytest.raises(ValueError, match=message), revisit.attach(model, config):
-        model.generate(**inputs, do_sample=False, max_new_tokens=2, **settings)
+        model.generate(**{**inputs, "do_sample": False, "max_new_tokens": 2, **settings})
 
 
 def test_ritual_says_what_to_pass():

@@ -26,25 +26,26 @@ from revisit.config import (
     VCDConfig,
 )
 from revisit.core.head import LMHead
-from revisit.transformers.generation import DecoderLogitsProcessor, running_generation
+from revisit.transformers.generation import (
+    DecoderLogitsProcessor,
+    ReadingLogitsProcessor,
+    running_generation,
+)
 from revisit.transformers.inner import DoLaLogitsProcessor
 from revisit.transformers.parts import Model
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.second import (
     M3IDLogitsProcessor,
     RITUALLogitsProcessor,
-    SecondStreamLogitsProcessor,
     VCDLogitsProcessor,
 )
 
-_READING: dict[type, type[ReVisiTLogitsProcessor] | type[DoLaLogitsProcessor]] = {
+_DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     ReVisiTConfig: ReVisiTLogitsProcessor,
-    DoLaConfig: DoLaLogitsProcessor,
-}
-_STREAMING: dict[type, type[SecondStreamLogitsProcessor]] = {
     VCDConfig: VCDLogitsProcessor,
     RITUALConfig: RITUALLogitsProcessor,
     M3IDConfig: M3IDLogitsProcessor,
+    DoLaConfig: DoLaLogitsProcessor,
 }
 
 # The processors of this thread's (or task's) `attach` blocks, the innermost last.
@@ -179,14 +180,15 @@ def _processor(
 ) -> DecoderLogitsProcessor:
     """The logits processor that decodes by these settings."""
     config = config if config is not None else ReVisiTConfig()
-    if reading := _READING.get(type(config)):
-        return reading(model, config, lm_head=lm_head, decoder=decoder)  # type: ignore[arg-type]
-    if streaming := _STREAMING.get(type(config)):
-        if lm_head is not None or decoder is not None:
-            raise ValueError(f"{streaming.name} reads only logits: leave out lm_head and decoder")
-        return streaming(model, config)
-    known = ", ".join(kind.__name__ for kind in (*_READING, *_STREAMING))
-    raise ValueError(f"config must be one of {known}, got {config!r}")
+    decoder_class = _DECODERS.get(type(config))
+    if decoder_class is None:
+        known = ", ".join(each.__name__ for each in _DECODERS)
+        raise ValueError(f"config must be one of {known}, got {config!r}")
+    if issubclass(decoder_class, ReadingLogitsProcessor):
+        return decoder_class(model, config, lm_head=lm_head, decoder=decoder)
+    if lm_head is not None or decoder is not None:
+        raise ValueError(f"{decoder_class.name} reads only logits: leave out lm_head and decoder")
+    return decoder_class(model, config)
 
 
 def _generate(

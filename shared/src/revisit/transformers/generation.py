@@ -6,11 +6,20 @@ from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LogitsProcessor
 
-from revisit.config import DecoderConfig
-from revisit.transformers.parts import Model
+from revisit.config import DecoderConfig, DoLaConfig, ReVisiTConfig
+from revisit.core.head import LMHead
+from revisit.core.layers import resolve_layers
+from revisit.transformers.parts import (
+    Model,
+    given_decoder,
+    is_tied,
+    lm_head,
+    rounding,
+    text_decoder,
+)
 
 # The innermost generation of this thread (or task) that a processor has opened.
 _running: ContextVar["Generation | None"] = ContextVar("running", default=None)
@@ -72,6 +81,7 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             ValueError: the decoder cannot work with them; the message says what to pass.
         """
         self.latest = generation = self.open(inputs, vision_mask, second_inputs)
+        generation.prompts = prompts_of(inputs)
         generation.outer = _running.get()
         inside = _running.set(generation)
         try:
@@ -88,10 +98,13 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
 
         Raises:
             ValueError: it is called outside `generation`, the whole prompts were not read in this
-                generation, or the prompts' rows are not those of `scores`.
+                generation, the prompts' rows are not those of `scores`, or rows of one prompt begin
+                with different scores.
         """
         generation = self.current()
         decided = generation.step(input_ids, scores)
+        if not generation.asked and not self.model.training:  # dropout tells rows apart too
+            _refuse_unlike_rows(self.model, scores, generation.prompts)
         generation.asked = True
         return decided
 
@@ -109,10 +122,46 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         return generation
 
 
+class ReadingLogitsProcessor(DecoderLogitsProcessor):
+    """One that reads the model's inside: hidden states of its layers, and its LM head.
+
+    Args:
+        model: the model that generates.
+        config: the settings, which layers among them.
+        lm_head: the LM head's weights, where the model has none in memory as floating point, or
+            changes its logits by more than a scale or cap of its config.
+        decoder: the module that holds the text decoder's layers, where it cannot be found.
+
+    Raises:
+        ValueError: a layer is out of range, or the model's decoder or LM head cannot be found; the
+            message says what to pass.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: DecoderConfig,
+        *,
+        lm_head: LMHead | None = None,
+        decoder: nn.Module | None = None,
+    ) -> None:
+        super().__init__(model, config)
+        assert isinstance(config, ReVisiTConfig | DoLaConfig)
+        self.given_head = lm_head
+        self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
+        self.layers = resolve_layers(config.layers, len(self.decoder.layers), is_tied(model))
+        self.head()  # what cannot work is refused now
+
+    def head(self) -> LMHead:
+        """The LM head's weights as they are now: a model may be moved or trained on."""
+        return self.given_head if self.given_head is not None else lm_head(self.model)
+
+
 class Generation:
     """One generation; a context manager for the hooks that it needs.
 
     Attributes:
+        prompts: how many it has, where its inputs tell; rows of one prompt are neighbours.
         outer: the generation that it runs inside of.
         joined: whether its processor was put among a decoding loop's.
         asked: whether the processor has answered.
@@ -120,6 +169,7 @@ class Generation:
 
     def __init__(self, processor: DecoderLogitsProcessor) -> None:
         self.processor = processor
+        self.prompts: int | None = None
         self.outer: Generation | None = None
         self.joined = False
         self.asked = False
@@ -148,6 +198,37 @@ class Generation:
                 "`with processor.generation(inputs)` in a loop of yours (see "
                 "revisit.ReVisiTLogitsProcessor)"
             )
+
+
+def prompts_of(inputs: Mapping[str, Any]) -> int | None:
+    """How many prompts a generation has, by its inputs; None where they do not tell."""
+    given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+    return next((len(prompts) for prompts in given if prompts is not None), None)
+
+
+def _refuse_unlike_rows(model: Model, scores: Tensor, prompts: int | None) -> None:
+    """Rows of one prompt have read the same, so that their first scores (rows, V) are alike.
+
+    Releases 4.x of Transformers, and some families since, make rows of a prompt by repeating each
+    image by itself, so that those of a prompt with several images get each other's.
+    """
+    if not prompts or len(scores) % prompts or len(scores) == prompts:
+        return
+    rows = scores.float().view(prompts, -1, scores.shape[1])
+    told = (rows > torch.finfo(scores.dtype).min / 2).all(1, keepdim=True)  # what no row masks
+    rows = rows.where(told, 0)
+    first = rows[:, :1]
+    center = first.sum(-1, keepdim=True) / told.sum(-1, keepdim=True)
+    spread = (first - center).where(told, 0).norm(dim=-1)
+    apart = (rows - first).norm(dim=-1).amax(-1) / spread.squeeze(-1).clamp(min=1e-6)
+    unlike = (apart > rounding(model.dtype)).nonzero().flatten().tolist()
+    if unlike:
+        raise ValueError(
+            f"the rows of prompts {unlike} of the batch read different images: where num_beams or "
+            f"num_return_sequences make several rows of a prompt, {type(model).__name__} of this "
+            "Transformers does not repeat its images together, whatever the decoder. Decode it in "
+            "one row (to sample, give it several times in the batch), or try a newer Transformers"
+        )
 
 
 def as_normalized(decided: Tensor, scores: Tensor) -> Tensor:

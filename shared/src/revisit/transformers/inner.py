@@ -9,27 +9,20 @@ from torch import Tensor, nn
 
 from revisit.config import DoLaConfig
 from revisit.core.head import LMHead
-from revisit.core.layers import resolve_layers
 from revisit.decoders import dola
 from revisit.transformers.generation import (
-    DecoderLogitsProcessor,
     Generation,
+    ReadingLogitsProcessor,
     as_normalized,
     running_generation,
 )
-from revisit.transformers.parts import (
-    Model,
-    complete,
-    given_decoder,
-    is_tied,
-    lm_head,
-    logits_owners,
-    text_decoder,
-)
+from revisit.transformers.parts import Model, complete, logits_owners
 from revisit.transformers.recorder import eager
 
+_WORDS = 2**14  # whose rows of the LM head are in memory a second time
 
-class DoLaLogitsProcessor(DecoderLogitsProcessor):
+
+class DoLaLogitsProcessor(ReadingLogitsProcessor):
     """Contrasts the model's logits with those of the layer that differs most.
 
     Args:
@@ -52,22 +45,14 @@ class DoLaLogitsProcessor(DecoderLogitsProcessor):
         lm_head: LMHead | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
-        super().__init__(model, config)
-        self.given_head = lm_head
-        self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
+        super().__init__(model, config, lm_head=lm_head, decoder=decoder)
         count = len(self.decoder.layers)
-        named = resolve_layers(config.layers, count, is_tied(model))
-        self.layers = tuple(layer for layer in named if layer != count)
+        self.layers = tuple(layer for layer in self.layers if layer != count)
         if not self.layers:
             raise ValueError(
                 f"layers={config.layers!r} names no hidden state below the last one ({count}), "
                 "which DoLa's candidates are held against"
             )
-        self.head()
-
-    def head(self) -> LMHead:
-        """The LM head's weights as they are now."""
-        return self.given_head if self.given_head is not None else lm_head(self.model)
 
     def open(
         self,
@@ -127,16 +112,12 @@ class InnerGeneration(Generation):
                 "the generation's own, in this thread and not compiled"
             )
         logits = scores.float()
-        weight = self.head.weight
         states = [self.states.pop(layer) for layer in self.processor.layers]
-        inner = torch.stack([state.to(weight.device, weight.dtype) for state in states], 1)
-        if len(inner) != len(logits):
+        if len(states[0]) != len(logits):
             raise ValueError(
-                f"the model read {len(inner)} rows in this step, the scores have {len(logits)}"
+                f"the model read {len(states[0])} rows in this step, the scores have {len(logits)}"
             )
-        words = torch.arange(len(weight), device=weight.device)
-        product = self.head.project(words, inner.flatten(0, 1))
-        premature = product.T.reshape(*inner.shape[:2], -1).to(logits.device, torch.float32)
+        premature = _premature(self.head, states).to(logits.device, torch.float32)
         decided = dola.combine(logits, premature, self.processor.config.relative_top)
         return as_normalized(decided, scores)
 
@@ -170,10 +151,11 @@ class InnerGeneration(Generation):
     def _keep(self, layer: int, hidden: Tensor) -> None:
         if running_generation() is not self:
             return
-        if hidden.ndim != 3:
+        width = self.processor.head().width
+        if hidden.ndim != 3 or hidden.shape[2] != width:
             raise ValueError(
                 f"hidden state {layer} has shape {tuple(hidden.shape)}, not (rows, positions, "
-                "size), so the LM head cannot read it"
+                f"{width}), so the LM head cannot read it: choose other layers"
             )
         self.states[layer] = hidden[:, -1].detach().clone()
 
@@ -186,3 +168,11 @@ class InnerGeneration(Generation):
             logits = getattr(output, "logits", None)
             if isinstance(logits, Tensor):
                 self.logits = logits[:, -1].detach()
+
+
+def _premature(head: LMHead, states: list[Tensor]) -> Tensor:
+    """The logits (rows, J, V) at J layers' hidden states (rows, d), some words at a time."""
+    inner = torch.stack([state.to(head.device, head.dtype) for state in states], 1)
+    words = torch.split(torch.arange(head.size, device=head.device), _WORDS)
+    product = torch.cat([head.project(some, inner.flatten(0, 1)) for some in words])
+    return product.T.reshape(*inner.shape[:2], -1)

@@ -162,6 +162,11 @@ def logits_owners(model: Model) -> list[nn.Module]:
     return _around(model, output_embeddings(model))
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """How far apart two computations of the same logits may be, relative to their size."""
+    return _ROUNDING.get(dtype, _HALF_ROUNDING)
+
+
 def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: str) -> LMHead:
     """The LM head with the scale or cap that turns a final hidden state into the model's logits.
 
@@ -186,16 +191,16 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     words = torch.cat([ranked[:32], ranked[-32:]])
     projected = head.weight[words].float() @ state.to(head.weight.device).float().unsqueeze(1)
     expected = logits[words]
-    rounding = _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING)
+    allowed = rounding(head.weight.dtype)
     best, error = head, float("inf")
     for tried in _candidates(head, config):
         got = tried.finish(projected, words).squeeze(1)
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         scale = float(got @ expected / (got @ got).clamp(min=1e-12))
-        off = max(off, abs(scale - 1) * rounding / min(rounding, _SCALE_ROUNDING))
+        off = max(off, abs(scale - 1) * allowed / min(allowed, _SCALE_ROUNDING))
         if off < error:
             best, error = tried, off
-    if not error <= rounding:
+    if not error <= allowed:
         raise ValueError(
             f"the logits of {model} are not its LM head's product with its decoder's last hidden "
             f"state (off by {error:.1%}), nor that product scaled or capped by a number of its "

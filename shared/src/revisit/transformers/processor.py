@@ -10,24 +10,15 @@ from revisit.config import ReVisiTConfig
 from revisit.core.batch import refine
 from revisit.core.columns import Pool
 from revisit.core.head import LMHead
-from revisit.core.layers import resolve_layers
 from revisit.core.session import Session
 from revisit.core.trace import Choice, TraceStep, VisionLayout
-from revisit.transformers.generation import DecoderLogitsProcessor, Generation
-from revisit.transformers.parts import (
-    Model,
-    complete,
-    given_decoder,
-    is_tied,
-    lm_head,
-    logits_owners,
-    text_decoder,
-)
+from revisit.transformers.generation import Generation, ReadingLogitsProcessor
+from revisit.transformers.parts import Model, complete, logits_owners
 from revisit.transformers.recorder import Recorder
 from revisit.transformers.vision import VisionPositions, locate
 
 
-class ReVisiTLogitsProcessor(DecoderLogitsProcessor):
+class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
     """Refines next-token scores by the vision token closest to them (paper, section 3).
 
     It reads the model's own scores, so it must be the first of a generation's processors: warpers
@@ -65,16 +56,9 @@ class ReVisiTLogitsProcessor(DecoderLogitsProcessor):
         lm_head: LMHead | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
-        super().__init__(model, config if config is not None else ReVisiTConfig())
-        self.given_head = lm_head
-        self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
-        self.layers = resolve_layers(self.config.layers, len(self.decoder.layers), is_tied(model))
+        config = config if config is not None else ReVisiTConfig()
+        super().__init__(model, config, lm_head=lm_head, decoder=decoder)
         self.prompts = 0  # decoded so far: the next prompt's number
-        self.head()  # what cannot work is refused now
-
-    def head(self) -> LMHead:
-        """The LM head's weights as they are now: a model may be moved or trained on."""
-        return self.given_head if self.given_head is not None else lm_head(self.model)
 
     def open(
         self,
@@ -110,7 +94,7 @@ class ReVisiTLogitsProcessor(DecoderLogitsProcessor):
 
 
 class ReVisiTGeneration(Generation):
-    """Its prompts are recorded, and from then on its sessions refine its steps."""
+    """Its prompts are recorded, and from then on its sessions refine its steps.
 
     Attributes:
         head: the LM head with the scale and cap that were found, once it was asked.

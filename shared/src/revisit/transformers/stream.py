@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from revisit.transformers.generation import prompts_of
 from revisit.transformers.parts import Model
 
 Call = dict[str, Any]
@@ -148,7 +149,10 @@ class OtherImages(SecondStream):
     def __init__(
         self, model: Model, inputs: Mapping[str, Any], second: Mapping[str, Any], name: str
     ) -> None:
-        super().__init__(model, prompts_of(inputs), name)
+        prompts = prompts_of(inputs)
+        if prompts is None:
+            raise ValueError(f"{name} needs the prompts: pass input_ids to generate")
+        super().__init__(model, prompts, name)
         self.inputs = inputs
         self.second = second
         self._expanded: Call | None = None
@@ -226,12 +230,6 @@ class OtherPrompt(SecondStream):
             own["attention_mask"] = mask
         settings = {key: first[key] for key in first if type(first[key]) in (bool, int)}
         yield {**settings, **own, "past_key_values": first.get("past_key_values")}
-
-
-def prompts_of(inputs: Mapping[str, Any]) -> int:
-    """How many prompts a generation has."""
-    given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
-    return next(len(prompts) for prompts in given if prompts is not None)
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> Call:
