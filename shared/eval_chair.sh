@@ -10,6 +10,7 @@ exec python "$program" \
     --anno_path "$ANNO_PATH" \
     ${OUTPUT_PATH:+--output_path "$OUTPUT_PATH"} \
     --use_revisit "$USE_REVISIT" \
+    ${DECODER:+--decoder "$DECODER"} \
     --early_exit_layers "$EARLY_EXIT_LAYERS" \
     --relative_top "$RELATIVE_TOP" \
     --revisit_divergence "$REVISIT_DIVERGENCE" \

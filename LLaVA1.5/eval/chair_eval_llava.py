@@ -1,4 +1,4 @@
-"""Caption a sample of COCO images with LLaVA-1.5, with or without ReVisiT."""
+"""Caption a sample of COCO images with LLaVA-1.5, by ReVisiT or another decoder."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+import revisit
 from llava import (
     DEFAULT_IMAGE_TOKEN,
     llava_v1_prompt,
@@ -14,8 +15,10 @@ from llava import (
     process_images,
     tokenizer_image_token,
 )
+from revisit.config import RITUALConfig
+from revisit.decoders.ritual import second_image
 from revisit.evaluation.captioning import main
-from revisit.evaluation.flags import decoding_arguments
+from revisit.evaluation.flags import decoding_arguments, other_decoder
 from revisit.transformers.checkpoint import own_dtype
 from revisit.transformers.published import published_layers
 
@@ -33,17 +36,27 @@ class LlavaCaptioner:
         prompt = llava_v1_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{args.question}"])
         ids = tokenizer_image_token(prompt, self.tokenizer)
         self.prompt = torch.tensor([ids], device=self.model.device)
-        if args.use_revisit:
+        if args.decoder == "revisit":
             published_layers(self.model, args.early_exit_layers)  # refuses one that is not there
         self.decoding = decoding_arguments(args)
+        self.other = other_decoder(args)
+        if self.other is not None:
+            revisit.enable(self.model, self.other)
         self.settings = {"conversation": "llava_v1"}
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """The answer for each image."""
+        pixels = process_images(images, self.processor, self.model.config)
+        second = {}
+        if isinstance(self.other, RITUALConfig):
+            turned = [second_image(image, self.other.seed) for image in images]
+            turned_pixels = process_images(turned, self.processor, self.model.config)
+            second = {"second_inputs": {"images": turned_pixels}}
         sequences = self.model.generate(
             self.prompt.repeat(len(images), 1),
-            images=process_images(images, self.processor, self.model.config),
+            images=pixels,
             pad_token_id=self.tokenizer.pad_token_id,
+            **second,
             **self.decoding,
         )
         answers = sequences[:, self.prompt.shape[1] :]

@@ -105,7 +105,7 @@ class RITUALConfig:
     """How RITUAL decodes (`revisit.decoders.ritual` has its formula).
 
     `generate` is given the second image's inputs, `second_inputs`, made from
-    `revisit.decoders.ritual.second_image(image, seed, number)` by the model's processor.
+    `revisit.decoders.ritual.second_image(image, seed)` by the model's processor.
 
     Args:
         alpha: >= 0, the weight of the logits for the transformed image.
@@ -170,7 +170,16 @@ class DoLaConfig:
         _check_share("relative_top", self.relative_top)
 
 
-DecoderConfig = ReVisiTConfig | VCDConfig | RITUALConfig | M3IDConfig | DoLaConfig
+OtherConfig = VCDConfig | RITUALConfig | M3IDConfig | DoLaConfig
+DecoderConfig = ReVisiTConfig | OtherConfig
+
+OTHERS: dict[str, type[OtherConfig]] = {
+    "vcd": VCDConfig,
+    "ritual": RITUALConfig,
+    "m3id": M3IDConfig,
+    "dola": DoLaConfig,
+}
+"""The decoders beside ReVisiT, as flags name them, and their settings."""
 
 
 def from_published(**flags: Any) -> ReVisiTConfig:

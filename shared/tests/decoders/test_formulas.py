@@ -1,14 +1,16 @@
 """The formulas of VCD, RITUAL, M3ID and DoLa against a dense float64 computation."""
 
 import math
+import random
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from revisit import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
 from revisit.decoders import dola, m3id, ritual, vcd
+from revisit.decoders.transformations import blur
 
 SEEDS = range(8)
 SHARES = [0, 1e-3, 0.1, 1]
@@ -120,7 +122,7 @@ def picture(width=40, height=28):
 
 def test_the_second_image_is_one_of_six_as_often():
     image = picture()
-    flips = {ritual.ImageOps.mirror(image).tobytes(), ritual.ImageOps.flip(image).tobytes()}
+    flips = {ImageOps.mirror(image).tobytes(), ImageOps.flip(image).tobytes()}
     second = [ritual.second_image(image, 1, number) for number in range(300)]
     assert {each.size for each in second} == {image.size}
     assert {each.mode for each in second} == {"RGB"}
@@ -135,6 +137,13 @@ def test_the_second_image_follows_from_seed_and_number():
     again = [ritual.second_image(image, 2, number).tobytes() for number in range(20)]
     assert again == [ritual.second_image(image, 2, number).tobytes() for number in range(20)]
     assert again != [ritual.second_image(image, 3, number).tobytes() for number in range(20)]
+    # Without a number its pixels tell.
+    own = [ritual.second_image(image, seed).tobytes() for seed in range(20)]
+    assert own == [ritual.second_image(image.copy(), seed).tobytes() for seed in range(20)]
+    other = ImageOps.invert(image)
+    assert own != [
+        ImageOps.invert(ritual.second_image(other, seed)).tobytes() for seed in range(20)
+    ]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
@@ -149,14 +158,14 @@ def test_the_blur_is_a_gaussian_thirteen_wide():
     point = np.zeros((41, 41, 3), dtype=np.uint8)
     point[20, 20] = 255
     # Too dim to see at its rim, so it is held against the exact kernel where it is bright.
-    blurred = np.asarray(ritual._blur(Image.fromarray(point), ritual.random.Random(0)))
-    sigma = ritual.random.Random(0).uniform(1.5, 2)
+    blurred = np.asarray(blur(Image.fromarray(point), random.Random(0)))
+    sigma = random.Random(0).uniform(1.5, 2)
     line = np.exp(-0.5 * (np.arange(-6, 7) / sigma) ** 2)
     exact = 255 * np.outer(line, line) / line.sum() ** 2
     np.testing.assert_allclose(blurred[14:27, 14:27, 1], exact, atol=0.51)
     assert blurred[:14].max() == 0
     flat = Image.new("RGB", (9, 4), (10, 200, 30))
-    assert np.asarray(ritual._blur(flat, ritual.random.Random(1))).reshape(-1, 3).std(0).max() == 0
+    assert np.asarray(blur(flat, random.Random(1))).reshape(-1, 3).std(0).max() == 0
 
 
 # Settings

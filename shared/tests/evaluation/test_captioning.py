@@ -12,10 +12,11 @@ import torch
 
 pytest.importorskip("transformers")
 
+from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.captioning import main
 from revisit.evaluation.chair import read_captions
-from revisit.evaluation.flags import decoding_arguments
+from revisit.evaluation.flags import decoding_arguments, other_decoder
 from revisit.evaluation.lemmas import LEMMATIZERS
 from revisit.transformers.checkpoint import own_dtype
 
@@ -231,6 +232,11 @@ def test_a_model_that_cannot_be_loaded_is_named(run, capsys):
         (["--top_p", "2"], "2 is not in ]0, 1]"),
         (["--batch_size", "0"], "whole number >= 1"),
         (["--num_eval_samples", "many"], "whole number >= 1"),
+        (["--decoder", "beam"], "invalid choice: 'beam'"),
+        (["--decoder", "vcd", "--vcd_noise_step", "1000"], "--decoder vcd: noise_step must be"),
+        (["--vcd_alpha", "much"], "argument --vcd_alpha: invalid"),
+        (["--m3id_gamma", "-1"], "--decoder m3id: gamma must be a finite number >= 0"),
+        (["--dola_layers", "last"], "--decoder dola: layers='last'"),
         (["--use_revisit", "perhaps"], "neither true nor false"),
         (["--device", "cuda:99"], "--device cuda:99: PyTorch finds no such device here"),
         (["--anno_path", "nowhere"], "annotations not found: nowhere"),
@@ -351,6 +357,78 @@ def test_settings_are_recorded_under_the_names_that_they_always_had(run):
     decoding |= {"relative_top", "revisit_divergence"}
     versions = {"torch version", "transformers version", "revisit version"}
     assert run.record()["settings"].keys() == always | decoding | versions
+    run.out.unlink()
+    assert run() == 0
+    plain = decoding - {"use_revisit", "early_exit_layers", "relative_top", "revisit_divergence"}
+    assert run.record()["settings"].keys() == always | plain | versions
+
+
+def test_use_revisit_is_the_decoder_of_that_name_and_the_last_flag_counts(run, capsys):
+    assert run("--use_revisit") == 0
+    assert run("--decoder", "revisit") == 0
+    assert run("--use_revisit", "false", "--decoder", "revisit") == 0
+    assert run("--use_revisit", "true", "--decoder", "vcd") == 2
+    assert 'decoder: not set, now "vcd"' in capsys.readouterr().err
+    assert run("--decoder", "revisit", "--use_revisit", "false") == 2
+    assert "use_revisit: true, now not set" in capsys.readouterr().err
+
+
+OTHERS = [
+    (
+        ["--decoder", "vcd", "--vcd_alpha", "0.50"],
+        "vcd-0.50-0.1-500-0",
+        VCDConfig(alpha=0.5),
+        {"vcd_alpha": 0.5, "vcd_beta": 0.1, "vcd_noise_step": 500, "vcd_seed": 0},
+    ),
+    (
+        ["--decoder", "ritual", "--ritual_seed", "3", "--ritual_beta", "1e-2"],
+        "ritual-3.0-1e-2-3",
+        RITUALConfig(beta=0.01, seed=3),
+        {"ritual_alpha": 3.0, "ritual_beta": 0.01, "ritual_seed": 3},
+    ),
+    (
+        ["--decoder", "m3id", "--m3id_gamma", "0.1"],
+        "m3id-0.1-0.1",
+        M3IDConfig(gamma=0.1),
+        {"m3id_gamma": 0.1, "m3id_beta": 0.1},
+    ),
+    (
+        ["--decoder", "dola", "--dola_layers", "0,2", "4", "--dola_relative_top", "0"],
+        "dola-0-2-4-0",
+        DoLaConfig(layers=[0, 2, 4], relative_top=0.0),
+        {"dola_layers": [0, 2, 4], "dola_relative_top": 0.0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "folder", "config", "recorded"), OTHERS, ids=str)
+def test_another_decoder_s_settings_are_read_recorded_and_name_the_folder(
+    run, tmp_path, flags, folder, config, recorded
+):
+    at = run.flags.index("--output_path")
+    run.flags[at : at + 2] = []
+    seen = []
+
+    def load(args):
+        seen.append((other_decoder(args), decoding_arguments(args)))
+        return Sizes(args)
+
+    assert run(*flags, load=load) == 0
+    assert seen == [(config, {"max_new_tokens": 512, "do_sample": False, "num_beams": 1})]
+    (made,) = (tmp_path / "results").iterdir()
+    assert made.name == f"{folder}-seed42"
+    settings = json.loads((made / "captions.jsonl.run.json").read_text())["settings"]
+    mine = {name: value for name, value in settings.items() if name.startswith(flags[1])}
+    assert mine == recorded
+    assert settings["decoder"] == flags[1]
+    assert "use_revisit" not in settings
+
+
+def test_another_decoder_s_other_settings_are_refused_on_a_rerun(run, capsys):
+    assert run("--decoder", "m3id") == 0
+    assert run("--decoder", "m3id", "--vcd_alpha", "2") == 0  # that is not in force
+    assert run("--decoder", "m3id", "--m3id_gamma", "0.03") == 2
+    assert "m3id_gamma: 0.02, now 0.03" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

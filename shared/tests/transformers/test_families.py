@@ -100,6 +100,12 @@ def test_enable_gives_what_attach_gives(family, layers):
 def test_a_trace_tells_where_in_which_image_the_vision_tokens_stand(name, num_beams):
     chosen, model, rows = made(name)
     config = ReVisiTConfig(alpha=ALPHA, trace=True)
+    if name == "GLM-4V" and num_beams > 1 and families.NEWER:
+        # Its `generate` repeats each image by itself, so that beams get each other's.
+        with pytest.raises(ValueError, match=r"rows of prompts \[1\] .* read different images"):
+            decode(model, batch(rows), config, num_beams=num_beams)
+        rows = [rows[0], rows[2]]
+        chosen = chosen._replace(images=(1, 1))
     _, trace = decode(model, batch(rows), config, num_beams=num_beams)
     assert len(trace) == len(rows)
     for count, steps in zip(chosen.images, trace, strict=True):

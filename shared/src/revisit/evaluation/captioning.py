@@ -3,13 +3,15 @@
 A family's script stays thin: it says how to load its model and how to caption a batch::
 
     from revisit.evaluation.captioning import main
-    from revisit.evaluation.flags import decoding_arguments
+    from revisit.evaluation.flags import decoding_arguments, other_decoder
 
     class Llava:
         def __init__(self, args):
             self.model = ...  # args.model_path, args.device, args.dtype
             self.question = args.question
             self.decoding = decoding_arguments(args)
+            if (config := other_decoder(args)) is not None:
+                revisit.enable(self.model, config)
             self.settings = {"conversation": "llava_v1"}
 
         def caption(self, images):
@@ -45,7 +47,7 @@ from revisit import __version__
 from revisit.evaluation import EvaluationError, chair
 from revisit.evaluation.captions import CaptionStore
 from revisit.evaluation.coco import check_covered, image_id, sample_images
-from revisit.evaluation.flags import decoding_arguments, make_parser, settle
+from revisit.evaluation.flags import decoder_settings, decoding_arguments, make_parser, settle
 from revisit.evaluation.lemmas import LEMMATIZERS
 
 # Files of a model folder that decide what the model says.
@@ -73,7 +75,8 @@ class Captioner(Protocol):
 Load = Callable[[argparse.Namespace], Captioner]
 """Loads a model as settled flags say: in them `model_path` is the str given; `device` is "cpu",
 "cuda", "cuda:N" or "auto" (Transformers' `device_map="auto"`); `dtype` a torch dtype's name;
-`question` a str; `seed` an int; the decoding flags are best read by `decoding_arguments(args)`.
+`question` a str; `seed` an int; the decoding flags are best read by `decoding_arguments(args)` and
+`other_decoder(args)`.
 
 An `OSError` or `ValueError` ends the program with its message: say there what is wrong with the
 checkpoint, or with a flag that only the model can judge (a layer out of its range).
@@ -187,6 +190,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_eval_samples": args.num_eval_samples,
         "seed": args.seed,
         **decoding_arguments(args),
+        **decoder_settings(args),
         **{f"{name} version": version(name) for name in ("torch", "transformers")},
         "revisit version": __version__,
     }

@@ -3,14 +3,29 @@
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from revisit.config import PUBLISHED, from_published
+from revisit.config import OTHERS, PUBLISHED, OtherConfig, from_published
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.lemmas import LEMMATIZERS
 
 _DEFAULT = " (default: %(default)s)"
+
+# What the settings of the other decoders mean, by their names there.
+_MEANINGS = {
+    "vcd": {"alpha": "how much the image is held against the image with noise"},
+    "ritual": {"alpha": "weight of the logits for the transformed image"},
+    "m3id": {"gamma": "how fast the model forgets the image"},
+    "dola": {"layers": "the candidates: all, low, high, or indices of hidden states"},
+}
+_SHARED_MEANINGS = {
+    "beta": "tokens less than beta times as probable as the likeliest are left out",
+    "relative_top": "tokens less than so many times as probable as the likeliest are left out",
+    "noise_step": "0 to 999: how much noise the second image has",
+    "seed": "of the second images; --seed is that of the draw of images",
+}
 
 
 def make_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
@@ -22,6 +37,8 @@ def make_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
     _add_data(parser.add_argument_group("what"))
     _add_decoding(parser.add_argument_group("how the model decodes"))
     _add_revisit(parser.add_argument_group("ReVisiT"))
+    for name in OTHERS:
+        _add_other(parser.add_argument_group(f"--decoder {name}"), name)
     _add_place(parser.add_argument_group("where it runs"), gpu_dtype)
     return parser
 
@@ -29,8 +46,9 @@ def make_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
 def settle(args: argparse.Namespace, results: Path, gpu_dtype: str, gpus: int) -> None:
     """Check together what the parser read flag by flag, and fill in what was left out.
 
-    Then `early_exit_layers` is a name or a list of int, `relative_top` a float, `output_path` the
-    captions file, `device` and `dtype` are those in force (`dtype` may be `"auto"`).
+    Then `early_exit_layers` is a name or a list of int, `relative_top` a float, the other decoders'
+    settings are what their configs take, `output_path` is the captions file, `device` and `dtype`
+    are those in force (`dtype` may be `"auto"`).
 
     Args:
         results: the folder of the family's results, where `--output_path` is left out.
@@ -43,19 +61,10 @@ def settle(args: argparse.Namespace, results: Path, gpu_dtype: str, gpus: int) -
     if args.lemmatizer is not None and args.anno_path is None:
         raise EvaluationError("--lemmatizer: the scorer needs the annotations; give --anno_path")
     _settle_place(args, gpu_dtype, gpus)
-    layers = _words(args.early_exit_layers)
-    named = "-".join(["revisit", *layers, str(args.relative_top), args.revisit_divergence])
-    args.relative_top = float(args.relative_top)
-    try:
-        args.early_exit_layers = [int(word) for word in layers]
-    except ValueError:
-        args.early_exit_layers = " ".join(layers)
-    try:
-        from_published(**_revisit_flags(args))
-    except ValueError as error:
-        raise EvaluationError(f"--early_exit_layers, --relative_top: {error}") from error
+    folders = {"greedy": "plain", "revisit": _settle_revisit(args)}
+    folders |= {name: _settle_other(args, name) for name in OTHERS}
     if args.output_path is None:
-        args.output_path = results / f"{named if args.use_revisit else 'plain'}-seed{args.seed}"
+        args.output_path = results / f"{folders[args.decoder]}-seed{args.seed}"
     if args.output_path.suffix not in (".jsonl", ".json"):
         args.output_path /= "captions.jsonl"
 
@@ -66,6 +75,7 @@ def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
     Always `max_new_tokens, do_sample, num_beams`; `repetition_penalty` where it is given; with
     sampling also `temperature, top_p, top_k`; with ReVisiT also `use_revisit, early_exit_layers,
     relative_top, revisit_divergence` (so that other decoding also runs on an unpatched release).
+    The decoders of `other_decoder` are no arguments.
     """
     names = ["max_new_tokens", "do_sample", "num_beams"]
     if args.repetition_penalty is not None:
@@ -73,11 +83,73 @@ def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
     if args.do_sample:
         names += ["temperature", "top_p", "top_k"]
     chosen = {name: getattr(args, name) for name in names}
-    return chosen | ({"use_revisit": True, **_revisit_flags(args)} if args.use_revisit else {})
+    revisit = {"use_revisit": True, **_revisit_flags(args)}
+    return chosen | (revisit if args.decoder == "revisit" else {})
+
+
+def other_decoder(args: argparse.Namespace) -> OtherConfig | None:
+    """What `revisit.enable` takes for `--decoder`, from settled flags; None for greedy decoding
+    and for ReVisiT, which `decoding_arguments` asks for."""
+    if args.decoder not in OTHERS:
+        return None
+    return OTHERS[args.decoder](**_other_flags(args, args.decoder))
+
+
+def decoder_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What a record says of the decoder, from settled flags, beside `decoding_arguments`."""
+    if args.decoder not in OTHERS:
+        return {}
+    chosen = _other_flags(args, args.decoder)
+    return {"decoder": args.decoder} | {
+        f"{args.decoder}_{name}": value for name, value in chosen.items()
+    }
 
 
 def _revisit_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in PUBLISHED if name in args}
+
+
+def _other_flags(args: argparse.Namespace, decoder: str) -> dict[str, Any]:
+    return {name: getattr(args, f"{decoder}_{name}") for name in _defaults(decoder)}
+
+
+def _defaults(decoder: str) -> dict[str, Any]:
+    """The settings of another decoder than ReVisiT, and their defaults."""
+    return {field.name: field.default for field in fields(OTHERS[decoder])}
+
+
+def _settle_revisit(args: argparse.Namespace) -> str:
+    """Settle ReVisiT's flags; returns its folder's name, with numbers as they were written."""
+    layers = _words(args.early_exit_layers)
+    named = "-".join(["revisit", *layers, str(args.relative_top), args.revisit_divergence])
+    args.relative_top = float(args.relative_top)
+    args.early_exit_layers = _layers(layers)
+    try:
+        from_published(**_revisit_flags(args))
+    except ValueError as error:
+        raise EvaluationError(f"--early_exit_layers, --relative_top: {error}") from error
+    return named
+
+
+def _settle_other(args: argparse.Namespace, decoder: str) -> str:
+    """The same for another decoder."""
+    written = _other_flags(args, decoder)
+    words = {name: _words(given) for name, given in written.items()}
+    for name, default in _defaults(decoder).items():
+        value = _layers(words[name]) if name == "layers" else type(default)(*words[name])
+        setattr(args, f"{decoder}_{name}", value)
+    try:
+        OTHERS[decoder](**_other_flags(args, decoder))
+    except ValueError as error:
+        raise EvaluationError(f"--decoder {decoder}: {error}") from error
+    return "-".join([decoder, *(word for some in words.values() for word in some)])
+
+
+def _layers(words: list[str]) -> str | list[int]:
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        return " ".join(words)
 
 
 def _words(given: str | list[str]) -> list[str]:
@@ -130,6 +202,13 @@ def _add_data(group: Any) -> None:
 
 def _add_decoding(group: Any) -> None:
     add = group.add_argument
+    add(
+        "--decoder",
+        choices=["greedy", "revisit", *OTHERS],
+        default="greedy",
+        help="what decodes; greedy is the model's own scores, also with --do_sample or --num_beams"
+        + _DEFAULT,
+    )
     add("--max_new_tokens", type=_whole(1), default=512, help="longest caption" + _DEFAULT)
     add("--do_sample", **_SWITCH, help="sample tokens")
     add("--temperature", type=_real("]", 0), default=1.0, help="with --do_sample" + _DEFAULT)
@@ -145,7 +224,17 @@ def _add_decoding(group: Any) -> None:
 
 def _add_revisit(group: Any) -> None:
     add = group.add_argument
-    add("--use_revisit", **_SWITCH, help="decode by ReVisiT")
+    add(
+        "--use_revisit",
+        dest="decoder",
+        type=lambda text: "revisit" if _bool(text) else "greedy",
+        nargs="?",
+        const="true",
+        default=argparse.SUPPRESS,
+        metavar="{true,false}",
+        help="the same as --decoder revisit, or with false as --decoder greedy; of the two flags "
+        "the last one counts",
+    )
     add(
         "--early_exit_layers",
         nargs="+",
@@ -167,6 +256,20 @@ def _add_revisit(group: Any) -> None:
         help="ag: what the published implementation computes. js: what the paper's text names"
         + _DEFAULT,
     )
+
+
+def _add_other(group: Any, decoder: str) -> None:
+    """A flag for each setting, read as text: it names the folder of the results."""
+    meanings = _SHARED_MEANINGS | _MEANINGS[decoder]
+    for name, default in _defaults(decoder).items():
+        layers: dict[str, Any] = {"nargs": "+", "metavar": "LAYERS"} if name == "layers" else {}
+        group.add_argument(
+            f"--{decoder}_{name}",
+            default=str(default),
+            type=_as_written(type(default)),
+            help=meanings[name] + _DEFAULT,
+            **layers,
+        )
 
 
 def _add_place(group: Any, gpu_dtype: str) -> None:
