@@ -12,7 +12,10 @@ import torch
 from PIL import Image
 
 import llava
+import revisit
 from llava import llava_v1_prompt, load_pretrained_model, process_images, tokenizer_image_token
+from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
+from revisit.decoders.ritual import second_image
 from revisit.evaluation.captioning import main
 from revisit.transformers.checkpoint import own_dtype
 
@@ -80,6 +83,47 @@ def test_captions_are_what_the_model_says_of_each_image(
     assert len(set(expected.values())) > 1
 
 
+OTHERS = [
+    ({"decoder": "vcd", "vcd_alpha": 2, "vcd_seed": 1}, VCDConfig(alpha=2, seed=1)),
+    ({"decoder": "ritual", "ritual_seed": 4}, RITUALConfig(seed=4)),
+    ({"decoder": "m3id", "m3id_gamma": 0.3}, M3IDConfig(gamma=0.3)),
+    ({"decoder": "dola", "dola_layers": "0"}, DoLaConfig(layers=[0])),
+]
+
+
+@pytest.mark.parametrize(("flags", "config"), OTHERS, ids=str)
+def test_another_decoder_s_captions_are_what_it_says_of_each_image(
+    checkpoint, coco, tmp_path, flags, config
+):
+    captioner = runpy.run_path(str(FAMILY / "eval" / "chair_eval_llava.py"))["LlavaCaptioner"]
+    out = tmp_path / "captions.jsonl"
+    arguments = {"model_path": checkpoint, "data_path": coco / "val2014", "output_path": out}
+    arguments |= {"max_new_tokens": 12, "batch_size": 4, "device": "cpu", **flags}
+    argv = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    family = {"results": tmp_path / "results", "own_dtype": own_dtype}
+    assert main(captioner, "LLaVA", argv=argv, **family) == 0
+
+    tokenizer, model, processor = load_pretrained_model(checkpoint, device="cpu")
+    prompt = llava_v1_prompt(["<image>\nPlease describe this image in detail."])
+    ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
+    expected, plain = {}, {}
+    for path in (coco / "val2014").iterdir():
+        image = Image.open(path)
+        given = {"images": process_images([image], processor, model.config), "max_new_tokens": 12}
+        second = {}
+        if isinstance(config, RITUALConfig):
+            turned = process_images([second_image(image, config.seed)], processor, model.config)
+            second = {"second_inputs": {"images": turned}}
+        with revisit.attach(model, config):
+            tokens = {"other": model.generate(ids, **given, **second)}
+        tokens["plain"] = model.generate(ids, **given)
+        for name, kept in (("other", expected), ("plain", plain)):
+            text = tokenizer.decode(tokens[name][0, ids.shape[1] :], skip_special_tokens=True)
+            kept[int(path.stem[-12:])] = text.strip()
+    assert captions_in(out) == expected
+    assert expected != plain
+
+
 def run_script(folder: Path, checkpoint: Path, coco: Path, *arguments: str, **settings: str) -> int:
     environment = {
         **os.environ,
@@ -117,6 +161,15 @@ def test_flags_after_the_scripts_name_count_before_the_environment(checkpoint, c
     recorded = json.loads((tmp_path / "mine" / "chair.json").read_text())["captions"]["run"]
     assert recorded["settings"]["seed"] == 5
     assert "use_revisit" not in recorded["settings"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--decoder", "m3id"]], ids=str)
+def test_the_script_takes_another_decoder(checkpoint, coco, tmp_path, arguments):
+    told = {} if arguments else {"DECODER": "m3id"}
+    assert run_script(tmp_path, checkpoint, coco, *arguments, **told) == 0
+    recorded = json.loads((tmp_path / "out put" / "chair.json").read_text())["captions"]["run"]
+    assert recorded["settings"]["decoder"] == "m3id"
+    assert recorded["settings"]["m3id_gamma"] == 0.02
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", "float16"), ("cpu", "float32")])

@@ -13,6 +13,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+import revisit
+from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
+from revisit.decoders.ritual import second_image
+
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "prerequisites" / "demo"
 CHECKPOINT = DEMO / "qwen-tiny"
@@ -48,8 +52,8 @@ def captions_in(file: Path) -> dict[int, str]:
 
 
 @torch.no_grad()
-def caption_alone(image_id: int, **arguments: object) -> str:
-    """What the model says of one image, by Transformers' own steps."""
+def caption_alone(image_id: int, other: object = None, **arguments: object) -> str:
+    """What the model says of one image, by Transformers' own steps; `other`: another decoder."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT).float().eval()
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
     image = {"type": "image"}
@@ -58,6 +62,12 @@ def caption_alone(image_id: int, **arguments: object) -> str:
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
     picture = Image.open(DEMO / "coco" / "val2014" / f"COCO_val2014_{image_id:012d}.jpg")
     inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    if isinstance(other, RITUALConfig):
+        turned = second_image(picture, other.seed)
+        pixels = processor(text=[text], images=[turned], return_tensors="pt").pixel_values
+        arguments["second_inputs"] = {"pixel_values": pixels}
+    if other is not None:
+        revisit.enable(model, other)
     output = model.generate(**inputs, max_new_tokens=24, do_sample=False, **arguments)
     answer = output[0, inputs.input_ids.shape[1] :]
     return processor.decode(answer, skip_special_tokens=True).strip()
@@ -79,12 +89,37 @@ def test_the_script_captions_and_scores_from_any_folder(tmp_path, revisit):
 
 
 @pytest.mark.parametrize(
+    ("flags", "config"),
+    [
+        (["vcd", "--vcd_alpha", "2"], VCDConfig(alpha=2)),
+        (["ritual", "--ritual_seed", "5"], RITUALConfig(seed=5)),
+        (["m3id", "--m3id_gamma", "0.3"], M3IDConfig(gamma=0.3)),
+        (["dola", "--dola_layers", "high"], DoLaConfig(layers="high")),
+    ],
+    ids=str,
+)
+def test_the_script_captions_by_another_decoder(tmp_path, flags, config):
+    done = run_script(tmp_path, "--decoder", *flags)
+    assert done.returncode == 0, done.stderr
+    captions = captions_in(tmp_path / "out put" / "captions.jsonl")
+    assert len(captions) == 3
+    for image_id, caption in captions.items():
+        assert caption == caption_alone(image_id, config)
+    assert any(caption != caption_alone(image_id) for image_id, caption in captions.items())
+    result = json.loads((tmp_path / "out put" / "chair.json").read_text())
+    recorded = result["captions"]["run"]["settings"]
+    assert recorded["decoder"] == flags[0]
+    assert recorded[flags[1].removeprefix("--")] == getattr(config, flags[1].split("_", 1)[1])
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"EARLY_EXIT_LAYERS": "0 99"}, "out of range"),
         ({"RELATIVE_TOP": "1.5"}, "relative_top"),
         ({"MODEL_PATH": "/nowhere/at/all"}, "no checkpoint at /nowhere/at/all"),
         ({"ANNO_PATH": str(DEMO)}, "instances_"),
+        ({"DECODER": "beam"}, "invalid choice: 'beam'"),
         ({"USE_REVISIT": "yes"}, "'yes' is neither true nor false"),
     ],
     ids=str,
@@ -108,6 +143,8 @@ def test_bad_input_is_named_and_nothing_is_captioned(tmp_path, settings, message
             True,
         ),
         ({}, ["--use_revisit", "false"], "plain-seed42", False),
+        ({"DECODER": "greedy"}, [], "plain-seed42", False),
+        ({"DECODER": "dola"}, ["--dola_layers", "0"], "dola-0-0.1-seed42", False),
     ],
     ids=str,
 )
