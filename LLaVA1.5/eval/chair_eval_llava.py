@@ -16,7 +16,7 @@ from llava import (
     tokenizer_image_token,
 )
 from revisit.config import RITUALConfig
-from revisit.decoders.ritual import second_image
+from revisit.decoders.transformations import second_image
 from revisit.evaluation.captioning import main
 from revisit.evaluation.flags import decoding_arguments, other_decoder
 from revisit.transformers.checkpoint import own_dtype

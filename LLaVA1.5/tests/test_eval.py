@@ -15,7 +15,7 @@ import llava
 import revisit
 from llava import llava_v1_prompt, load_pretrained_model, process_images, tokenizer_image_token
 from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
-from revisit.decoders.ritual import second_image
+from revisit.decoders.transformations import second_image
 from revisit.evaluation.captioning import main
 from revisit.transformers.checkpoint import own_dtype
 

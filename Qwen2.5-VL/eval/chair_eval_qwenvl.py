@@ -11,7 +11,7 @@ from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGe
 
 import revisit
 from revisit.config import RITUALConfig
-from revisit.decoders.ritual import second_image
+from revisit.decoders.transformations import second_image
 from revisit.evaluation.captioning import main
 from revisit.evaluation.flags import decoding_arguments, other_decoder
 from revisit.transformers.checkpoint import load_complete, own_dtype

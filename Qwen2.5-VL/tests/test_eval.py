@@ -15,7 +15,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import revisit
 from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
-from revisit.decoders.ritual import second_image
+from revisit.decoders.transformations import second_image
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "prerequisites" / "demo"

@@ -105,7 +105,7 @@ class RITUALConfig:
     """How RITUAL decodes (`revisit.decoders.ritual` has its formula).
 
     `generate` is given the second image's inputs, `second_inputs`, made from
-    `revisit.decoders.ritual.second_image(image, seed)` by the model's processor.
+    `revisit.decoders.transformations.second_image(image, seed)` by the model's processor.
 
     Args:
         alpha: >= 0, the weight of the logits for the transformed image.

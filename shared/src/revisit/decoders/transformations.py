@@ -1,13 +1,31 @@
-"""The six random transformations of RITUAL's second image: RGB in, RGB of the same size out.
+"""RITUAL's second image (Woo et al., arXiv 2405.17821): one of six random transformations.
 
-Their ranges are those that torchvision gives the names that the paper uses.
+Readings: one is drawn for an image, uniformly, not several one after another, with the ranges that
+torchvision gives those names; a crop and a rotation keep the image's size, so that both images take
+as many vision tokens.
 """
 
 import math
 import random
+from zlib import crc32
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+
+
+def second_image(image: Image.Image, seed: int = 0, number: int | None = None) -> Image.Image:
+    """The image, RGB, of the same size, after one transformation drawn uniformly out of six.
+
+    Args:
+        image: as it goes to the model's processor; other modes are converted to RGB.
+        seed: of all draws.
+        number: which image of many it is: each draws from a generator of its own. Left out, its
+            pixels tell, so that an image is changed alike wherever it stands.
+    """
+    image = image.convert("RGB")
+    number = crc32(image.tobytes()) if number is None else number
+    draw = random.Random(seed * 1_000_003 + number)
+    return draw.choice(TRANSFORMATIONS)(image, draw)
 
 
 def jitter(image: Image.Image, draw: random.Random) -> Image.Image:

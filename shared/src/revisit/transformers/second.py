@@ -127,7 +127,7 @@ class RITUALLogitsProcessor(SecondStreamLogitsProcessor):
             self,
             inputs,
             vision_mask,
-            "; make the images by revisit.decoders.ritual.second_image(image, seed), and "
+            "; make the images by revisit.decoders.transformations.second_image(image, seed), and "
             "their inputs by the model's processor",
         )
         return OtherImages(self.model, inputs, {}, self.name)
