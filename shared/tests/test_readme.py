@@ -103,3 +103,16 @@ def test_the_guide_s_mask_streams_and_traces_are_of_one_generation(guide):
     assert len(lines) - len(before) == 5 and "patch (0, " in lines[-1]
     text = masked["processor"].decode(new, skip_special_tokens=True)
     assert "".join(pieces[len(lines) :]) == text
+
+
+def test_the_guide_s_other_decoders_decode_each_in_its_way(guide):
+    last = shown(guide, "second_image(")[0]
+    *contrasting, ritual = last["others"].values()
+    plain = last["model"].generate(**last["inputs"], **last["settings"])
+    assert len({tuple(output[0].tolist()) for output in (plain, *contrasting)}) == 4
+    # Where a picture is turned a little, RITUAL may well say what the model says.
+    with revisit.attach(last["model"], revisit.RITUALConfig(alpha=0)):
+        same = last["model"].generate(
+            **last["inputs"], **last["settings"], second_inputs=last["second"]
+        )
+    assert torch.equal(same, plain) and ritual.shape[0] == 1
