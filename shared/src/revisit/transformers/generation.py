@@ -146,7 +146,8 @@ class ReadingLogitsProcessor(DecoderLogitsProcessor):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__(model, config)
-        assert isinstance(config, ReVisiTConfig | DoLaConfig)
+        if not isinstance(config, ReVisiTConfig | DoLaConfig):
+            raise ValueError(f"{self.name} takes its own settings, got {config!r}")
         self.given_head = lm_head
         self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
         self.layers = resolve_layers(config.layers, len(self.decoder.layers), is_tied(model))
