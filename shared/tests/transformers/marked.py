@@ -31,7 +31,7 @@ def unmix(model):
     for name, weight in model.named_parameters():
         layered = "layers." in name or "layer." in name or "blocks." in name
         mixing = layered and any(f".{part}." in name for part in MIXING)
-        if mixing or "position_embed" in name or "cls_token" in name:
+        if mixing or any(part in name for part in ("position_embed", "cls_token", "class_embed")):
             weight.zero_()
     return model
 

@@ -77,6 +77,8 @@ def image_boxes(
         ValueError: it cannot be told; the message says why.
     """
     prepared = [prepare(probe) for probe in _probes(size)]
+    if "pixel_values" not in prepared[0]:
+        raise ValueError(f"no pixel_values among what the model is given: {sorted(prepared[0])}")
     pixels = [torch.as_tensor(each["pixel_values"]).double() for each in prepared]
     if len({each.shape for each in pixels}) != 1:
         raise ValueError("the preprocessing gives images of one size tensors of different shapes")

@@ -234,6 +234,16 @@ class Generation:
                 for count, each in zip(recorder.counts, grids, strict=True)
             ]
 
+    def newest(self) -> list[TraceStep | None]:
+        """The latest step of each row, while the generation runs: for who streams it.
+
+        Which token was generated is not known to it yet; `config.trace` must be set.
+        """
+        return [
+            choice and choice.read(self.layouts[row // self.recorder.rows], None)
+            for row, choice in enumerate(self.choices[-1])
+        ]
+
     def end(self, output: Any) -> None:
         """Take what `generate` returned; a trace goes into it where it is an object.
 

@@ -84,7 +84,7 @@ def test_it_works_by_touch_on_a_phone(visit, address):
     view.get_by_role("button", name="runs", exact=True).first.tap()
     assert on(view, "patch").count() == 1
     shown = on(view, "patch").bounding_box()  # without scrolling there
-    assert 0 <= shown["y"] and shown["y"] + shown["height"] <= 740
+    assert shown["y"] >= 0 and shown["y"] + shown["height"] <= 740
     view.locator(".patch").nth(1).tap()
     assert on(view, "word").all_inner_texts() == ["."]
 

@@ -1,6 +1,7 @@
 """The words of a caption, and the steps of the trace that made each."""
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -62,11 +63,8 @@ def join(tokens: Sequence[int], steps: Sequence[TraceStep | None], decode: Decod
     ]
     words, last = [], 0
     for match in _WORD.finditer(text):
-        own = tuple(
-            token
-            for token, span in zip(told, spans, strict=True)
-            if _overlap(span, match.span(), text)
-        )
+        near = range(bisect_left(ends, match.start()), bisect_left(starts, match.end()))
+        own = tuple(told[at] for at in near if _overlap(spans[at], match.span(), text))
         words.append(Word(match[0], text[last : match.start()], own))
         last = match.end()
     return words
