@@ -38,7 +38,7 @@ def visit(chromium):
         page = contexts[-1].new_page()
 
         def console(message):
-            if message.type in ("error", "warning"):
+            if message.type == "error":
                 wrong.append(message.text)
 
         def request(asked):
