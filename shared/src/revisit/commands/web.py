@@ -291,7 +291,7 @@ def _listen(
     if any(each.stopped for each in said.values()):
         notes.append("a description was cut at the limit of length or time")
     drawn = describer.picture(name, opened.image, said[1], "; ".join(notes))
-    yield Shown(_status("Done."), *columns, _frame(drawn), _table(drawn))
+    yield Shown(_status("Done."), columns[0], columns[1], _frame(drawn), _table(drawn))
 
 
 def _status(text: str) -> str:
