@@ -25,6 +25,7 @@ IN_EVERY_FAMILY = (
 CONDA = ("mamba", "conda", "micromamba")
 STOCK = ("5.23", "4.57")  # each with its requirements-stock file
 NEWEST = f"stock(transformers={STOCK[0]})"
+PICTURES = ("shared/tests/evaluation/pictures", "shared/tests/commands")
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["llava", "qwen", "stock", "lint"]
@@ -80,6 +81,19 @@ def demo(session: nox.Session) -> None:
     python = environment(session, "llava")
     environment(session, "qwen")
     session.run(python, "prerequisites/demo/demo.py", *session.posargs, external=True)
+
+
+@nox.session(python=PYTHON)
+def web(session: nox.Session) -> None:
+    """Greedy decoding and ReVisiT side by side in the browser; `-- --test` tests pages instead.
+
+    What else follows `--` goes to `revisit-web`, or behind `--test` to pytest.
+    """
+    build(session, "shared/requirements-web.txt")
+    if session.posargs[:1] == ["--test"]:
+        session.run("python", "-m", "pytest", *PICTURES, *session.posargs[1:])
+    else:
+        session.run("revisit-web", *session.posargs)
 
 
 @nox.session(python=False)

@@ -410,6 +410,7 @@ ROWS: dict[str, Row] = {
         },
         vision_use_cls_token=False,
     ),
+    # Its own tower is timm's; where the vision tokens of this one stand says nothing of it.
     "fast_vlm": _exact(
         "fast_vlm",
         _pixels(3, 16, 16),

@@ -26,7 +26,8 @@ or offloaded, unless you pass its weights (`lm_head=revisit.LMHead(...)`). Model
 several GPUs are not tested.
 
 A trace tells the vision token and layer of every model; the last column says where it also tells
-the image and the patch in it (row and column). `revisit-check MODEL` tries a model of your own: it
+the image and the patch in it (row and column), for some where the prompt has one plain image
+([seeing.md](seeing.md) shows patches of more). `revisit-check MODEL` tries a model of your own: it
 says what was found, and whether a generation is exact, or what to pass; with `--random` it needs
 no more than a `config.json`.
 
@@ -35,9 +36,14 @@ no more than a `config.json`.
 """
 
 
-def tells(trace: Sequence[Any]) -> str:
-    """What the steps of a trace say of where a vision token stands."""
-    return "image, row, column" if all(step.patch is not None for step in trace) else "vision token"
+def tells(trace: Sequence[Any], of_one_image: Sequence[Any]) -> str:
+    """What the steps of two traces say of where a vision token stands: of a prompt with several
+    images, and of one with one image."""
+    if all(step.patch is not None for step in trace):
+        return "image, row, column"
+    if all(step.patch is not None for step in of_one_image):
+        return "row, column of one image"
+    return "vision token"
 
 
 def page(before: str, release: str, mapped: Sequence[str], seen: Mapping[str, str]) -> str:

@@ -173,6 +173,16 @@ class ReVisiTGeneration(Generation):
                 for count, each in zip(recorder.counts, grids, strict=True)
             ]
 
+    def newest(self) -> list[TraceStep | None]:
+        """The latest step of each row, while the generation runs: for who streams it.
+
+        Which token was generated is not known to it yet; `config.trace` must be set.
+        """
+        return [
+            choice and choice.read(self.layouts[row // self.recorder.rows], None)
+            for row, choice in enumerate(self.choices[-1])
+        ]
+
     def end(self, output: Any) -> None:
         """As for every generation; a trace goes into the output where it is an object."""
         super().end(output)

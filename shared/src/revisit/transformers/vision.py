@@ -1,7 +1,7 @@
 """Where a prompt's vision tokens stand."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,7 +57,8 @@ def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) 
     mask = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
     # Not all inputs: the grids are read later, and pixels need not live until then.
     told = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
-    return VisionPositions(mask, partial(_grids, model.config, input_ids, mask, told))
+    pixels = None if "image_sizes" in inputs else getattr(inputs.get("pixel_values"), "shape", None)
+    return VisionPositions(mask, partial(_grids, model.config, input_ids, mask, told, pixels))
 
 
 def vision_token_ids(config: Any) -> list[int]:
@@ -69,6 +70,48 @@ def vision_token_fields(config: Any) -> dict[str, int]:
     """The fields of a config that name such an id, and the ids."""
     values = {name: getattr(config, name, None) for name in _TOKEN_IDS}
     return {name: value for name, value in values.items() if type(value) is int}
+
+
+def patch_grid(config: Any, height: int, width: int) -> tuple[int, int] | None:
+    """Rows and columns of the vision tokens of pixels (3, height, width), row by row.
+
+    As the config tells: the size of its tower's patches, and how many it says are merged into one
+    vision token. None where it does not tell, or where that does not divide the pixels. A model may
+    count otherwise all the same (a class token, queries of a resampler): compare the product with
+    the number of vision tokens before you use it.
+    """
+    vision = getattr(config, "vision_config", None)
+    patch = getattr(vision, "patch_size", None)
+    if isinstance(patch, list | tuple) and len(set(patch)) == 1:
+        patch = patch[0]
+    merge = _merge(config, vision)
+    if not isinstance(patch, int) or merge is None or height % patch or width % patch:
+        return None
+    rows, columns = height // patch, width // patch
+    if count := getattr(config, "mm_tokens_per_image", None):  # averaged down to as many
+        side = math.isqrt(count)
+        even = side * side == count and not rows % side and not columns % side
+        return (side, side) if even and merge == 1 else None
+    if rows % merge or columns % merge:
+        return None
+    return rows // merge, columns // merge
+
+
+def _merge(config: Any, vision: Any) -> int | None:
+    """How many patches, along rows and along columns, the config says make one vision token."""
+    told = [
+        *(getattr(part, "spatial_merge_size", None) for part in (config, vision)),
+        *(getattr(config, name, None) for name in ("scale_factor", "downsample_factor")),
+    ]
+    shares = [
+        getattr(config, "downsample_ratio", None),
+        getattr(vision, "pixel_shuffle_ratio", None),
+    ]
+    told += [1 / share if share else None for share in shares]
+    known = {each for each in told if each is not None}
+    if len(known) > 1 or any(each != int(each) or each < 1 for each in known):
+        return None
+    return int(known.pop()) if known else 1
 
 
 def _checked(mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
@@ -84,9 +127,15 @@ def _checked(mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _grids(
-    config: Any, input_ids: Tensor, mask: Tensor, told: Mapping[str, Tensor | None]
+    config: Any,
+    input_ids: Tensor,
+    mask: Tensor,
+    told: Mapping[str, Tensor | None],
+    pixels: Sequence[int] | None,
 ) -> list[list[Grid]] | None:
     """The grids of images and videos in the order of the prompts; None where unknown.
+
+    `pixels` is the shape of `pixel_values`, for models whose images all have one size.
 
     Models whose images differ in size are told the patches of each (`image_grid_thw`,
     `video_grid_thw`), of which the vision tower merges squares into one vision token. Where these
@@ -95,7 +144,9 @@ def _grids(
     vision_config = getattr(config, "vision_config", None)
     merge = getattr(vision_config, "spatial_merge_size", None)
     video_id = getattr(config, "video_token_id", None)
-    if merge is None or all(grids is None for grids in told.values()):
+    if all(grids is None for grids in told.values()):
+        return _plain_grids(config, mask, pixels)
+    if merge is None:
         return None
     queues = {
         name: [
@@ -116,3 +167,19 @@ def _grids(
             del tokens[: math.prod(grid)]
         ordered.append(row)
     return ordered
+
+
+def _plain_grids(
+    config: Any, mask: Tensor, pixels: Sequence[int] | None
+) -> list[list[Grid]] | None:
+    """The grids where each prompt has one image, and each image is one tensor of pixels.
+
+    Several tensors in a prompt may be images or tiles of an image, which the inputs do not tell
+    apart: unknown.
+    """
+    if pixels is None or len(pixels) != 4 or pixels[0] != len(mask):
+        return None
+    grid = patch_grid(config, pixels[2], pixels[3])
+    if grid is None or any(count != math.prod(grid) for count in mask.sum(1).tolist()):
+        return None
+    return [[(1, *grid)] for _ in mask]

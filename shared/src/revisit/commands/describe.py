@@ -1,0 +1,209 @@
+"""A model of Transformers that describes images, and what it looked at meanwhile."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from PIL import Image
+from transformers.generation.streamers import BaseStreamer
+
+import revisit
+from revisit.commands import CommandError
+from revisit.config import ReVisiTConfig
+from revisit.core.trace import TraceStep
+from revisit.evaluation.pictures.picture import Box, Picture
+from revisit.evaluation.pictures.words import Word, join
+from revisit.transformers.checkpoint import check_files, reading
+from revisit.transformers.parts import Model
+from revisit.transformers.places import prompt_boxes
+from revisit.transformers.processor import ReVisiTLogitsProcessor
+from revisit.transformers.vision import locate
+
+QUESTION = "Please describe this image in detail."
+
+Heard = Callable[[list[Word]], None]
+"""Called with the words so far, the last of which may not be whole."""
+
+
+class Said(NamedTuple):
+    """A description, and what it takes to draw it."""
+
+    text: str
+    words: list[Word]
+    tokens: int
+    stopped: bool  # by the limit of tokens or of time, before the model was done
+
+
+def demo_model() -> str:
+    """The embedded tiny Qwen2.5-VL, where the package is in a clone of the repository.
+
+    Raises:
+        CommandError: it is not.
+    """
+    folder = Path(revisit.__file__).parents[3] / "prerequisites" / "demo" / "qwen-tiny"
+    if not folder.is_dir():
+        raise CommandError(
+            "the demo's model is in a clone of the repository, and this package is not: pass "
+            "--model, a folder or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
+        )
+    return str(folder)
+
+
+class Describer:
+    """A loaded model with its processor, on the first GPU if there is one.
+
+    Args:
+        name: a checkpoint's folder, or a hub id.
+
+    Raises:
+        CommandError: it cannot be loaded, or cannot be asked about an image; says what to do.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            check_files(name)
+            with reading(name):
+                self.processor = transformers.AutoProcessor.from_pretrained(name)
+                self.model: Model = transformers.AutoModelForImageTextToText.from_pretrained(
+                    name, torch_dtype="auto"
+                )
+        except ImportError as error:
+            raise CommandError(f"{name} cannot be loaded: {str(error).strip()}") from error
+        except (OSError, ValueError) as error:
+            raise CommandError(f"{name} cannot be loaded: {error}") from error
+        self.model = self.model.to(device).eval()
+        if not getattr(self.processor, "chat_template", None):
+            raise CommandError(f"{name} has no chat template, so it cannot be asked a question")
+
+    def check(self, config: ReVisiTConfig) -> None:
+        """Raises `CommandError` where this model cannot decode so."""
+        try:
+            ReVisiTLogitsProcessor(self.model, config)
+        except ValueError as error:
+            raise CommandError(f"{self.name}: {error}") from error
+
+    def inputs(self, images: Sequence[Image.Image], question: str) -> Any:
+        """What the model is given to read."""
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return self.processor(text=[prompt], images=list(images), return_tensors="pt")
+
+    def describe(
+        self,
+        image: Image.Image,
+        config: ReVisiTConfig | None,
+        *,
+        question: str = QUESTION,
+        max_new_tokens: int = 256,
+        max_seconds: float | None = None,
+        heard: Heard | None = None,
+    ) -> Said:
+        """Describe an image; `config` None decodes greedily.
+
+        Args:
+            max_seconds: the description ends there.
+            heard: called at every token; what it raises ends the description.
+
+        Raises:
+            CommandError: the model cannot read this image; the message says why.
+        """
+        try:
+            inputs = self.inputs([image], question).to(self.model.device, self.model.dtype)
+        except ValueError as error:
+            raise CommandError(f"the model cannot read this image: {error}") from error
+        settings = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "max_time": max_seconds,
+        }
+        if config is None:
+            streamer = _Streamer(self._decode(), heard, None)
+            self.model.generate(**inputs, **settings, streamer=streamer)
+        else:
+            with revisit.attach(self.model, replace(config, trace=True)) as run:
+                streamer = _Streamer(self._decode(), heard, run)
+                self.model.generate(**inputs, **settings, streamer=streamer)
+        return streamer.said(self._ends())
+
+    def picture(self, title: str, image: Image.Image, said: Said, note: str = "") -> Picture:
+        """The description with its patches; the note says so where they cannot be drawn."""
+        boxes = None
+        if any(token.step is not None for word in said.words for token in word.tokens):
+            try:
+                boxes = self.boxes(image)
+            except ValueError as error:
+                reason = f"The patches cannot be drawn: {error}."
+                note = f"{note} {reason}".strip()
+        return Picture(title, [image], said.words, boxes, note)
+
+    def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
+        """The part of the image that each vision token shows; ValueError where it is not known."""
+        inputs = self.inputs([image], QUESTION)
+        count = int(locate(self.model, inputs, None).mask.sum())
+        return prompt_boxes(
+            lambda probe: self.inputs([probe], QUESTION), [image], count, self.model.config
+        )
+
+    def _decode(self) -> Callable[[Sequence[int]], str]:
+        tokenizer = self.processor.tokenizer
+
+        @cache
+        def decode(tokens: tuple[int, ...]) -> str:
+            return str(
+                tokenizer.decode(
+                    list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                )
+            )
+
+        return lambda tokens: decode(tuple(tokens))
+
+    def _ends(self) -> set[int]:
+        told = self.model.generation_config.eos_token_id
+        return set(told) if isinstance(told, list | tuple) else {told}
+
+
+class _Streamer(BaseStreamer):  # type: ignore[misc]
+    """Keeps the tokens of a generation and what each was chosen by, and tells of them."""
+
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        heard: Heard | None,
+        run: ReVisiTLogitsProcessor | None,
+    ) -> None:
+        self.decode = decode
+        self.heard = heard
+        self.run = run
+        self.prompt = True
+        self.tokens: list[int] = []
+        self.steps: list[TraceStep | None] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompt:  # comes first
+            self.prompt = False
+            return
+        (token,) = value.flatten().tolist()
+        step = None
+        if self.run is not None and self.run.latest is not None:
+            (step,) = self.run.latest.newest()
+        self.tokens.append(token)
+        self.steps.append(step and step._replace(token=token))
+        if self.heard is not None:
+            self.heard(join(self.tokens, self.steps, self.decode))
+
+    def end(self) -> None:
+        pass
+
+    def said(self, ends: set[int]) -> Said:
+        words = join(self.tokens, self.steps, self.decode)
+        stopped = not self.tokens or self.tokens[-1] not in ends
+        return Said(self.decode(self.tokens).strip(), words, len(self.tokens), stopped)

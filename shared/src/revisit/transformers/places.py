@@ -1,0 +1,189 @@
+"""Which part of an image each vision token shows: measured through the image's own preprocessing.
+
+What a processor does to an image (scale, crop, pad, cut into tiles) is not read off its settings,
+which every family names in its own way. Ramps of the image's size go through it instead, from black
+on the left to white on the right, and from top to bottom: what comes out tells, pixel by pixel,
+which place of the image it shows. A black and a white image tell the padding, which is the same in
+both.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from revisit.transformers.vision import patch_grid
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom as fractions of the image; outside 0 to 1 where padding was added."""
+
+Prepare = Callable[[Image.Image], Mapping[str, Any]]
+"""An RGB image to what the model is given of it: `pixel_values`, perhaps `image_grid_thw`."""
+
+PatchGrid = Callable[[int, int], tuple[int, int] | None]
+"""Height and width of a tensor of pixels to rows and columns of its vision tokens."""
+
+
+class _Seen(NamedTuple):
+    """What the values of a prepared image show: places as fractions, NaN where it is padding."""
+
+    x: Tensor
+    y: Tensor
+
+
+def prompt_boxes(
+    prepare: Prepare, images: Sequence[Image.Image], count: int, grid: Any
+) -> list[tuple[int, Box | None]]:
+    """For each vision token of a prompt, which of its images it shows and which part of it.
+
+    Args:
+        prepare: the preprocessing of one image, of any size.
+        images: the prompt's images in order; only their sizes count.
+        count: how many vision tokens the prompt has.
+        grid: the model's config, or a `PatchGrid` for a model whose config does not tell.
+
+    Returns:
+        `count` pairs; the box is None for a vision token that shows no part of the image.
+
+    Raises:
+        ValueError: it cannot be told; the message says why.
+    """
+    told: list[tuple[int, Box | None]] = []
+    patches = grid if callable(grid) else lambda height, width: patch_grid(grid, height, width)
+    merge = getattr(getattr(grid, "vision_config", None), "spatial_merge_size", 1)
+    for number, image in enumerate(images):
+        told += [(number, box) for box in image_boxes(prepare, image.size, patches, merge)]
+    if len(told) != count:
+        raise ValueError(
+            f"the prompt has {count} vision tokens, but patch by patch its images make "
+            f"{len(told)}: this model lays its vision tokens out in a way that is not known here"
+        )
+    return told
+
+
+def image_boxes(
+    prepare: Prepare, size: tuple[int, int], grid: PatchGrid, merge: int = 1
+) -> list[Box | None]:
+    """The part of an image of `size` (width, height) that each of its vision tokens shows.
+
+    Args:
+        merge: how many patches, along rows and along columns, make a vision token, where the
+            preprocessing gives patches and their number (`image_grid_thw`).
+
+    Raises:
+        ValueError: it cannot be told; the message says why.
+    """
+    prepared = [prepare(probe) for probe in _probes(size)]
+    if "pixel_values" not in prepared[0]:
+        raise ValueError(f"no pixel_values among what the model is given: {sorted(prepared[0])}")
+    pixels = [torch.as_tensor(each["pixel_values"]).double() for each in prepared]
+    if len({each.shape for each in pixels}) != 1:
+        raise ValueError("the preprocessing gives images of one size tensors of different shapes")
+    if (told := prepared[0].get("image_grid_thw")) is not None:
+        frames, rows, columns = torch.as_tensor(told).reshape(-1, 3)[0].tolist()
+        return _of_patches(pixels, (frames, rows // merge, columns // merge))
+    if pixels[0].ndim not in (4, 5) or pixels[0].shape[-3] != 3:
+        raise ValueError(
+            f"pixel_values of shape {tuple(pixels[0].shape)} are neither images (n, 3, H, W) nor "
+            "patches with an image_grid_thw"
+        )
+    return _of_tiles([each.flatten(0, -4) for each in pixels], grid)
+
+
+def _probes(size: tuple[int, int]) -> list[Image.Image]:
+    """Black, white, and the ramps from left to right and from top to bottom."""
+    width, height = size
+    columns = ((torch.arange(width) + 0.5) / width * 255).round().to(torch.uint8)
+    rows = ((torch.arange(height) + 0.5) / height * 255).round().to(torch.uint8)
+    across = Image.frombytes("L", (width, 1), bytes(columns.tolist()))
+    down = Image.frombytes("L", (1, height), bytes(rows.tolist()))
+    nearest = Image.Resampling.NEAREST
+    return [
+        *(Image.new("RGB", size, colour) for colour in ("black", "white")),
+        *(ramp.resize(size, nearest).convert("RGB") for ramp in (across, down)),
+    ]
+
+
+def _seen(black: Tensor, white: Tensor, across: Tensor, down: Tensor) -> _Seen:
+    """From what the probes became, all colours averaged."""
+    span = white - black
+    if not (largest := span.max()) > 0:
+        raise ValueError("a white and a black image look the same to the model")
+    shown = span > 0.99 * largest
+    nothing = torch.full_like(span, math.nan)
+    return _Seen(
+        torch.where(shown, (across - black) / span, nothing),
+        torch.where(shown, (down - black) / span, nothing),
+    )
+
+
+def _of_patches(pixels: Sequence[Tensor], grid: tuple[int, int, int]) -> list[Box | None]:
+    """Where the values come patch by patch, those of a vision token one after another."""
+    frames, rows, columns = grid
+    if frames != 1 or pixels[0].numel() % (rows * columns):
+        raise ValueError(f"an image of {frames} frames of {rows} x {columns} vision tokens")
+    seen = _seen(*(each.reshape(rows, columns, -1).mean(2) for each in pixels))
+    return _boxes(seen, grid[1:])
+
+
+def _of_tiles(pixels: Sequence[Tensor], grid: PatchGrid) -> list[Box | None]:
+    """Where the values are one image (3, H, W) or several, tiles of the image."""
+    seen = _seen(*(each.mean(1) for each in pixels))
+    height, width = seen.x.shape[1:]
+    cells = grid(height, width)
+    if cells is None:
+        raise ValueError(
+            f"the model's config does not tell the rows and columns of the vision tokens of "
+            f"{height} x {width} pixels"
+        )
+    tiles = zip(seen.x, seen.y, strict=True)
+    return [box for x, y in tiles for box in _boxes(_Seen(x, y), cells)]
+
+
+def _boxes(seen: _Seen, cells: tuple[int, int]) -> list[Box | None]:
+    """The cells of a tensor that shows places (H, W), row by row."""
+    height, width = seen.x.shape
+    rows, columns = cells
+    if seen.x.isnan().all():
+        return [None] * (rows * columns)
+    down = (torch.arange(height).double() + 0.5)[:, None].expand(height, width)
+    across = (torch.arange(width).double() + 0.5).expand(height, width)
+    x = _line(across / width, seen.x, width)
+    y = _line(down / height, seen.y, height)
+    lefts = [x(column / columns) for column in range(columns + 1)]
+    tops = [y(row / rows) for row in range(rows + 1)]
+    return [
+        (lefts[column], tops[row], lefts[column + 1], tops[row + 1])
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def _line(at: Tensor, shown: Tensor, pixels: int) -> Callable[[float], float]:
+    """The straight line from places in the tensor, as fractions, to places in the image.
+
+    Args:
+        pixels: how many the tensor has along the line.
+
+    Raises:
+        ValueError: there is none: the image is turned, mirrored, or in another order than row by
+            row; or too little of it is shown to tell.
+    """
+    there = ~shown.isnan()
+    at, shown = at[there], shown[there]
+    mean, middle = at.mean(), shown.mean()
+    spread = ((at - mean) ** 2).mean()
+    if not spread > 0 and pixels > 1:
+        raise ValueError("the model sees no more than a line of the image: too thin to tell places")
+    # A single row or column of vision tokens shows all of the image.
+    slope = ((at - mean) * (shown - middle)).mean() / spread if spread > 0 else torch.tensor(1.0)
+    off = float((middle + slope * (at - mean) - shown).abs().max())
+    if not slope > 0 or off > 0.01 + float(slope) * 0.6 / pixels:  # of rounding, and at the edges
+        raise ValueError(
+            "the vision tokens do not show the image row by row "
+            f"(off by {off:.3f} of its size): turned, mirrored or in another order"
+        )
+    return lambda place: float(middle + slope * (place - mean))

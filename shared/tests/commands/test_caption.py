@@ -1,0 +1,146 @@
+"""`revisit-caption` on the embedded demo."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs it")
+
+import transformers
+
+import revisit
+from releases import RELEASE
+from revisit import ReVisiTConfig
+from revisit.commands import CommandError, caption, describe
+from revisit.commands.describe import Describer, demo_model
+
+if RELEASE < (4, 57):
+    pytest.skip("written for stock releases", allow_module_level=True)
+
+IMAGES = Path(demo_model()).parent / "coco" / "val2014"
+FILES = [str(path) for path in sorted(IMAGES.glob("*.jpg"))[:2]]
+
+
+@pytest.fixture(scope="module")
+def describer():
+    transformers.logging.disable_progress_bar()
+    return Describer(demo_model())
+
+
+@pytest.fixture
+def run(describer, monkeypatch, capsys):
+    """The command with the model loaded already: status, what it said, what it complained of."""
+
+    def command(*arguments):
+        monkeypatch.setattr(describe, "Describer", lambda name: describer)
+        status = caption.main(list(arguments))
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    return command
+
+
+def test_the_command_runs_with_nothing_but_an_image(tmp_path):
+    program = "import sys; from revisit.commands.caption import main; sys.exit(main())"
+    report = tmp_path / "out.html"
+    command = [sys.executable, "-c", program, FILES[0], "--report", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{FILES[0]}: ") and len(done.stdout.split()) > 8
+    assert 'class="patch"' in report.read_text("utf-8")
+
+
+def test_words_come_one_after_another_and_say_what_the_whole_says(describer):
+    image = Image.open(FILES[0])
+    lengths = []
+    said = describer.describe(
+        image, ReVisiTConfig(), heard=lambda words: lengths.append(len(words))
+    )
+    assert len(lengths) == said.tokens > 10
+    assert lengths == sorted(lengths) and lengths[0] <= 1
+    assert "".join(word.before + word.text for word in said.words).strip() == said.text
+    assert not said.stopped
+
+
+def test_the_words_and_changes_are_those_of_the_trace(describer):
+    image = Image.open(FILES[0])
+    inputs = describer.inputs([image], describe.QUESTION)
+    with revisit.attach(describer.model, ReVisiTConfig(trace=True)) as run:
+        output = describer.model.generate(**inputs, max_new_tokens=256, do_sample=False)
+    said = describer.describe(image, ReVisiTConfig())
+    steps = [step for word in said.words for token in word.tokens for step in [token.step]]
+    (trace,) = run.trace
+    ids = output[0, inputs["input_ids"].shape[1] :].tolist()
+    assert [step.token for step in trace] == ids
+    assert steps == trace[: len(steps)]  # what follows is the end
+    for word in said.words:
+        for token in word.tokens:
+            assert (token.instead is not None) == token.step.changed
+
+
+def test_greedy_words_have_no_patches_and_are_those_of_plain_generate(describer, run):
+    image = Image.open(FILES[0])
+    inputs = describer.inputs([image], describe.QUESTION)
+    output = describer.model.generate(**inputs, max_new_tokens=256, do_sample=False)
+    new = output[0, inputs["input_ids"].shape[1] :]
+    said = describer.describe(image, None)
+    assert said.text == describer.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    status, out, _ = run(FILES[0], "--decoder", "greedy")
+    assert status == 0 and out == f"{FILES[0]}: {said.text}\n"
+
+
+def test_what_greedy_would_have_said_stands_behind_a_changed_word(describer, run):
+    said = describer.describe(Image.open(FILES[0]), ReVisiTConfig(layers="all", alpha=1e-3))
+    status, out, _ = run(FILES[0], "--layers", "all", "--alpha", "1e-3")
+    assert status == 0
+    changed = [word for word in said.words if word.changed]
+    assert out.count("[greedy: ") == len(changed)
+    for word in changed:
+        instead = next(token.instead for token in word.tokens if token.instead is not None)
+        assert f"{word.text} [greedy: {instead.strip()}" in out
+
+
+def test_the_report_s_boxes_cover_the_image_once(describer):
+    image = Image.open(FILES[0])
+    boxes = [box for _, box in describer.boxes(image)]
+    assert sum((right - left) * (bottom - top) for left, top, right, bottom in boxes) == (
+        pytest.approx(1, abs=0.02)
+    )
+
+
+def test_an_image_that_fails_does_not_stop_the_next(run, tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.new("RGB", (900, 3)).save(tmp_path / "thin.png")
+    names = [str(tmp_path / "text.jpg"), str(tmp_path / "thin.png"), "http://a.b/c.jpg", FILES[1]]
+    status, out, err = run(*names, "--report", str(tmp_path / "out.html"))
+    assert status == 1
+    assert out.splitlines()[-1].startswith(f"{FILES[1]}: ")
+    assert "not an image that can be read" in err and "is a URL" in err
+    assert "cannot read this image" in err
+    assert (tmp_path / "out.html").read_text("utf-8").count("<section") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--alpha", "2"], r"alpha \(relative_top\) must be in \[0, 1\]"),
+        (["--layers", "middle"], "layers must be one of"),
+        (["--layers", "0,99"], "99"),
+        (["--report", "out.txt"], r"must end in \.html"),
+        (["--report", "/missing/out.html"], "there is no folder /missing"),
+        ([FILES[1], "--report", "out.png"], "a PNG shows one image"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_said(run, arguments, message):
+    status, out, err = run(FILES[0], *arguments)
+    assert status == 2 and not out
+    assert re.search(message, err), err
+
+
+def test_a_model_that_is_not_there_is_named():
+    with pytest.raises(CommandError, match="no checkpoint at /missing/model"):
+        Describer("/missing/model")

@@ -1,0 +1,122 @@
+"""Images of every kind are seen as a viewer would show them, or refused with the reason."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from revisit.commands import CommandError
+from revisit.commands.images import open_image
+
+RED = (200, 30, 30)
+
+
+def opened(path, most_pixels=10_000):
+    return open_image(str(path), most_pixels)
+
+
+def test_a_plain_image_comes_without_a_word(tmp_path):
+    Image.new("RGB", (40, 30), RED).save(tmp_path / "a.png")
+    image, notes = opened(tmp_path / "a.png")
+    assert (image.mode, image.size, image.getpixel((3, 3)), notes) == ("RGB", (40, 30), RED, [])
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.org/a.jpg", "file:///etc/passwd", "data:image/png;base64,AA", "S3://b/c"],
+)
+def test_a_url_is_refused_with_a_word_why(url):
+    with pytest.raises(CommandError, match="is a URL, and nothing is fetched"):
+        opened(url)
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    Image.new("RGB", (64, 64), RED).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-200])
+    (tmp_path / "page.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    for name, message in {
+        "missing.jpg": "No such file",
+        ".": "Is a directory",
+        "text.jpg": "not an image that can be read",
+        "empty.png": "not an image that can be read",
+        "page.eps": "not an image that can be read",
+        "cut.jpg": "(?i)truncated",
+    }.items():
+        with pytest.raises(CommandError, match=message) as raised:
+            opened(tmp_path / name)
+        assert str(tmp_path / name) in str(raised.value)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("RGB", (101, 100), RED).save(tmp_path / "a.png")
+    with pytest.raises(CommandError, match=r"101 x 100 pixels, more than 0\.01 million"):
+        opened(tmp_path / "a.png")
+    (tmp_path / "bomb.png").write_bytes(png_of(60_000, 60_000))
+    with pytest.raises(CommandError, match=r"more than 0\.01 million: make it smaller"):
+        opened(tmp_path / "bomb.png")
+
+
+def png_of(width, height):
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path):
+    image = Image.new("RGB", (40, 20), "white")
+    image.paste(RED, (0, 0, 20, 20))  # on the left; upright it is on top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif, quality=100)
+    seen, notes = opened(tmp_path / "a.jpg")
+    assert seen.size == (20, 40) and notes == ["turned upright, as its EXIF says"]
+    assert seen.getpixel((10, 5))[1] < 60 < 200 < seen.getpixel((10, 35))[1]
+
+
+def test_transparent_parts_are_shown_on_white(tmp_path):
+    image = Image.new("RGBA", (20, 20), (*RED, 255))
+    image.paste((0, 0, 0, 0), (0, 0, 10, 20))
+    image.save(tmp_path / "a.png")
+    seen, notes = opened(tmp_path / "a.png")
+    assert seen.getpixel((2, 2)) == (255, 255, 255) and seen.getpixel((15, 2)) == RED
+    assert notes == ["its transparent parts are shown on white"]
+    Image.new("RGBA", (20, 20), (*RED, 255)).save(tmp_path / "b.png")
+    assert opened(tmp_path / "b.png").notes == []
+
+
+def test_of_an_animation_the_first_frame_is_shown(tmp_path):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in (RED, "blue", "green")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    seen, notes = opened(tmp_path / "a.gif")
+    assert notes == ["3 frames or pages: the first is shown"]
+    assert seen.getpixel((5, 5)) == pytest.approx(RED, abs=8)
+
+
+def test_cmyk_is_turned_into_rgb(tmp_path):
+    Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
+    seen, notes = opened(tmp_path / "a.jpg")
+    assert seen.getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=8)
+    assert "CMYK" in notes[0]
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_become_eight_and_are_not_clipped(tmp_path, kind):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, 0)
+    Image.fromarray(ramp).save(tmp_path / f"a.{kind}")
+    seen, notes = opened(tmp_path / f"a.{kind}")
+    grey = np.asarray(seen)[0, :, 0]
+    assert grey.tolist() == list(range(256))
+    assert notes == ["its 16 bits were brought to 8"]
+
+
+def test_numbers_without_a_white_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(CommandError, match=r"holds numbers \(F\) from 0\.5 to 0\.5"):
+        opened(tmp_path / "a.tiff")

@@ -1,0 +1,78 @@
+"""A real browser for the tests that look at pages: Chromium, from the system's packages."""
+
+import shutil
+from importlib.resources import files
+from importlib.util import find_spec
+
+import pytest
+
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None or find_spec("playwright") is None:
+        pytest.skip("needs Chromium of the system's packages, and `pip install playwright`")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """Open a page by its address; at the end of the test, nothing of it may have gone wrong.
+
+    No error in the console, none thrown, and no request to another host.
+    """
+    contexts, wrong = [], []
+
+    def open_page(url, **settings):
+        contexts.append(chromium.new_context(**settings))
+        page = contexts[-1].new_page()
+
+        def console(message):
+            if message.type == "error":
+                wrong.append(message.text)
+
+        def request(asked):
+            if not asked.url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:", "about:")):
+                wrong.append(asked.url)
+
+        page.on("console", console)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", request)
+        page.goto(str(url))
+        return page
+
+    open_page.wrong = wrong
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+@pytest.fixture
+def accessible():
+    """Check a page, or a frame of it, by axe-core: what it finds wrong is an error."""
+    if find_spec("axe_core_python") is None:
+        pytest.skip("needs axe-core: pip install axe-core-python")
+    script = (files("axe_core_python") / "axe.min.js").read_text()
+
+    def check(page):
+        page.evaluate(script)
+        found = page.evaluate("axe.run()")["violations"]
+        told = [
+            f"{each['id']}: {node['html']}: {node['failureSummary']}"
+            for each in found
+            for node in each["nodes"]
+        ]
+        assert not told, "\n".join(told)
+
+    return check

@@ -1,0 +1,48 @@
+"""Captions to draw: patches at known places of two images."""
+
+from PIL import Image
+
+from revisit.core.trace import TraceStep
+from revisit.evaluation.pictures.picture import Picture
+from revisit.evaluation.pictures.words import join
+
+PIECES = ["A", " dog", " runs", ".", " sofa", " </script><b>"]
+CELLS = [
+    (column / 4, row / 4, (column + 1) / 4, (row + 1) / 4)
+    for row in (0, 1, 2, 3)
+    for column in range(4)
+]
+PADDING = (0.0, -0.5, 0.25, -0.25)
+BLUE, GREEN = (30, 60, 160), (30, 130, 60)
+
+
+def decode(tokens):
+    return "".join(PIECES[token] for token in tokens).strip()
+
+
+def step(token, vision_token, *, plain=None, candidates=3, divergence=0.05):
+    plain = token if plain is None else plain
+    row, column = divmod(vision_token, 4)
+    return TraceStep(
+        vision_token, 4, 0, (0, row, column), candidates, divergence, plain, token, token
+    )
+
+
+def picture(title="photo.jpg", **changes):
+    """“A dog runs. </script><b>”: dog changed, from the second row's third patch, as is runs; the
+    mark is trivial; A shows padding; the last word is in the second image."""
+    steps = [
+        step(0, 32),
+        step(1, 6, plain=4),
+        step(2, 6),
+        step(3, 15, candidates=1, divergence=0.0),
+        step(5, 16),
+    ]
+    boxes = [(image, box) for image in (0, 1) for box in CELLS] + [(0, PADDING)]
+    given = {
+        "images": [Image.new("RGB", (320, 160), BLUE), Image.new("RGB", (160, 320), GREEN)],
+        "words": join([step.token for step in steps], steps, decode),
+        "boxes": boxes,
+        **changes,
+    }
+    return Picture(title, **given)
