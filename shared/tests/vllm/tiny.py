@@ -156,9 +156,7 @@ class Reference:
             self.known[key] = self._generate(question, config, steps)
         return self.known[key]
 
-    def _generate(
-        self, question: Question, config: ReVisiTConfig | None, steps: int
-    ) -> list[int]:
+    def _generate(self, question: Question, config: ReVisiTConfig | None, steps: int) -> list[int]:
         inputs = self.processor(
             text=[question.prompt], images=question.opened() or None, return_tensors="pt"
         )

@@ -107,8 +107,8 @@ def asked_settings(asked: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
         raise ValueError(f"it must be an object or true, got {_short(asked)}")
     if whole := [name for name in _OF_ENGINE if name in asked]:
         raise ValueError(
-            f"{whole} are the engine's, for all requests: start it with --additional-config "
-            f"'{{\"revisit\": {{\"{whole[0]}\": ...}}}}'"
+            f'{whole} are the engine\'s, for all requests: they stand under "revisit" in its '
+            "--additional-config"
         )
     if unknown := sorted(set(map(str, asked)) - set(_OF_REQUEST)):
         raise ValueError(f"no settings {_short(unknown)}; there are {sorted(_OF_REQUEST)}")

@@ -29,7 +29,8 @@ def lm_head(model: Any) -> LMHead:
         ValueError: the model has none, or it is quantized.
     """
     text = language_model(model)
-    head, processor = getattr(text, "lm_head", None), getattr(text, "logits_processor", None)
+    head: Any = getattr(text, "lm_head", None)
+    processor = getattr(text, "logits_processor", None)
     name = type(model).__name__
     if processor is None or not isinstance(getattr(head, "weight", None), Tensor):
         raise ValueError(f"ReVisiT finds no LM head with a logits processor in {name}")

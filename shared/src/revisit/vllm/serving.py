@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
