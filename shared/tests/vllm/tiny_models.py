@@ -3,12 +3,14 @@
 Their attention heads have size 32, the least that vLLM's attention on a CPU has.
 """
 
+import base64
 import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors.torch
 import torch
 import transformers
 from PIL import Image
@@ -52,6 +54,17 @@ class Question(NamedTuple):
         """With a placeholder for each image."""
         return f"<|im_start|>user\n{IMAGE * len(self.images)}{self.text}<|im_end|>\n"
 
+    def chat(self) -> list[dict[str, Any]]:
+        """As messages of an HTTP request, the images inside."""
+        content: list[dict[str, Any]] = []
+        for number in self.images:
+            data = base64.b64encode(IMAGES[number].read_bytes()).decode()
+            content.append(
+                {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+            )
+        content.append({"type": "text", "text": self.text})
+        return [{"role": "user", "content": content}]
+
     def opened(self) -> list[Image.Image]:
         return [Image.open(IMAGES[number]).convert("RGB") for number in self.images]
 
@@ -84,8 +97,21 @@ def make(family: str, folder: Path) -> Path:
             if parameter.ndim > 1 or name.endswith("bias"):
                 parameter.normal_(std=0.25)
     model.save_pretrained(folder)
+    if family == "llava":
+        _rename(folder / "model.safetensors", "vision_tower.", "vision_tower.vision_model.")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
     return folder
+
+
+def _rename(path: Path, old: str, new: str) -> None:
+    """As published checkpoints name them, and vLLM reads them; newer Transformers writes others."""
+    tensors = safetensors.torch.load_file(path)
+    if not any(name.startswith(new) for name in tensors):
+        renamed = {
+            new + name.removeprefix(old) if name.startswith(old) else name: tensor
+            for name, tensor in tensors.items()
+        }
+        safetensors.torch.save_file(renamed, path, {"format": "pt"})
 
 
 def _qwen(folder: Path) -> Any:
