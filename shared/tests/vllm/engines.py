@@ -60,12 +60,13 @@ def generate(
 
 def serving(llm: LLM) -> Any:
     """What the worker of an engine in this process keeps of its requests."""
-    worker = llm.llm_engine.model_executor.driver_worker.worker
-    from revisit.vllm.processor import ReVisiT
-
-    processors = worker.model_runner.input_batch.logitsprocs.non_argmax_invariant
-    (processor,) = [each for each in processors if isinstance(each, ReVisiT)]
-    return processor.serving
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    if hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors"):
+        processors = runner.sampler.logits_processors
+    else:
+        processors = runner.input_batch.logitsprocs.non_argmax_invariant
+    (found,) = [each.serving for each in processors if hasattr(each, "serving")]
+    return found
 
 
 def scheduler(llm: LLM) -> Any:

@@ -48,10 +48,13 @@ class Question(NamedTuple):
 
     text: str
     images: tuple[int, ...] = (0,)
+    whole: bool = False  # whether the text is the prompt, as a chat template made it
 
     @property
     def prompt(self) -> str:
         """With a placeholder for each image."""
+        if self.whole:
+            return self.text
         return f"<|im_start|>user\n{IMAGE * len(self.images)}{self.text}<|im_end|>\n"
 
     def chat(self) -> list[dict[str, Any]]:

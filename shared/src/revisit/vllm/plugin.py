@@ -5,7 +5,7 @@ its runner here, once the model is loaded. An engine that was not given ReVisiT 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -68,12 +68,29 @@ def _begin_admission(original: Any) -> Any:
 
 
 def _admit(original: Any) -> Any:
-    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = original(self, *args, **kwargs)
-        admit(request, self.vllm_config)
+    def process_inputs(self: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        hashes = dict(prompt).get("mm_hashes", {}) if isinstance(prompt, Mapping) else {}
+        names = [name for each in hashes.values() for name in each]
+        try:
+            request = original(self, request_id, prompt, *args, **kwargs)
+            names = [feature.mm_hash for feature in request.mm_features or ()]
+            admit(request, self.vllm_config)
+        except Exception:
+            if is_served(self.vllm_config):
+                _forget(self.renderer.mm_processor_cache, names)
+            raise
         return request
 
     return process_inputs
+
+
+def _forget(cache: Any, hashes: list[str]) -> None:
+    """The images of a refused request never reach the engine: they must be sent when next asked.
+
+    vLLM's cache counts an image as sent once it is read.
+    """
+    for name in hashes if cache is not None else ():
+        cache.invalidate(name)
 
 
 def _without_beams(original: Any) -> Any:
