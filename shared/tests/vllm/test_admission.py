@@ -158,9 +158,7 @@ def test_an_engine_that_cannot_serve_it_is_refused(message):
     parallel = {"pipeline_parallel_size": 1}
     text = SimpleNamespace(num_hidden_layers=4)
     config = SimpleNamespace(
-        parallel_config=SimpleNamespace(
-            **{"pipeline_parallel_size": 1} | changed.get("parallel", {})
-        ),
+        parallel_config=SimpleNamespace(**parallel | changed.get("parallel", {})),
         model_config=SimpleNamespace(hf_text_config=text, **model | changed.get("model", {})),
         kv_transfer_config=changed.get("kv_transfer_config"),
         lora_config=changed.get("lora_config"),
