@@ -1,4 +1,4 @@
-"""What ReVisiT costs in vLLM: `python benchmarks/vllm_cost.py MODEL`, in `nox -s vllm`'s environment.
+"""What ReVisiT costs in vLLM: `python benchmarks/vllm_cost.py MODEL`, where vLLM is installed.
 
 As many requests as are given, all at a time, greedy and with ReVisiT by turns, in one engine.
 """
