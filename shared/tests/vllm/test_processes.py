@@ -111,9 +111,6 @@ def ask(server, question, **settings):
     return answer.choices[0].token_ids
 
 
-CHAT = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-
-
 @pytest.fixture(scope="module")
 def expected(references):
     """By Transformers, of the prompt that the server's chat template makes."""
