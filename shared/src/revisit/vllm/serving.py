@@ -1,0 +1,207 @@
+"""The requests of one worker: their vision states, chunk by chunk, then their sessions.
+
+`before` and `after` a forward pass and at `refine` nothing may be raised: an error in a worker ends
+the engine, and with it the requests of everybody. What goes wrong there is logged, and the requests
+concerned are decoded plainly from then on.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor
+
+from revisit.config import ReVisiTConfig
+from revisit.core.batch import refine
+from revisit.core.columns import Pool, put
+from revisit.core.layers import resolve_layers
+from revisit.core.session import Session
+from revisit.vllm.admission import admitted_settings, vision_positions
+from revisit.vllm.head import check_head, is_tied, lm_head
+from revisit.vllm.runner import Runner, Span
+
+log = logging.getLogger("vllm.revisit")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Prompt:
+    """A request that asks for ReVisiT.
+
+    Attributes:
+        positions: of its N vision tokens, ascending.
+        states: (J, N, d) their hidden states, layer by layer; None before the first is read.
+        read: how many of the vision tokens were read, from the first on.
+        session: made when the first token is chosen.
+    """
+
+    def __init__(self, config: ReVisiTConfig, positions: list[int]) -> None:
+        self.config = config
+        self.positions = positions
+        self.states: Tensor | None = None
+        self.read = 0
+        self.session: Session | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all its vision tokens were read."""
+        return self.read == len(self.positions)
+
+    def record(self, span: Span, layers: list[Tensor]) -> None:
+        """Keep the hidden states of those vision tokens that a pass has computed.
+
+        Args:
+            layers: J of (tokens, d), of all requests in the pass.
+        """
+        first = bisect_left(self.positions, span.start)
+        last = bisect_left(self.positions, span.start + span.length)
+        if first == last or first > self.read:  # what lies between was read elsewhere
+            return
+        if self.states is None:
+            shape = (len(layers), len(self.positions), layers[0].shape[1])
+            self.states = layers[0].new_empty(shape)
+        shift = span.begin - span.start
+        rows = put([place + shift for place in self.positions[first:last]], layers[0].device)
+        for kept, layer in zip(self.states, layers, strict=True):
+            kept[first:last] = layer.index_select(0, rows)
+        self.read = max(self.read, last)
+
+    def close(self) -> None:
+        """It has ended."""
+        if self.session is not None:
+            self.session.close()
+
+
+def _guarded(method: Callable[P, R]) -> Callable[P, R | None]:
+    """Log what a method raises, in place of raising it."""
+
+    @wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
+        try:
+            return method(*args, **kwargs)
+        except Exception:
+            log.exception("ReVisiT: an error; the requests concerned are decoded plainly")
+            return None
+
+    return guarded
+
+
+class Serving:
+    """What a worker keeps of its requests, with one pool of columns for all of them.
+
+    Args:
+        runner: the face of the worker's model runner, its model loaded.
+        config: the engine's settings.
+
+    Attributes:
+        prompts: by request, from its first pass until vLLM says that it has ended.
+        reading: those of which vision tokens are yet to be read.
+        unfinished: those of which the pass that ran leaves tokens to read.
+
+    Raises:
+        ValueError: the model's LM head or inner layers cannot be read.
+    """
+
+    def __init__(self, runner: Runner, config: ReVisiTConfig) -> None:
+        model = runner.runner.get_model()
+        self.runner = runner
+        self.config = config
+        self.head = lm_head(model)
+        check_head(self.head, model)
+        count = runner.runner.model_config.hf_text_config.num_hidden_layers
+        self.layers = resolve_layers(config.layers, count, is_tied(model))
+        self.inner = sorted({layer for layer in self.layers if layer != count})
+        if self.inner:
+            _read_inner(runner.runner, model, self.inner)
+        self.pool = Pool(self.head, config.cache_bytes)
+        self.prompts: dict[str, Prompt] = {}
+        self.reading: dict[str, Prompt] = {}
+        self.unfinished: set[str] = set()
+
+    @_guarded
+    def before(self, scheduled: Any) -> None:
+        """Requests that end and that begin, before the pass that `scheduled` tells."""
+        for request in scheduled.finished_req_ids:
+            self.reading.pop(request, None)
+            if prompt := self.prompts.pop(request, None):
+                prompt.close()
+        for new in scheduled.scheduled_new_reqs:
+            if new.req_id in self.prompts:
+                continue  # it goes on after a preemption: what was read of it holds
+            config = admitted_settings(new.sampling_params, self.config)
+            if config is not None:
+                prompt = Prompt(config, vision_positions(new.mm_features))
+                self.prompts[new.req_id] = self.reading[new.req_id] = prompt
+
+    @_guarded
+    def after(self) -> None:
+        """Keep what the pass that ran tells of prompts that are being read."""
+        if not self.prompts:
+            return
+        self.unfinished = self.runner.unfinished()
+        if not self.reading:
+            return
+        last, inner = self.runner.hidden_states()
+        read = dict(zip(self.inner, inner, strict=True))
+        layers = [read.get(layer, last) for layer in self.layers]
+        for span in self.runner.spans():
+            if prompt := self.reading.get(span.request):
+                prompt.record(span, layers)
+                if prompt.complete:
+                    del self.reading[span.request]
+
+    def refine(self, logits: Tensor, context: Any) -> Tensor:
+        """Logits (rows, V) of all requests; refined, float32, where one of them asks for it."""
+        refined = self._refine(logits, context) if self.prompts else None
+        return logits if refined is None else refined
+
+    @_guarded
+    def _refine(self, logits: Tensor, context: Any) -> Tensor | None:
+        requests = self.runner.rows(logits.shape[0], context)
+        sessions = [self._session(request) for request in requests]
+        if not any(sessions):
+            return None
+        try:
+            return refine(logits, sessions)[0]
+        except ValueError:
+            good = (~logits.isnan().any(1) & ~logits.isneginf().all(1)).tolist()
+            bad = [name for name, fine in zip(requests, good, strict=True) if not fine]
+            if not bad:
+                raise
+            log.error("ReVisiT: no token is possible by the logits of %s: left as they are", bad)
+            kept = [each if fine else None for each, fine in zip(sessions, good, strict=True)]
+            return refine(logits, kept)[0]
+
+    def _session(self, request: str) -> Session | None:
+        """The session of a request that chooses a token now; None where it decodes plainly."""
+        prompt = self.prompts.get(request)
+        if prompt is None or request in self.unfinished:
+            return None
+        if prompt.session is None:
+            if not prompt.complete or prompt.states is None:
+                log.error("ReVisiT: the vision tokens of %s were not all read here", request)
+                del self.prompts[request]
+                self.reading.pop(request, None)
+                return None
+            prompt.session = Session(prompt.states.flatten(0, 1), self.pool, prompt.config)
+            prompt.states = None  # the session's now
+        return prompt.session
+
+
+def _read_inner(runner: Any, model: Any, layers: list[int]) -> None:
+    """Let the model return the hidden states of inner layers too, as EAGLE-3 has it do."""
+    name = type(model).__name__
+    if not hasattr(model, "set_aux_hidden_state_layers"):
+        raise ValueError(
+            f"{name} gives its last hidden state alone in vLLM: choose layers='last' for ReVisiT"
+        )
+    if runner.use_aux_hidden_state_outputs:
+        raise ValueError(
+            "a speculative decoder reads hidden states of inner layers already: choose "
+            "layers='last' for ReVisiT, or another speculative decoder"
+        )
+    model.set_aux_hidden_state_layers(tuple(layers))
+    runner.use_aux_hidden_state_outputs = True

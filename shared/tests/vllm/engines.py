@@ -1,0 +1,74 @@
+"""Engines of vLLM that serve the tiny models, and what they generate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm import LLM, SamplingParams
+
+from revisit import ReVisiTConfig
+from tiny_models import STEPS, Question
+
+OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 * 2**20,
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "disable_log_stats": True,
+    "distributed_executor_backend": "uni",
+    "limit_mm_per_prompt": {"image": 2},
+    "skip_mm_profiling": True,
+    "enable_prefix_caching": False,
+}
+
+
+def start(folder: Path, layers: str | Sequence[int] = "last", **options: Any) -> LLM:
+    """An engine that serves ReVisiT."""
+    settings = {"layers": layers, **options.pop("revisit", {})}
+    return LLM(
+        str(folder),
+        logits_processors=["revisit.vllm:ReVisiT"],
+        additional_config={"revisit": settings},
+        **{**OPTIONS, **options},
+    )
+
+
+def asking(config: ReVisiTConfig | None) -> dict[str, Any] | None:
+    """What a request says that asks for these settings."""
+    if config is None:
+        return None
+    names = ("alpha", "divergence", "selection", "seed")
+    return {"revisit": {name: getattr(config, name) for name in names}}
+
+
+def params(config: ReVisiTConfig | None, steps: int = STEPS, **settings: Any) -> SamplingParams:
+    """Greedy, the same number of tokens whatever they are."""
+    greedy = {"temperature": 0, "max_tokens": steps, "ignore_eos": True, **settings}
+    return SamplingParams(extra_args=asking(config), **greedy)
+
+
+def generate(
+    llm: LLM, asked: Sequence[tuple[Question, ReVisiTConfig | None]], steps: int = STEPS
+) -> list[list[int]]:
+    """The new tokens of all requests, sent at once."""
+    prompts = [question.for_vllm() for question, _ in asked]
+    settings = [params(config, steps) for _, config in asked]
+    outputs = llm.generate(prompts, settings, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def serving(llm: LLM) -> Any:
+    """What the worker of an engine in this process keeps of its requests."""
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    if hasattr(runner, "sampler") and hasattr(runner.sampler, "logits_processors"):
+        processors = runner.sampler.logits_processors
+    else:
+        processors = runner.input_batch.logitsprocs.non_argmax_invariant
+    (found,) = [each.serving for each in processors if hasattr(each, "serving")]
+    return found
+
+
+def scheduler(llm: LLM) -> Any:
+    """The scheduler of an engine in this process."""
+    return llm.llm_engine.engine_core.engine_core.scheduler

@@ -1,0 +1,59 @@
+"""Serve a tiny model in this process and its children: `serve_elsewhere.py MODEL LAYERS OUT`.
+
+With --v2 by Model Runner V2, its Triton kernels run by Triton's interpreter: the way without a GPU.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def on_a_cpu() -> None:
+    """Let vLLM's second model runner start without a GPU."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    import triton.backends
+
+    class Driver:
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+    triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=Driver)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("layers")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--v2", action="store_true")
+    parser.add_argument("--ranks", type=int, default=1)
+    args = parser.parse_args()
+    if args.v2:
+        on_a_cpu()
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if args.ranks > 1:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    sys.path.insert(0, str(Path(__file__).parent))
+    import engines
+    from tiny_models import QUESTIONS, mixed
+
+    backend = "mp" if args.ranks > 1 else "uni"
+    llm = engines.start(
+        args.model,
+        args.layers,
+        tensor_parallel_size=args.ranks,
+        distributed_executor_backend=backend,
+    )
+    tokens = engines.generate(llm, mixed(args.layers, QUESTIONS[:4]))
+    answers = {"tokens": tokens, "runner": None}
+    if args.v2:
+        answers["runner"] = type(engines.serving(llm).runner).__name__
+    args.out.write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()

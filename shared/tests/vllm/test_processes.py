@@ -1,0 +1,178 @@
+"""Engines in processes of their own: Model Runner V2, tensor parallelism, an HTTP server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from revisit import ReVisiTConfig
+from tiny_models import QUESTIONS, STEPS, mixed
+
+PROGRAM = Path(__file__).with_name("serve_elsewhere.py")
+SECONDS = 240
+
+
+def elsewhere(folder, layers, *flags):
+    """What another process generates for `mixed(layers)`."""
+    out = folder / "answers.json"
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    command = [sys.executable, PROGRAM, folder, layers, out, *flags]
+    run = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=SECONDS, cwd=folder
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("family, layers", [("qwen", "all"), ("llava", "last")])
+def test_model_runner_v2_equals_transformers(family, layers, folders, references):
+    asked = mixed(layers, QUESTIONS[:4])
+    expected = references[family].all(asked)
+    answers = elsewhere(folders[family], layers, "--v2")
+    assert answers["runner"] == "RunnerV2"
+    assert answers["tokens"] == expected
+
+
+def test_two_ranks_of_tensor_parallelism_equal_transformers(folders, references):
+    asked = mixed("all", QUESTIONS[:4])
+    answers = elsewhere(folders["qwen"], "all", "--ranks", "2")
+    assert answers["tokens"] == references["qwen"].all(asked)
+
+
+@pytest.fixture(scope="module")
+def server(folders, tmp_path_factory):
+    """The address of a server on this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = {
+        "--model": folders["qwen"],
+        "--served-model-name": "tiny",
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--dtype": "float32",
+        "--max-model-len": 512,
+        "--kv-cache-memory-bytes": 64 * 2**20,
+        "--limit-mm-per-prompt": '{"image": 2}',
+        "--logits-processors": "revisit.vllm:ReVisiT",
+        "--additional-config": '{"revisit": {"layers": "all"}}',
+    }
+    words = [str(word) for pair in flags.items() for word in pair]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    module = "vllm.entrypoints.openai.api_server"
+    log = tmp_path_factory.mktemp("server") / "log"
+    with log.open("w") as lines:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--enforce-eager", "--skip-mm-profiling", *words],
+            env=environment,
+            stdout=lines,
+            stderr=subprocess.STDOUT,
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            _wait(address, process, log)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _wait(address, process, log):
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()[-6000:]
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(log.read_text()[-6000:])
+
+
+def ask(server, question, **settings):
+    """What the official client is answered: token ids."""
+    client = openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0)
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=question.chat(),
+        temperature=0,
+        max_tokens=STEPS,
+        extra_body={"ignore_eos": True, "return_token_ids": True, **settings},
+    )
+    return answer.choices[0].token_ids
+
+
+@pytest.fixture(scope="module")
+def expected(references):
+    """By Transformers, of the prompt that the server's chat template makes."""
+    reference = references["qwen"]
+
+    def generate(question, config):
+        chat = reference.processor.apply_chat_template(
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        *({"type": "image"} for _ in question.images),
+                        {"type": "text", "text": question.text},
+                    ],
+                }
+            ],
+            add_generation_prompt=True,
+        )
+        return reference(question._replace(text=chat, whole=True), config)
+
+    return generate
+
+
+def test_concurrent_requests_over_http_equal_transformers(server, expected):
+    config = ReVisiTConfig(layers="all", alpha=1e-3)
+    kinds = [
+        (None, {}),
+        (config, {"vllm_xargs": {"revisit": '{"alpha": 0.001}'}}),
+        (ReVisiTConfig(layers="all"), {"vllm_xargs": {"revisit": "{}"}}),
+    ]
+    asked = [(question, *kind) for question in QUESTIONS for kind in kinds]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda each: ask(server, each[0], **each[2]), asked))
+    assert answers == [expected(question, config) for question, config, _ in asked]
+
+
+BAD = {
+    "must be in [0, 1], got 2": {"vllm_xargs": {"revisit": '{"alpha": 2}'}},
+    "no settings ['beta']": {"vllm_xargs": {"revisit": '{"beta": 2}'}},
+    "it is not JSON": {"vllm_xargs": {"revisit": "{"}},
+    "beam search is not supported": {
+        "vllm_xargs": {"revisit": "{}"},
+        "use_beam_search": True,
+        "n": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_bad_request_is_answered_400_with_what_to_send(message, server, expected):
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(server, QUESTIONS[0], **BAD[message])
+    assert refused.value.status_code == 400
+    assert message in refused.value.message
+    assert ask(server, QUESTIONS[0]) == expected(QUESTIONS[0], None)
+
+
+def test_a_prompt_without_an_image_is_answered_400(server):
+    with pytest.raises(openai.BadRequestError, match="the prompt has no image or video"):
+        ask(server, QUESTIONS[0]._replace(images=()), vllm_xargs={"revisit": "{}"})
+
+
+def test_true_asks_for_the_settings_of_the_engine(server, expected):
+    got = ask(server, QUESTIONS[0], vllm_xargs={"revisit": "true"})
+    assert got == expected(QUESTIONS[0], ReVisiTConfig(layers="all"))

@@ -1,0 +1,233 @@
+"""Every sequence equals Transformers' with the package's own binding, however vLLM runs it."""
+
+import random
+
+import pytest
+import torch
+
+import engines
+from revisit import ReVisiTConfig
+from tiny_models import QUESTIONS, mixed
+
+FAMILIES = ("qwen", "llava")
+
+
+def nothing_left(llm):
+    """No request, and none of their columns."""
+    llm.llm_engine.step()  # tells the worker which requests have ended
+    serving = engines.serving(llm)
+    assert not serving.prompts and not serving.reading
+    pool = serving.pool
+    assert sorted(pool.vacant) == list(range(pool.slots.shape[0]))
+    assert sum(map(len, pool.free)) == pool.limit
+
+
+@pytest.mark.parametrize("layers", ["last", "all", [0, 1, 3, 4]], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_mixed_batch_equals_transformers(family, layers, started, references):
+    asked = mixed(layers)
+    expected = references[family].all(asked)
+    assert len({tuple(tokens) for tokens in expected}) > len(asked) * 0.9
+    llm = started(family, layers)
+    assert engines.generate(llm, asked) == expected
+    nothing_left(llm)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-5, 1e-4, 1e-2, 1e-1, 1.0])
+@pytest.mark.parametrize("divergence", ["ag", "js"])
+def test_every_alpha_and_divergence(alpha, divergence, started, references):
+    config = ReVisiTConfig(layers="all", alpha=alpha, divergence=divergence)
+    asked = [(question, config) for question in QUESTIONS]
+    assert engines.generate(started("qwen", "all"), asked) == references["qwen"].all(asked)
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_that_split_an_image(family, layers, started, references):
+    llm = started(family, layers, max_num_batched_tokens=13)
+    asked = mixed(layers)
+    serving = engines.serving(llm)
+    spans, original = [], serving.runner.spans
+    serving.runner.spans = lambda: [spans.append(span) or span for span in original()]
+    assert engines.generate(llm, asked) == references[family].all(asked)
+    serving.runner.spans = original
+    places = [span.start for span in spans if span.start]
+    assert len(places) > len(asked)  # prompts that went on in a later pass
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_preempted_requests_go_on(family, started, references):
+    blocks = {"block_size": 32, "num_gpu_blocks_override": 12, "max_model_len": 256}
+    llm = started(family, "all", **blocks, max_num_batched_tokens=64)
+    scheduler, preempted = engines.scheduler(llm), []
+    original = scheduler._preempt_request
+    scheduler._preempt_request = lambda request, *args, **kwargs: (
+        preempted.append(request.num_output_tokens) or original(request, *args, **kwargs)
+    )
+    asked = mixed("all", QUESTIONS[:4])
+    steps = 60
+    assert engines.generate(llm, asked, steps) == references[family].all(asked, steps)
+    assert sum(tokens > 0 for tokens in preempted) >= 3
+    nothing_left(llm)
+
+
+def test_a_warm_prefix_cache_is_left_to_plain_requests(started, references):
+    llm = started("qwen", "last", enable_prefix_caching=True, block_size=32)
+    asked = mixed("last")
+    expected = references["qwen"].all(asked)
+    assert engines.generate(llm, asked) == expected
+    outputs = llm.generate(
+        [question.for_vllm() for question, _ in asked],
+        [engines.params(config) for _, config in asked],
+        use_tqdm=False,
+    )
+    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+    for (_, config), output in zip(asked, outputs, strict=True):
+        assert (output.num_cached_tokens > 0) == (config is None)
+
+
+@pytest.fixture
+def asynchronous(monkeypatch):
+    """vLLM turns asynchronous scheduling off on a CPU: let it be as on a GPU."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config.__func__
+
+    def check(cls, config):
+        original(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(check))
+
+
+def test_asynchronous_scheduling(asynchronous, started, references):
+    llm = started("qwen", "all", async_scheduling=True)
+    assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling
+    asked = mixed("all")
+    assert engines.generate(llm, asked) == references["qwen"].all(asked)
+
+
+def test_several_sequences_of_a_request(started, references):
+    config = ReVisiTConfig(alpha=1e-3)
+    llm = started("qwen", "last")
+    (output,) = llm.generate(
+        [QUESTIONS[0].for_vllm()],
+        [engines.params(config, n=3, temperature=1.0, top_k=1)],
+        use_tqdm=False,
+    )
+    expected = references["qwen"](QUESTIONS[0], config)
+    assert [list(each.token_ids) for each in output.outputs] == [expected] * 3
+    nothing_left(llm)
+
+
+def test_penalties_come_after_and_masks_before(started):
+    """V1's order: bias and bans change what ReVisiT is given, penalties what it gives."""
+    llm = started("qwen", "last")
+    config = ReVisiTConfig(alpha=1e-3)
+    plain = engines.generate(llm, [(QUESTIONS[0], config)])[0]
+    (output,) = llm.generate(
+        [QUESTIONS[0].for_vllm()],
+        [engines.params(config, logit_bias={plain[0]: -100.0}, presence_penalty=2.0)],
+        use_tqdm=False,
+    )
+    tokens = output.outputs[0].token_ids
+    assert plain[0] not in tokens
+
+
+def test_settings_of_the_engine_are_those_of_a_request_that_names_none(started, references):
+    llm = started("qwen", "all", revisit={"alpha": 1e-2, "divergence": "js"})
+    config = ReVisiTConfig(layers="all", alpha=1e-2, divergence="js")
+    for asked in (True, {}, "{}", "true"):
+        params = engines.params(None)
+        params.extra_args = {"revisit": asked}
+        (output,) = llm.generate([QUESTIONS[1].for_vllm()], [params], use_tqdm=False)
+        assert list(output.outputs[0].token_ids) == references["qwen"](QUESTIONS[1], config)
+
+
+def test_columns_that_find_no_room_are_computed_again(started, references):
+    llm = started("qwen", "all", revisit={"cache_bytes": 20_000})
+    asked = mixed("all")
+    assert engines.generate(llm, asked) == references["qwen"].all(asked)
+
+
+def test_logits_without_a_possible_token_end_nothing(started, references, caplog):
+    llm = started("qwen", "last")
+    serving = engines.serving(llm)
+    config = ReVisiTConfig(alpha=1e-3)
+    asked = [(question, config) for question in QUESTIONS[:3]]
+    broken, rows = [], serving.runner.rows
+
+    def spoil(logits, context, original=serving.refine):
+        names = rows(logits.shape[0], context)
+        if len(names) == 3 and not broken:
+            broken.append(names[1])
+        if broken and broken[0] in names:
+            logits[names.index(broken[0])] = float("nan")
+        return original(logits, context)
+
+    serving.refine = spoil
+    try:
+        got = engines.generate(llm, asked)
+    finally:
+        del serving.refine
+    expected = references["qwen"].all(asked)
+    assert broken and (got[0], got[2]) == (expected[0], expected[2])
+    nothing_left(llm)
+
+
+def test_an_error_in_the_worker_ends_nothing(started, references, monkeypatch):
+    llm = started("qwen", "last")
+    config = ReVisiTConfig(alpha=1e-3)
+    asked = [(QUESTIONS[0], config), (QUESTIONS[1], None)]
+    serving = engines.serving(llm)
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(serving.pool, "open", fail)
+    got = engines.generate(llm, asked)
+    plain = [(question, None) for question, _ in asked]
+    assert got == references["qwen"].all(plain)
+    monkeypatch.undo()
+    assert engines.generate(llm, asked) == references["qwen"].all(asked)
+    nothing_left(llm)
+
+
+def test_soak_with_aborts(started, references):
+    """Hundreds of requests in random settings, a tenth aborted: the rest as alone."""
+    llm = started("qwen", "last", max_num_seqs=32, max_num_batched_tokens=96)
+    engine = llm.llm_engine
+    draw = random.Random(0)
+    kinds = mixed("last")
+    expected, done, running, aborted = {}, {}, {}, set()
+    count = 300
+    total, number = 0, 0
+    sizes = []
+    while total < count or engine.has_unfinished_requests():
+        while total < count and len(running) < 32:
+            question, config = draw.choice(kinds)
+            steps = draw.randint(1, 16)
+            name = str(total)
+            engine.add_request(name, question.for_vllm(), engines.params(config, steps))
+            expected[name] = references["qwen"](question, config)[:steps]
+            running[name] = total
+            total += 1
+        for output in engine.step():
+            if output.finished:
+                running.pop(output.request_id, None)
+                done[output.request_id] = list(output.outputs[0].token_ids)
+        number += 1
+        if running and draw.random() < 0.25 and len(aborted) < count // 10:
+            victim = draw.choice(list(running))
+            engine.abort_request([victim])
+            aborted.add(victim)
+            del running[victim]
+        pool = engines.serving(llm).pool
+        sizes.append(pool.table.numel() + pool.slots.numel())
+    assert len(aborted) == count // 10
+    finished = {name: tokens for name, tokens in done.items() if name not in aborted}
+    assert len(finished) == count - len(aborted)
+    assert all(tokens == expected[name] for name, tokens in finished.items())
+    nothing_left(llm)
+    assert sizes[-1] <= 1.25 * sizes[len(sizes) // 3]
+    assert torch.isfinite(engines.serving(llm).head.weight).all()
