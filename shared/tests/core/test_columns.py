@@ -1,6 +1,7 @@
 """What is kept of the columns: each once, within one budget, whoever comes and goes."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -199,7 +200,8 @@ def test_room_is_given_back_whole_whatever_the_order(actions, limit):
         ]
         taken += [grain for run in pool.free for grain in run]
         assert sorted(taken) == list(range(limit))
-        assert pool.table.numel() >= max((r[-1] + c.size for c in held.values() for r in c.runs), default=0)
+        ends = [run[-1] + each.size for each in held.values() for run in each.runs]
+        assert pool.table.numel() >= max(ends, default=0)
     for columns in held.values():
         pool.close(columns)
     assert pool.free == [range(limit)]
@@ -221,7 +223,7 @@ def test_a_cpu_takes_memory_as_columns_come_and_a_gpu_at_once():
     assert sizes[0] == 11 * 32
     assert sizes[-1] == 1001 * 32  # the budget, and one window
     assert len(set(sizes)) < 40  # by a quarter each time
-    assert all(b - a <= max(320, a * 0.26) for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(b - a <= max(320, a * 0.26) for a, b in pairwise(sizes))
 
 
 def test_the_sizes_follow_the_device():
@@ -245,7 +247,12 @@ def test_states_that_cannot_be_projected_are_refused(states, message):
 def test_words_are_projected_in_blocks_that_memory_allows():
     head = counted(100, 4)
     calls = []
-    head.project = lambda words, states: calls.append(len(words)) or head.plain.project(words, states)
+
+    def project(words, states):
+        calls.append(len(words))
+        return head.plain.project(words, states)
+
+    head.project = project
     one = session(Pool(head, BIG, TIGHT._replace(gathered=7 * 4 * 4)), 3)
     exact(likely(range(20), size=100), [one])
     assert calls[:3] == [7, 7, 6]
