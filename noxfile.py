@@ -117,6 +117,18 @@ def bench(session: nox.Session) -> None:
     session.run(python, "benchmarks/cost.py", *session.posargs, external=True)
 
 
+@nox.session(python=PYTHON)
+def mutants(session: nox.Session) -> None:
+    """Break core/ in every small way, and see that its own tests notice: an hour or two.
+
+    `shared/mutants/` keeps what is known, so that the same again continues; mutmut shows it.
+    """
+    session.install("mutmut", "torch", "pytest", "hypothesis", "numpy")
+    with session.chdir("shared"):
+        session.run("mutmut", "run", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+        session.run("mutmut", "results")
+
+
 def build(
     session: nox.Session, requirements: str, family: str | None = None, alone: str | None = None
 ) -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import cost
+import drift
+import own
 import published
+import rows
 from revisit.core.step import constrain
 
 ROOT = Path(__file__).parents[2]
@@ -30,10 +32,10 @@ def test_the_dense_implementation_gives_the_published_steps(golden):
 
 @pytest.mark.parametrize("candidates", [1, 10, 300])
 def test_v_cons_has_the_size_asked_for_and_drifts_by_the_share_asked_for(candidates):
-    work = cost.Work([], steps=20, share=0.2)
+    work = drift.Work([], steps=20, share=0.2)
     kept = [
-        set(constrain(logits, cost.CONFIG.alpha).tolist())
-        for logits in cost.drift(2000, candidates, work)
+        set(constrain(logits, own.CONFIG.alpha).tolist())
+        for logits in drift.drift(2000, candidates, work)
     ]
     assert len(kept) == 20
     assert {len(words) for words in kept} == {candidates}
@@ -46,7 +48,7 @@ def test_v_cons_has_the_size_asked_for_and_drifts_by_the_share_asked_for(candida
 
 def test_peak_memory_counts_what_is_alive_at_a_time_and_views_once():
     given = torch.ones(100)
-    with cost.Peak() as peak:
+    with own.Peak() as peak:
         first = given + 1
         view = first[:50]
         del first
@@ -67,8 +69,36 @@ def run(script, *arguments):
 def test_the_quick_benchmark_prints_every_cell_and_axis():
     done = run("cost.py", "--quick", "--threads", 1)
     assert done.returncode == 0, done.stderr
-    for line in ("tiny, last | 2 |", "tiny, all | 20 |", "words in V_cons", "rows of the batch"):
+    assert "bfloat16 (" in done.stdout.splitlines()[0]
+    for line in (
+        *("tiny, last | 2 |", "tiny, all | 20 |", "words in V_cons", "| tiny | 2 |"),
+        *("one after another", "- Time: ", "- Memory: ", "- Many rows: "),
+    ):
         assert line in done.stdout
+
+
+def test_rows_are_unlike_and_always_the_same():
+    ragged = rows.Ragged("", tokens=40, candidates=20, width=4, vocabulary=300)
+    work = drift.Work([], steps=3)
+    made = [rows.rows_of(ragged, 8, work, torch.float32) for _ in range(2)]
+    for one, again in zip(*made, strict=True):
+        assert torch.equal(one.states, again.states)
+        assert 20 <= len(one.states) <= 60
+    assert len({len(row.states) for row in made[0]}) > 4
+    kept = {len(constrain(row.logits[0], own.CONFIG.alpha)) for row in made[0]}
+    assert len(kept) > 4 and min(kept) >= 10 and max(kept) <= 30
+
+
+def test_every_request_is_served_to_its_end(monkeypatch):
+    ragged = rows.Ragged("", tokens=10, candidates=5, width=4, vocabulary=90)
+    made = rows.rows_of(ragged, 7, drift.Work([], steps=6), torch.float32)
+    sizes = []
+    refine = rows.refine
+    monkeypatch.setattr(rows, "refine", lambda logits, s: sizes.append(len(s)) or refine(logits, s))
+    lengths = [3, 6, 4, 5, 6, 3, 4]
+    assert rows.serve(rows.weight(ragged, torch.float32), made, lengths, 3) > 0
+    assert sum(sizes) == sum(lengths)
+    assert max(sizes) == 3
 
 
 def test_the_quick_benchmark_writes_page_and_plot(tmp_path):

@@ -1,0 +1,174 @@
+"""LM heads: the plain one with and without arithmetic of its dtype, and others in its place."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from revisit.config import ReVisiTConfig
+from revisit.core import head as module
+from revisit.core.batch import refine
+from revisit.core.columns import CPU, Pool
+from revisit.core.head import Head, LMHead, native
+from revisit.core.session import Session
+from revisit.core.step import step
+from test_refine import SIZES
+from test_step import BIG
+
+
+class Quantized:
+    """Rows of int8 with a scale each, as a quantized model holds them."""
+
+    def __init__(self, weight):
+        self.scales = weight.float().abs().amax(1, keepdim=True) / 127
+        self.rows = (weight.float() / self.scales).round().to(torch.int8)
+        self.size, self.width = weight.shape
+        self.dtype, self.device = weight.dtype, weight.device
+
+    def project(self, words, states):
+        rows = self.rows[words].float() * self.scales[words]
+        return (rows @ states.float().T).to(self.dtype)
+
+
+class Sharded:
+    """Each rank has the rows of some words; what they compute is summed."""
+
+    def __init__(self, weight, ranks=3):
+        self.shards = weight.chunk(ranks)
+        self.size, self.width = weight.shape
+        self.dtype, self.device = weight.dtype, weight.device
+
+    def project(self, words, states):
+        logits, start = 0, 0
+        for shard in self.shards:
+            own = (words >= start) & (words < start + len(shard))
+            local = LMHead(shard).project((words - start).where(own, 0), states)
+            logits = logits + local.where(own.unsqueeze(1), 0)
+            start += len(shard)
+        return logits
+
+
+def decode(head: Head, sizes=CPU, steps=4, budget=BIG):
+    """Some steps of three prompts with an LM head; each row's scores, and its session."""
+    generator = torch.Generator().manual_seed(0)
+    pool = Pool(head, budget, sizes)
+    sessions = [
+        Session(torch.randn(m, head.width, generator=generator), pool, ReVisiTConfig(alpha=0.01))
+        for m in (7, 40, 20)
+    ]
+    for _ in range(steps):
+        logits = torch.randn(3, head.size, generator=generator) * 4
+        refined, _ = refine(logits, sessions)
+        yield from zip(logits, refined, sessions, strict=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Quantized, Sharded])
+@pytest.mark.parametrize("budget", [BIG, 2000])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_a_head_of_another_kind_is_used_as_it_projects(kind, dtype, budget, sizes):
+    weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
+    head = kind(weight)
+    for logits, refined, session in decode(head, sizes, budget=budget):
+        alone = step(logits, session.columns.states, head, session.config)
+        torch.testing.assert_close(refined, alone.scores, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sharded_head_decodes_as_the_whole_one():
+    weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    for (_, whole, _), (_, parts, _) in zip(
+        decode(LMHead(weight)), decode(Sharded(weight)), strict=True
+    ):
+        torch.testing.assert_close(whole, parts)
+
+
+@pytest.fixture(params=[True, False], ids=["native", "in float32"])
+def arithmetic(request, monkeypatch):
+    """A processor with, and without, arithmetic of half precision."""
+    monkeypatch.setattr(module, "native", lambda dtype, device: request.param)
+
+
+@pytest.mark.parametrize("words", [[41], [3, 89, 0, 41], [5, 3, 89, 0, 41]])
+@pytest.mark.parametrize("states", [1, 63, 64, 65, 200])
+def test_a_product_is_right_within_the_rounding_of_bfloat16(arithmetic, states, words):
+    generator = torch.Generator().manual_seed(states)
+    weight = torch.randn(90, 256, generator=generator).bfloat16()
+    hidden = torch.randn(states, 256, generator=generator).bfloat16()
+    words = torch.tensor(words)
+    got = LMHead(weight).project(words, hidden)
+    assert got.dtype == torch.bfloat16
+    exact = weight[words].double() @ hidden.double().T
+    torch.testing.assert_close(got.double(), exact, rtol=2**-8, atol=1e-2)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    words=st.one_of(st.integers(1, 8), st.integers(1, 70)),
+    states=st.integers(1, 150),
+    width=st.sampled_from([8, 100, 1024]),
+    seed=st.integers(0, 2**31),
+)
+def test_equal_states_have_equal_columns(words, states, width, seed):
+    generator = torch.Generator().manual_seed(seed)
+    head = LMHead(torch.randn(words, width, generator=generator).bfloat16())
+    one = torch.randn(1, width, generator=generator).bfloat16()
+    others = torch.randn(states, width, generator=generator).bfloat16()
+    at = torch.randint(states, (3,), generator=generator)
+    others[at] = one
+    logits = head.project(torch.arange(words), others)[:, at]
+    assert torch.equal(logits, logits[:, :1].expand(-1, 3))
+
+
+def test_float16_is_multiplied_on_a_cpu_of_any_release():
+    generator = torch.Generator().manual_seed(0)
+    weight, states = torch.randn(9, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    got = LMHead(weight.half()).project(torch.arange(9), states.half())
+    assert got.dtype == torch.float16
+    torch.testing.assert_close(got.float(), weight @ states.T, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_follows_the_product_is_applied_in_order(arithmetic, dtype):
+    if dtype == torch.float16 and module.native(dtype, "cpu"):
+        pytest.skip("PyTorch 2.0 multiplies no float16 on a CPU")
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, states = (
+        torch.randn(*size, generator=generator).to(dtype) for size in ((9, 4), (9,), (70, 4))
+    )
+    words = torch.tensor([8, 2, 5])
+    got = LMHead(weight, bias, scale=0.5, softcap=1.5).project(words, states)
+    product = weight[words].double() @ states.double().T + bias[words].double().unsqueeze(1)
+    expected = 1.5 * torch.tanh(0.5 * product / 1.5)
+    torch.testing.assert_close(got.double(), expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize(
+    ("features", "has"),
+    [
+        ("fpu sse4_2 avx2 f16c", False),
+        ("fpu avx2 avx512f avx512_bf16", True),
+        ("fpu amx_bf16 amx_tile", True),
+        ("fp asimd sve bf16", True),
+        ("", False),
+    ],
+)
+def test_a_processor_has_bfloat16_or_is_asked_for_float32(monkeypatch, features, has):
+    monkeypatch.setattr(module, "_cpu_features", lambda: set(features.split()))
+    ask = native.__wrapped__
+    assert ask(torch.bfloat16, "cpu") is has
+    assert not ask(torch.float16, "cpu")
+    assert ask(torch.float32, "cpu") and ask(torch.float64, "cpu")
+    assert ask(torch.bfloat16, "cuda") and ask(torch.float16, "cuda")
+
+
+def test_a_system_that_tells_nothing_of_its_processor_has_no_features(monkeypatch):
+    def absent(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr("pathlib.Path.read_text", absent)
+    assert module._cpu_features() == set()
+
+
+def test_the_plain_head_tells_what_it_is():
+    head = LMHead(torch.zeros(7, 3, dtype=torch.bfloat16))
+    assert (head.size, head.width, head.dtype, head.device.type) == (7, 3, torch.bfloat16, "cpu")
