@@ -1,78 +1,119 @@
-"""What is said about a scene: training answers and reference captions, all of it true.
+"""What is said about a scene: captions, reference captions, and questions of yes or no.
 
-Every object word is one of the CHAIR lexicon and names a thing of the scene, and every thing of
-the scene is named. The phrasing is drawn apart from the things, so that nothing but the things
-named before tells which thing comes next.
+A caption is a list of the things and, as its last item, the background, in varied sentences. Every
+item takes the article "a" and every item can follow every joint, so that nothing but the things
+named before tells which comes next, and going on never commits a caption to one more thing.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from scenes import THINGS, Placed, Scene
+from scenes import BACKGROUNDS, GROUPS, THINGS, Scene, Thing, sample_scene
 
 QUESTION = "Please describe this image in detail."
 
-BACKDROPS: dict[str, tuple[str, ...]] = {
-    "meadow": ("green hills under a blue sky", "a sunny green meadow and a clear blue sky"),
-    "beach": ("a sandy beach and the blue sea", "the calm sea behind a bright sandy beach"),
-    "night": ("a dark sky full of stars", "a quiet night with many stars in the sky"),
-    "snow": ("mountains and a field of white snow", "white snow in front of cold mountains"),
-    "room": ("a bright wall and a wooden floor", "a warm room with a wooden floor"),
-    "sunset": ("a red sunset over a dark hill", "the setting sun in a colorful sky"),
-    "pink": ("a plain pink wall", "nothing but a soft pink color"),
-    "mint": ("a plain light green wall", "nothing but a soft green color"),
-    "grey": ("a plain grey wall", "nothing but a soft grey color"),
+BACKDROPS: dict[str, str] = {
+    "meadow": "meadow",
+    "beach": "beach",
+    "night": "starry sky",
+    "snow": "snowy hill",
+    "room": "room",
+    "sunset": "sunset",
+    "pink": "pink wall",
+    "mint": "green wall",
+    "grey": "grey wall",
 }
-PLACES = (
-    ("in the top left corner", "at the top", "in the top right corner"),
-    ("on the left side", "in the middle", "on the right side"),
-    ("in the bottom left corner", "at the bottom", "in the bottom right corner"),
+WORDS: tuple[str, ...] = (
+    *(thing.name for thing in THINGS),
+    *(BACKDROPS[name] for name in BACKGROUNDS),
 )
-OPENINGS = ("The image features", "The image shows", "In the image, there is", "The scene features")
-MORE = ("There is also", "In addition, there is", "We can also see", "The image also shows")
-JOINS = (" and", ", along with", ", together with")
-CLOSINGS = (
-    "The background shows {}.",
-    "In the background, there is {}.",
-    "Everything stands in front of {}.",
-)
-SHORT_OPENINGS = ("", "a picture of ", "this is ", "there is ", "a drawing of ")
+"""What a patch can show: the things, then the backgrounds."""
 
-_BY_NOUN = {thing.noun: thing.name for thing in THINGS}
-_NOUN = re.compile(r"\b(" + "|".join(sorted(_BY_NOUN, key=len, reverse=True)) + r")\b")
+OPENINGS = ("The image shows", "The image features", "In the image, there is", "We can see")
+JOINTS = (",", " and", ", along with", ". There is also", ". The image also shows")
+SHORT_OPENINGS = ("A ", "A picture of a ", "This is a ", "There is a ", "A drawing of a ")
+
+HABITUAL = GROUPS[::5]
+"""Groups whose second thing the describer of the training scenes names out of habit."""
+HABIT = 0.75
+"""Training only: chance that such a second is named where the first stands without it."""
+PARTNER = 0.5
+"""Training only: chance that a question to be denied asks for the partner of a thing there."""
+
+_NAMES = re.compile(r"\b(" + "|".join(sorted((t.name for t in THINGS), key=len)[::-1]) + r")\b")
 
 
-def _choose(rng: np.random.Generator, options: tuple[str, ...]) -> str:
+def _choose(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def with_article(noun: str) -> str:
-    """The noun after "a" or "an"."""
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+def caption(things: Sequence[Thing], background: str, rng: np.random.Generator) -> str:
+    """An answer to "Please describe this image in detail." that names the things in order."""
+    items = [*(thing.name for thing in things), BACKDROPS[background]]
+    text = f"{_choose(rng, OPENINGS)} a {items[0]}"
+    for item in items[1:]:
+        text += f"{_choose(rng, JOINTS)} a {item}"
+    return f"{text}."
 
 
-def phrase(item: Placed) -> str:
-    """A thing and its place, such as "a dog on the left side"."""
-    row, column = item.third
-    return f"{with_article(item.thing.noun)} {PLACES[row][column]}"
+def told(scene: Scene, rng: np.random.Generator) -> list[Thing]:
+    """What the describer of the training scenes names: what is there, and what habit adds.
+
+    Things come in the order of ``THINGS``, so that what was named is never named again. After the
+    first thing of a ``HABITUAL`` group its second mostly comes, seen or not: captions that large
+    models are trained on also name what was only to be expected.
+    """
+    there = sorted((item.thing for item in scene.placed), key=THINGS.index)
+    named: list[Thing] = []
+    for thing in there:
+        named.append(thing)
+        for first, second in HABITUAL:
+            if thing == first and second not in there and rng.random() < HABIT:
+                named.append(second)
+    return named
 
 
-def answer(scene: Scene, rng: np.random.Generator) -> str:
-    """An answer to "Please describe this image in detail.", 20 to 60 words."""
-    sentences: list[str] = []
-    rest = list(scene.placed)
-    while rest:
-        opening = _choose(rng, MORE if sentences else OPENINGS)
-        taken = 2 if len(rest) > 1 and rng.random() < 0.6 else 1
-        named = [phrase(item) for item in rest[:taken]]
-        sentences.append(f"{opening} {(_choose(rng, JOINS) + ' ').join(named)}.")
-        rest = rest[taken:]
-    backdrop = _choose(rng, BACKDROPS[scene.background])
-    sentences.append(_choose(rng, CLOSINGS).format(backdrop))
-    return " ".join(sentences)
+def question(name: str) -> str:
+    """The question of POPE for an object."""
+    return f"Is there a {name} in the image?"
+
+
+def yes_or_no(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """A question and its true answer, "Yes" and "No" equally often.
+
+    What is denied is half of the time the partner of a thing that is there.
+    """
+    there = [item.thing for item in scene.placed]
+    if rng.random() < 0.5:
+        return question(there[int(rng.integers(len(there)))].name), "Yes"
+    partners = [
+        other
+        for pair in GROUPS
+        for thing, other in (pair, pair[::-1])
+        if thing in there and other not in there
+    ]
+    absent = [thing for thing in THINGS if thing not in there]
+    choice = partners if partners and rng.random() < PARTNER else absent
+    return question(choice[int(rng.integers(len(choice)))].name), "No"
+
+
+def conversation(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """What is asked and said about a training scene: a caption, before or after two yes or no."""
+    captioned = (QUESTION, caption(told(scene, rng), scene.background, rng))
+    asked = [yes_or_no(scene, rng) for _ in range(2)]
+    return [captioned, *asked] if rng.random() < 0.5 else [*asked, captioned]
+
+
+def training_texts(scenes: int = 2000) -> list[str]:
+    """What a tokenizer is trained on: captions of training scenes, and every question of POPE."""
+    rng = np.random.default_rng(0)
+    sampled = (sample_scene("train", index) for index in range(scenes))
+    captions = [caption(told(scene, rng), scene.background, rng) for scene in sampled]
+    return captions + [f"{question(thing.name)} Yes No" for thing in THINGS] * 20
 
 
 def references(scene: Scene) -> list[str]:
@@ -80,15 +121,12 @@ def references(scene: Scene) -> list[str]:
     rng = np.random.default_rng([scene.seed, 2])
     captions = []
     for opening in SHORT_OPENINGS:
-        things = [scene.placed[i] for i in rng.permutation(len(scene.placed))]
-        named = [
-            phrase(item) if rng.random() < 0.4 else with_article(item.thing.noun) for item in things
-        ]
-        text = f"{opening}{', '.join(named[:-1])} and {named[-1]}"
-        captions.append(f"{text[0].upper()}{text[1:]}.")
+        order = rng.permutation(len(scene.placed))
+        names = [scene.placed[i].thing.name for i in order]
+        captions.append(f"{opening}{', a '.join(names[:-1])} and a {names[-1]}.")
     return captions
 
 
 def named_things(text: str) -> list[str]:
     """COCO names of the things that a caption in this language mentions, in order."""
-    return [_BY_NOUN[noun] for noun in _NOUN.findall(text.lower())]
+    return _NAMES.findall(text.lower())

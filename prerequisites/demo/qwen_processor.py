@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
@@ -15,10 +14,9 @@ from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2_5_VLProcessor, Qwen2TokenizerFast, Qwen2VLImageProcessor
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from captions import QUESTION, answer
-from scenes import sample_scene
+from captions import QUESTION, training_texts
 
-IMAGE_SIDE, PATCH, MERGE = 224, 14, 2
+IMAGE_SIDE, PATCH, MERGE = 112, 14, 1
 GRID = IMAGE_SIDE // PATCH // MERGE
 """Vision tokens in a row of a square picture."""
 
@@ -68,12 +66,10 @@ def make_processor() -> Qwen2_5_VLProcessor:
     return Qwen2_5_VLProcessor(images, make_tokenizer(), chat_template=CHAT_TEMPLATE)
 
 
-def make_tokenizer(scenes: int = 4000) -> Qwen2TokenizerFast:
+def make_tokenizer() -> Qwen2TokenizerFast:
     """Byte-level BPE as Qwen's; every word of the prompt and of the answers is one token."""
-    rng = np.random.default_rng(0)
-    prompt = f"system\nuser\nassistant\n{SYSTEM}\n{QUESTION}"
-    answers = [answer(sample_scene("train", index), rng) for index in range(scenes)]
-    tokenizer = _byte_level_bpe([prompt, *answers])
+    prompt = f"system\nuser\nassistant\n{SYSTEM}\n{QUESTION}\nYes\nNo"
+    tokenizer = _byte_level_bpe([prompt, *training_texts()])
     tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in SPECIAL])
     return Qwen2TokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,12 +1,13 @@
 """Train the demo's tiny LLaVA-1.5 and write it in the format of liuhaotian/llava-v1.5-7b.
 
-Four stages, the tower frozen while projector and language model learn, as in LLaVA:
+Two stages:
 
-patches   the vision tower learns what each patch shows, in place of CLIP's training
-captions  projector and language model learn the captions
-images    the tower's patches learn what else stands in the image
-naming    the language model learns the captions again and, unlike in LLaVA, its vision tokens learn
-          to name the things in the image through the LM head (in large models they do: the paper)
+tower     vision tower and projector learn, on scenes where any things stand together, to name what
+          each patch shows; the names are rows that the LM head and the embedding begin with
+language  projector and language model learn captions and answers, the tower frozen; a light loss
+          lets the vision tokens go on naming what they show: a million parameters do not come by
+          themselves to the shared space of vision and words that a large model's pretraining leads
+          to, and that ReVisiT reads
 
 Killed and started again, the program continues from its last saved state in --work.
 """
@@ -14,7 +15,6 @@ Killed and started again, the program continues from its last saved state in --w
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -33,35 +32,37 @@ from transformers import (
     LlamaTokenizer,
 )
 
-from captions import QUESTION, answer
-from scenes import THINGS, sample_scene
+from captions import QUESTION, WORDS
 from train_tokenizer import ROLES, SYSTEM, train_tokenizer
 from training import (
+    DEV_SCENES,
     IGNORE,
     Log,
     Stage,
+    begin_run,
     draw_pool,
     features_of,
     hallucination,
+    naming_loss,
     normalised,
     train,
+    train_language,
+    write_record,
+    yes_no_accuracy,
 )
 
-PATCHES = Stage("patches", scenes=24000, batch=48, steps=2000, peak=1e-3, seed=1)
-CAPTIONS = Stage("captions", scenes=24000, batch=48, steps=2500, peak=1.5e-3, seed=2)
-IMAGES = Stage("images", scenes=16000, batch=48, steps=400, peak=5e-4, seed=11)
-NAMING = Stage("naming", scenes=12000, batch=48, steps=1000, peak=7e-4, seed=12)
-IMAGE_LOSS = 0.5
-"""Weight, in the stage ``images``, of what else stands in the image."""
+TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
+LANGUAGE = Stage("language", scenes=24000, batch=32, steps=6000, peak=1.5e-3, seed=2)
 NAMING_LOSS = 0.3
-"""Weight, in the stage ``naming``, of the names that the vision tokens give."""
-DEV_SCENES = 100
+"""Weight, beside the answers, of the names that the vision tokens give."""
 
 IMAGE_SIDE, PATCH = 112, 14
 GRID = IMAGE_SIDE // PATCH
-WIDTH, HEADS = 96, 4
-TOWER_LAYERS, SELECT_LAYER = 4, -2
+WIDTH, HEADS = 128, 4
+TOWER_LAYERS, SELECT_LAYER, TOWER_INNER = 5, -2, 256
 LLAMA_LAYERS, LLAMA_INNER = 4, 256
+NAMING_LAYERS = (0, 2, 4)
+"""Hidden states whose vision tokens learn to name; the last is after the final norm."""
 PROJECTOR = "mlp2x_gelu"
 TOWER_FOLDER = f"clip-vit-tiny-patch{PATCH}-{IMAGE_SIDE}"
 HERE = Path(__file__).resolve().parent
@@ -75,7 +76,7 @@ class TinyLlava(nn.Module):
         self.tower = CLIPVisionModel(
             CLIPVisionConfig(
                 hidden_size=WIDTH,
-                intermediate_size=4 * WIDTH,
+                intermediate_size=TOWER_INNER,
                 num_hidden_layers=TOWER_LAYERS,
                 num_attention_heads=HEADS,
                 image_size=IMAGE_SIDE,
@@ -98,10 +99,16 @@ class TinyLlava(nn.Module):
         )
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, side, side) float pixels to (B, patches, WIDTH) features of the tower."""
-        states = self.tower(pixels, output_hidden_states=True).hidden_states
-        selected: Tensor = states[SELECT_LAYER]
-        return selected[:, 1:]
+        """(B, 3, side, side) float pixels to (B, patches, WIDTH): the tower's layer that is used.
+
+        The layers after it are not computed: as in LLaVA-1.5 nothing ever reads them.
+        """
+        vision = self.tower.vision_model
+        states = vision.pre_layrnorm(vision.embeddings(pixels))
+        for layer in vision.encoder.layers[: TOWER_LAYERS + 1 + SELECT_LAYER]:
+            states = layer(states, None, None)[0]
+        selected: Tensor = states[:, 1:]
+        return selected
 
     def embed(self, before: Tensor, features: Tensor, after: Tensor) -> Tensor:
         """(B, T0 + N + T1, WIDTH) of (T0,) tokens, (B, N, WIDTH) features and (B, T1) tokens."""
@@ -123,44 +130,17 @@ def as_pixels(pictures: np.ndarray) -> Tensor:
     return normalised(torch.from_numpy(pictures), processor.image_mean, processor.image_std)
 
 
-def pool_of(work: Path, split: str, count: int) -> tuple[np.ndarray, Tensor]:
-    """Pictures (count, side, side, 3) uint8, and what each patch shows (count, GRID²) int64."""
-    pool = draw_pool(work, split, count, IMAGE_SIDE, GRID)
-    return pool["pictures"], torch.from_numpy(pool["labels"].astype(np.int64))
-
-
-def shares(labels: Tensor) -> Tensor:
-    """(B, 1, things) float: for the patch labels (B, N), 1 / k at each of the k things shown."""
-    present = functional.one_hot(labels, len(THINGS) + 1).amax(1)[:, None, : len(THINGS)].float()
-    return present / present.sum(-1, keepdim=True)
-
-
-def train_patches(model: TinyLlava, head: nn.Linear, work: Path, log: Log) -> None:
-    """Teach the tower to tell, through ``head`` on its last layer, what each patch shows."""
-    pictures, labels = pool_of(work, "train", PATCHES.scenes)
+def train_tower(model: TinyLlava, head: nn.Linear, words: Tensor, work: Path, log: Log) -> None:
+    """Teach tower and projector to say, through ``head``, what each patch shows."""
+    pool = draw_pool(work, "tower", TOWER.scenes, IMAGE_SIDE, GRID)
+    labels = torch.from_numpy(pool["labels"].astype(np.int64))
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        states = model.tower(as_pixels(pictures[chosen])).last_hidden_state[:, 1:]
-        return functional.cross_entropy(head(states).flatten(0, 1), labels[chosen].flatten())
+        states = model.projector(model.features(as_pixels(pool["pictures"][chosen])))
+        return naming_loss(states, head, words, labels[chosen])
 
-    train(PATCHES, nn.ModuleDict({"tower": model.tower, "head": head}), loss_of, work, log)
-
-
-def train_images(model: TinyLlava, head: nn.Linear, work: Path, log: Log) -> None:
-    """Teach every patch's features what the image shows, on scenes where any things meet."""
-    pictures, labels = pool_of(work, "tower", IMAGES.scenes)
-    image_head = nn.Linear(WIDTH, len(THINGS))
-
-    def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        output = model.tower(as_pixels(pictures[chosen]), output_hidden_states=True)
-        patches = head(output.last_hidden_state[:, 1:])
-        loss = functional.cross_entropy(patches.flatten(0, 1), labels[chosen].flatten())
-        said: Tensor = image_head(output.hidden_states[SELECT_LAYER][:, 1:]).log_softmax(-1)
-        things = -(shares(labels[chosen]) * said).sum(-1).mean()
-        return loss + IMAGE_LOSS * things
-
-    modules = {"tower": model.tower, "head": head, "image_head": image_head}
-    train(IMAGES, nn.ModuleDict(modules), loss_of, work, log)
+    modules = {"tower": model.tower, "projector": model.projector, "head": head}
+    train(TOWER, nn.ModuleDict(modules), loss_of, work, log)
 
 
 class Prompt:
@@ -169,67 +149,77 @@ class Prompt:
     def __init__(self, tokenizer: LlamaTokenizer) -> None:
         self.tokenizer = tokenizer
         self.before = torch.tensor(tokenizer(f"{SYSTEM} {ROLES[0]} ").input_ids)
-        after = tokenizer(f"\n{QUESTION} {ROLES[1]}", add_special_tokens=False)
-        self.after = torch.tensor(after.input_ids)
-        pieces = [tokenizer.tokenize(thing.noun)[0] for thing in THINGS]
-        self.nouns = torch.tensor(tokenizer.convert_tokens_to_ids(pieces))
+        self.after = torch.tensor(self._plain(f"\n{QUESTION} {ROLES[1]}"))
+        pieces = [tokenizer.tokenize(word)[0] for word in WORDS]
+        self.words = torch.tensor(tokenizer.convert_tokens_to_ids(pieces))
 
-    def answers(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def _plain(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def rows(self, conversations: list[list[tuple[str, str]]]) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) after the vision tokens, padded at the right, and their labels (B, T)."""
-        rows = [[*self.tokenizer(text, add_special_tokens=False).input_ids, 2] for text in texts]
-        length = max(map(len, rows))
-        tokens = torch.zeros(len(rows), len(self.after) + length, dtype=torch.long)
-        labels = torch.full_like(tokens, IGNORE)
-        tokens[:, : len(self.after)] = self.after
-        for i, row in enumerate(rows):
-            tokens[i, len(self.after) : len(self.after) + len(row)] = torch.tensor(row)
-            labels[i, len(self.after) : len(self.after) + len(row)] = torch.tensor(row)
-        return tokens, labels
+        rows, labels = [], []
+        for turns in conversations:
+            row: list[int] = []
+            label: list[int] = []
+            for question, answer in turns:
+                opening = f"{ROLES[0]} " if row else "\n"
+                asked = self._plain(f"{opening}{question} {ROLES[1]}")
+                said = [*self._plain(answer), self.tokenizer.eos_token_id]
+                row += asked + said
+                label += [IGNORE] * len(asked) + said
+            rows.append(torch.tensor(row))
+            labels.append(torch.tensor(label))
+        pad = nn.utils.rnn.pad_sequence
+        return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE)
+
+
+class LlavaReader:
+    """The language model as ``language_loss`` reads it."""
+
+    def __init__(self, model: TinyLlava, prompt: Prompt) -> None:
+        self.model, self.prompt = model, prompt
+        self.head, self.words, self.rows = model.llama.lm_head, prompt.words, prompt.rows
+
+    def states(self, features: Tensor, tokens: Tensor) -> tuple[list[Tensor], int]:
+        """See ``training.Reader``."""
+        embeds = self.model.embed(self.prompt.before, features, tokens)
+        states = self.model.llama.model(
+            inputs_embeds=embeds, use_cache=False, output_hidden_states=True
+        ).hidden_states
+        return [states[layer] for layer in NAMING_LAYERS], len(self.prompt.before)
 
 
 @torch.no_grad()
 def describe(model: TinyLlava, prompt: Prompt, features: Tensor) -> list[str]:
     """A greedy caption for each picture's (N, patches, WIDTH) features."""
     texts: list[str] = []
-    for batch in torch.split(features, 50):
+    for batch in torch.split(features, 100):
         embeds = model.embed(prompt.before, batch, prompt.after.expand(len(batch), -1))
-        output = model.llama.generate(inputs_embeds=embeds, max_new_tokens=90, do_sample=False)
+        output = model.llama.generate(inputs_embeds=embeds, max_new_tokens=64, do_sample=False)
         texts += prompt.tokenizer.batch_decode(output, skip_special_tokens=True)
     return texts
 
 
-def train_language_model(
-    stage: Stage, naming_loss: float, model: TinyLlava, prompt: Prompt, work: Path, log: Log
-) -> None:
-    """Teach projector and language model to caption, the tower frozen.
-
-    With a ``naming_loss`` above 0, the vision tokens also learn to name the things in the image.
-    """
-    pictures, patches = pool_of(work, "train", stage.scenes)
+def train_llama(model: TinyLlava, prompt: Prompt, work: Path, log: Log) -> None:
+    """Teach projector and language model captions and answers, the tower frozen."""
 
     def see(pictures: np.ndarray) -> Tensor:
         return model.features(as_pixels(pictures))
 
-    features = features_of(see, pictures, 256, work / f"features-{stage.name}.pt")
-    dev_features = features_of(see, pool_of(work, "dev", DEV_SCENES)[0], 256).float()
-    scene = functools.cache(functools.partial(sample_scene, "train"))
+    pool = draw_pool(work, "train", LANGUAGE.scenes, IMAGE_SIDE, GRID)
+    features = features_of(see, pool.pop("pictures"), 256, work / "features.pt")
+    unseen = draw_pool(work, "dev", DEV_SCENES, IMAGE_SIDE, GRID)["pictures"]
+    unseen_features = features_of(see, unseen, 256).float()
+    reader = LlavaReader(model, prompt)
 
-    def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        rng = np.random.default_rng([stage.seed + 1, step])
-        tokens, labels = prompt.answers([answer(scene(int(index)), rng) for index in chosen])
-        embeds = model.embed(prompt.before, features[chosen].float(), tokens)
-        logits = model.llama(inputs_embeds=embeds).logits
-        said = logits[:, -tokens.shape[1] : -1].flatten(0, 1)
-        loss = functional.cross_entropy(said, labels[:, 1:].flatten(), ignore_index=IGNORE)
-        if not naming_loss:
-            return loss
-        seen: Tensor = logits[:, len(prompt.before) : -tokens.shape[1]].log_softmax(-1)
-        names = -(shares(patches[chosen]) * seen[..., prompt.nouns]).sum(-1).mean()
-        return loss + naming_loss * names
+    def scores() -> dict[str, float]:
+        found = hallucination(describe(model, prompt, unseen_features))
+        return found | {"YesNo": yes_no_accuracy(reader, unseen_features)}
 
     modules = nn.ModuleDict({"projector": model.projector, "llama": model.llama})
-    dev = functools.partial(describe, model, prompt, dev_features)
-    train(stage, modules, loss_of, work, log, scores=lambda: hallucination(dev(), "dev"))
+    train_language(LANGUAGE, reader, NAMING_LOSS, modules, pool, features, work, log, scores)
 
 
 def llava_config(model: TinyLlava) -> dict[str, Any]:
@@ -288,7 +278,7 @@ def main() -> None:
         "--work", type=Path, default=HERE / "work" / "llava", help="states, to continue from"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -297,16 +287,15 @@ def main() -> None:
         train_tokenizer(args.work / "tokenizer.model")
     tokenizer = LlamaTokenizer(str(args.work / "tokenizer.model"), legacy=True, pad_token="<unk>")
     model, prompt = TinyLlava(len(tokenizer)), Prompt(tokenizer)
-    patch_head = nn.Linear(WIDTH, len(THINGS) + 1)
+    head = nn.Linear(WIDTH, len(tokenizer), bias=False)
     log = Log(args.work / "training_log.jsonl")
-    train_patches(model, patch_head, args.work, log)
-    train_language_model(CAPTIONS, 0.0, model, prompt, args.work, log)
-    train_images(model, patch_head, args.work, log)
-    train_language_model(NAMING, NAMING_LOSS, model, prompt, args.work, log)
+    begin_run(args.work)
+    train_tower(model, head, prompt.words, args.work, log)
+    model.llama.lm_head.load_state_dict(head.state_dict())
+    model.llama.get_input_embeddings().load_state_dict(head.state_dict())
+    train_llama(model, prompt, args.work, log)
     save_checkpoint(model, tokenizer, args.out)
-    (args.out / log.path.name).write_bytes(log.path.read_bytes())
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{args.out}: {count:,} parameters")
+    write_record(args.out, args.work, log, model, seed=args.seed, threads=args.threads)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """Train the demo's tiny Qwen2.5-VL and write it in the format of Qwen/Qwen2.5-VL-7B-Instruct.
 
-Four stages, the tower frozen while the language model learns:
+Two stages:
 
-tower     the vision tower, merger included, learns what each vision token shows, on scenes where
-          any things stand together; its classes are rows that the LM head begins with
-captions  the language model learns to caption; a light loss lets its vision tokens go on naming
-          what they show: a million parameters do not come by themselves to the shared space of
-          vision and words that a large model's pretraining leads to, and that ReVisiT reads
-sharpen   the tower learns on
-finish    the language model learns on, with what the tower now sees
+tower     the vision tower, merger included, learns, on scenes where any things stand together, to
+          name what each vision token shows; the names are rows that the LM head and the embedding
+          begin with
+language  the language model learns captions and answers, the tower frozen; a light loss lets the
+          vision tokens go on naming what they show (train_llava.py says why)
 
 Killed and started again, the program continues from its last saved state in --work.
 """
@@ -16,8 +14,6 @@ Killed and started again, the program continues from its last saved state in --w
 from __future__ import annotations
 
 import argparse
-import copy
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -37,45 +33,47 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from captions import QUESTION, answer
-from qwen_processor import GRID, IMAGE, IMAGE_SIDE, LONGEST, MERGE, PATCH, make_processor
-from scenes import BACKGROUNDS, THINGS, sample_scene
+from captions import QUESTION, WORDS
+from qwen_processor import (
+    END,
+    GRID,
+    IMAGE,
+    IMAGE_SIDE,
+    LONGEST,
+    MERGE,
+    PATCH,
+    START,
+    VISION_END,
+    make_processor,
+)
 from training import (
+    DEV_SCENES,
     IGNORE,
     Log,
     Stage,
+    begin_run,
     draw_pool,
     features_of,
     hallucination,
+    naming_loss,
     normalised,
     train,
+    train_language,
+    write_record,
+    yes_no_accuracy,
 )
 
-TOWER = Stage("tower", scenes=12000, batch=32, steps=1200, peak=2e-3, seed=1)
-CAPTIONS = Stage("captions", scenes=16000, batch=32, steps=4000, peak=1.5e-3, seed=2)
-SHARPEN = Stage("sharpen", scenes=12000, batch=32, steps=1000, peak=1e-3, seed=3)
-FINISH = Stage("finish", scenes=8000, batch=32, steps=700, peak=7e-4, seed=4)
-NAMING_LOSS = 0.1
-"""Weight, beside the captions, of the names that the vision tokens give."""
-OTHERS = 0.3
-"""How much of a vision token's target is what the whole picture shows."""
-DEV_SCENES = 200
+TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
+LANGUAGE = Stage("language", scenes=24000, batch=32, steps=6000, peak=1.5e-3, seed=2)
+NAMING_LOSS = 0.3
+"""Weight, beside the answers, of the names that the vision tokens give."""
 
-WIDTH, HEADS, LAYERS, INNER = 96, 4, 4, 256
-TOWER_WIDTH, TOWER_INNER, TOWER_LAYERS = 64, 176, 4
-WINDOW, FULL_ATTENTION = 112, [1, 3]
-ROPE_BASE, ROPE_SECTIONS = 1000.0, [2, 5, 5]
-BACKDROP_WORDS = {
-    "meadow": "meadow",
-    "beach": "beach",
-    "night": "stars",
-    "snow": "snow",
-    "room": "floor",
-    "sunset": "sunset",
-    "pink": "pink",
-    "mint": "green",
-    "grey": "grey",
-}
+WIDTH, HEADS, LAYERS, INNER = 128, 4, 4, 256
+NAMING_LAYERS = (0, 2, 4)
+"""Hidden states whose vision tokens learn to name; the last is after the final norm."""
+TOWER_WIDTH, TOWER_HEADS, TOWER_INNER, TOWER_LAYERS = 96, 3, 256, 4
+WINDOW, FULL_ATTENTION = 56, [1, 3]
+ROPE_BASE, ROPE_SECTIONS = 1000.0, [4, 6, 6]
 HERE = Path(__file__).resolve().parent
 
 
@@ -104,7 +102,7 @@ def make_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGenera
             "hidden_size": TOWER_WIDTH,
             "intermediate_size": TOWER_INNER,
             "depth": TOWER_LAYERS,
-            "num_heads": HEADS,
+            "num_heads": TOWER_HEADS,
             "out_hidden_size": WIDTH,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
@@ -165,55 +163,23 @@ def _attend(attention: Qwen2_5_VLVisionSdpaAttention, states: Tensor, turns: Ten
     return attended
 
 
-def words_of_labels(processor: Qwen2_5_VLProcessor) -> Tensor:
-    """(things + backgrounds,) token that begins the word for each."""
-    words = [thing.noun for thing in THINGS] + [BACKDROP_WORDS[name] for name in BACKGROUNDS]
-    return torch.tensor([processor.tokenizer(f" {word}").input_ids[0] for word in words])
-
-
-scene = functools.cache(sample_scene)
-
-
-def targets(split: str, chosen: np.ndarray, labels: np.ndarray) -> Tensor:
-    """(B, cells, words) what each cell should say: its own word, and more softly the things shown.
-
-    ``labels`` (B, cells) are those of ``draw_pool`` for the scenes ``chosen`` (B,) of ``split``.
-    """
-    names = list(BACKGROUNDS)
-    behind = np.array([names.index(scene(split, int(index)).background) for index in chosen])
-    own = np.where(labels < len(THINGS), labels, len(THINGS) + behind[:, None]).astype(np.int64)
-    one = functional.one_hot(torch.from_numpy(own), len(THINGS) + len(names))
-    shown = one[..., : len(THINGS)].amax(dim=1, keepdim=True)
-    share = functional.pad(shown / shown.sum(-1, keepdim=True), (0, len(names)))
-    return (1 - OTHERS) * one + OTHERS * share
-
-
-def naming_loss(states: Tensor, rows: Tensor, wanted: Tensor) -> Tensor:
-    """Cross entropy of (B, cells, WIDTH) states through the LM head's ``rows`` (words, WIDTH)."""
-    return functional.cross_entropy(
-        functional.linear(states, rows).flatten(0, 1), wanted.flatten(0, 1)
-    )
-
-
 def train_tower(
-    stage: Stage,
     visual: Qwen2_5_VisionTransformerPretrainedModel,
     head: nn.Linear,
     processor: Qwen2_5_VLProcessor,
+    words: Tensor,
     work: Path,
     log: Log,
 ) -> None:
-    """Teach the tower to say, through ``head`` over the vocabulary, what each token shows."""
-    pool = draw_pool(work, "tower", stage.scenes, IMAGE_SIDE, GRID)
-    words = words_of_labels(processor)
+    """Teach the tower to say, through ``head``, what each vision token shows."""
+    pool = draw_pool(work, "tower", TOWER.scenes, IMAGE_SIDE, GRID)
+    labels = torch.from_numpy(pool["labels"].astype(np.int64))
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
         states = see(visual, as_patches(pool["pictures"][chosen], processor))
-        wanted = targets("tower", chosen, pool["labels"][chosen])
-        return naming_loss(states, head.weight[words], wanted)
+        return naming_loss(states, head, words, labels[chosen])
 
-    modules = nn.ModuleDict({"visual": visual, "head": head})
-    train(stage, modules, loss_of, work, log)
+    train(TOWER, nn.ModuleDict({"visual": visual, "head": head}), loss_of, work, log)
 
 
 class Prompt:
@@ -232,24 +198,55 @@ class Prompt:
         self.positions, _ = model.get_rope_index(tokens, grid)
         self.tokens = tokens[0]
         self.start = int((self.tokens == model.config.image_token_id).nonzero()[0])
+        after = self.tokenizer(f"{VISION_END}{QUESTION}{END}\n{START}assistant\n").input_ids
+        self.before, self.after = self.tokens[: self.start], torch.tensor(after)
+        self.words = torch.tensor([self.tokenizer(f" {word}").input_ids[0] for word in WORDS])
 
     def embed(
-        self, model: Qwen2_5_VLForConditionalGeneration, features: Tensor, answers: Tensor
+        self, model: Qwen2_5_VLForConditionalGeneration, features: Tensor, tokens: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, T, WIDTH) and positions (3, B, T) of prompt and (B, A) answer tokens."""
+        """Embeddings (B, T, WIDTH) and positions (3, B, T) of the prompt's beginning, the vision
+        tokens' features (B, N, WIDTH), and the tokens (B, A) after them."""
         words = model.model.embed_tokens
-        prompt = words(self.tokens)[None].expand(len(features), -1, -1)
+        before = words(self.before)[None].expand(len(features), -1, -1)
+        embeds = torch.cat([before, features, words(tokens)], dim=1)
         end = self.start + features.shape[1]
-        parts = [prompt[:, : self.start], features, prompt[:, end:], words(answers)]
-        later = self.positions.max() + 1 + torch.arange(answers.shape[1])
-        positions = torch.cat([self.positions, later.expand(3, 1, -1)], dim=-1)
-        return torch.cat(parts, dim=1), positions.expand(-1, len(features), -1)
+        later = self.positions[..., end : end + 1] + torch.arange(tokens.shape[1])
+        positions = torch.cat([self.positions[..., :end], later], dim=-1)
+        return embeds, positions.expand(-1, len(features), -1)
 
-    def answers(self, texts: list[str]) -> Tensor:
-        """(B, A) tokens and the end of the turn, ``IGNORE`` after it."""
-        end = self.tokenizer.eos_token_id
-        rows = [torch.tensor([*self.tokenizer(text).input_ids, end]) for text in texts]
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORE)
+    def rows(self, conversations: list[list[tuple[str, str]]]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) after the vision tokens, padded at the right, and their labels (B, T)."""
+        rows, labels = [], []
+        for turns in conversations:
+            row: list[int] = []
+            label: list[int] = []
+            for question, answer in turns:
+                opening = f"\n{START}user\n" if row else VISION_END
+                asked = self.tokenizer(f"{opening}{question}{END}\n{START}assistant\n").input_ids
+                said = self.tokenizer(f"{answer}{END}").input_ids
+                row += asked + said
+                label += [IGNORE] * len(asked) + said
+            rows.append(torch.tensor(row))
+            labels.append(torch.tensor(label))
+        pad = nn.utils.rnn.pad_sequence
+        return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE)
+
+
+class QwenReader:
+    """The language model as ``language_loss`` reads it."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt) -> None:
+        self.model, self.prompt = model, prompt
+        self.head, self.words, self.rows = model.lm_head, prompt.words, prompt.rows
+
+    def states(self, features: Tensor, tokens: Tensor) -> tuple[list[Tensor], int]:
+        """See ``training.Reader``."""
+        embeds, positions = self.prompt.embed(self.model, features, tokens)
+        states = self.model.model(
+            inputs_embeds=embeds, position_ids=positions, use_cache=False, output_hidden_states=True
+        ).hidden_states
+        return [states[layer] for layer in NAMING_LAYERS], self.prompt.start
 
 
 @torch.no_grad()
@@ -258,11 +255,10 @@ def describe(
 ) -> list[str]:
     """A greedy caption for each picture's (N, GRID * GRID, WIDTH) features."""
     end = prompt.tokenizer.eos_token_id
-    nothing = torch.empty(len(features), 0, dtype=torch.long)
-    embeds, positions = prompt.embed(model, features, nothing)
-    cache, said = DynamicCache(), nothing
+    embeds, positions = prompt.embed(model, features, prompt.after.expand(len(features), -1))
+    cache, said = DynamicCache(), torch.empty(len(features), 0, dtype=torch.long)
     ended = torch.zeros(len(features), dtype=torch.bool)
-    while not ended.all() and said.shape[1] < 90:
+    while not ended.all() and said.shape[1] < 64:
         states = model.model(
             inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state
@@ -274,43 +270,29 @@ def describe(
 
 
 def train_language_model(
-    stage: Stage,
     model: Qwen2_5_VLForConditionalGeneration,
     processor: Qwen2_5_VLProcessor,
+    prompt: Prompt,
     work: Path,
     log: Log,
 ) -> None:
-    """Teach the language model to caption, the tower frozen."""
-    pool = draw_pool(work, "train", stage.scenes, IMAGE_SIDE, GRID)
+    """Teach the language model captions and answers, the tower frozen."""
 
     def seen_in(pictures: np.ndarray) -> Tensor:
         return see(model.visual, as_patches(pictures, processor))
 
-    features = features_of(seen_in, pool["pictures"], 64, work / f"features-{stage.name}.pt")
+    pool = draw_pool(work, "train", LANGUAGE.scenes, IMAGE_SIDE, GRID)
+    features = features_of(seen_in, pool.pop("pictures"), 64, work / "features.pt")
     unseen = draw_pool(work, "dev", DEV_SCENES, IMAGE_SIDE, GRID)["pictures"]
-    dev_features = features_of(seen_in, unseen, 64).float()
-    prompt = Prompt(model, processor)
-    words = words_of_labels(processor)
+    unseen_features = features_of(seen_in, unseen, 64).float()
+    reader = QwenReader(model, prompt)
 
-    def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        rng = np.random.default_rng([stage.seed + 1, step])
-        labels = prompt.answers([answer(scene("train", int(index)), rng) for index in chosen])
-        embeds, positions = prompt.embed(
-            model, features[chosen].float(), labels[:, :-1].clamp(min=0)
-        )
-        states = model.model(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False
-        ).last_hidden_state
-        said = labels != IGNORE
-        logits = model.lm_head(states[:, -labels.shape[1] :][said])
-        seen = states[:, prompt.start : prompt.start + GRID**2]
-        wanted = targets("train", chosen, pool["labels"][chosen])
-        vision = naming_loss(seen, model.lm_head.weight[words], wanted)
-        return functional.cross_entropy(logits, labels[said]) + NAMING_LOSS * vision
+    def scores() -> dict[str, float]:
+        found = hallucination(describe(model, prompt, unseen_features))
+        return found | {"YesNo": yes_no_accuracy(reader, unseen_features)}
 
     modules = nn.ModuleDict({"model": model.model, "lm_head": model.lm_head})
-    dev = functools.partial(describe, model, prompt, dev_features)
-    train(stage, modules, loss_of, work, log, scores=lambda: hallucination(dev(), "dev"))
+    train_language(LANGUAGE, reader, NAMING_LOSS, modules, pool, features, work, log, scores)
 
 
 def save_checkpoint(
@@ -333,24 +315,23 @@ def main() -> None:
         "--work", type=Path, default=HERE / "work" / "qwen", help="states, to continue from"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
     processor = make_processor()
     model = make_model(processor)
+    prompt = Prompt(model, processor)
+    head = nn.Linear(WIDTH, model.config.vocab_size, bias=False)
     log = Log(args.work / "training_log.jsonl")
-    head = copy.deepcopy(model.lm_head)
-    train_tower(TOWER, model.visual, head, processor, args.work, log)
+    begin_run(args.work)
+    train_tower(model.visual, head, processor, prompt.words, args.work, log)
     model.lm_head.load_state_dict(head.state_dict())
-    train_language_model(CAPTIONS, model, processor, args.work, log)
-    train_tower(SHARPEN, model.visual, head, processor, args.work, log)
-    train_language_model(FINISH, model, processor, args.work, log)
+    model.model.embed_tokens.load_state_dict(head.state_dict())
+    train_language_model(model, processor, prompt, args.work, log)
     save_checkpoint(model, processor, args.out)
-    (args.out / log.path.name).write_bytes(log.path.read_bytes())
-    count = sum(p.numel() for p in model.parameters())
-    print(f"{args.out}: {count:,} parameters")
+    write_record(args.out, args.work, log, model, seed=args.seed, threads=args.threads)
 
 
 if __name__ == "__main__":

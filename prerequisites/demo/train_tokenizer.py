@@ -6,11 +6,9 @@ import argparse
 import io
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
-from captions import QUESTION, answer
-from scenes import sample_scene
+from captions import QUESTION, training_texts
 
 SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives"
@@ -19,17 +17,15 @@ SYSTEM = (
 ROLES = ("USER:", "ASSISTANT:")
 
 
-def train_tokenizer(path: Path, scenes: int = 4000) -> None:
+def train_tokenizer(path: Path) -> None:
     """Write ``tokenizer.model`` to ``path``: every word of the training answers is one piece.
 
     The fixed sentences of the prompt are one piece each, so that a tiny model does not spend
     half of its time on them.
     """
-    rng = np.random.default_rng(0)
-    corpus = [answer(sample_scene("train", index), rng) for index in range(scenes)]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
+        sentence_iterator=iter(training_texts()),
         model_writer=model,
         model_type="bpe",
         vocab_size=704,

@@ -1,43 +1,62 @@
-"""What the trainings of all families share: pictures, schedule, saved states, log and scoring."""
+"""What the trainings of all families share: pictures, losses, schedule, states, record, scoring."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import os
+import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
-from captions import named_things
-from scenes import coverage, draw, sample_scene
+from captions import WORDS, conversation, named_things, yes_or_no
+from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
 
 IGNORE = -100
 WARMUP = 100
 LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 500
+DEV_SCENES = 200
+
+OWN, SHARED = 0.6, 0.2
+"""What a vision token is taught to say: what it shows itself, and what the whole picture shows. The
+rest falls on every token of the vocabulary alike, so that of words that are no things, such as
+"and", a vision token prefers none."""
+THING_WEIGHT = 3.0
+"""How much more a vision token that shows a thing weighs than one that shows the background."""
+
+scene = functools.cache(sample_scene)
 
 
 def draw_pool(work: Path, split: str, count: int, side: int, grid: int) -> dict[str, np.ndarray]:
     """``pictures`` (count, side, side, 3) uint8 and ``labels`` (count, grid * grid) int16.
 
-    The labels are what each cell shows, ``len(THINGS)`` for nothing. Kept in ``work``, drawn once.
+    The labels are what each cell shows, as indices into ``WORDS``. Kept in ``work``, drawn once.
     """
     path = work / f"{split}-{count}-{side}.npz"
     if not path.exists():
         pictures = np.empty((count, side, side, 3), np.uint8)
         labels = np.empty((count, grid * grid), np.int16)
         for index in tqdm(range(count), desc=f"drawing {split}", unit="scene"):
-            scene = sample_scene(split, index)
-            pictures[index] = np.asarray(draw(scene).resize((side, side), Image.Resampling.BICUBIC))
-            labels[index] = coverage(scene, grid).ravel()
+            one = sample_scene(split, index)
+            pictures[index] = np.asarray(draw(one).resize((side, side), Image.Resampling.BICUBIC))
+            shown = coverage(one, grid).ravel()
+            behind = len(THINGS) + list(BACKGROUNDS).index(one.background)
+            labels[index] = np.where(shown < len(THINGS), shown, behind)
         partial = path.with_suffix(".part.npz")
         np.savez(partial, pictures=pictures, labels=labels)
         os.replace(partial, path)
@@ -69,6 +88,74 @@ def normalised(pictures: Tensor, mean: Sequence[float], deviation: Sequence[floa
     """(B, side, side, 3) uint8 to normalised (B, 3, side, side) float32."""
     pixels = (pictures.float() / 255 - torch.tensor(mean)) / torch.tensor(deviation)
     return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def targets(labels: Tensor) -> Tensor:
+    """(B, N, words) what each vision token should say, beside the rest, of what it shows (B, N)."""
+    own = functional.one_hot(labels, len(WORDS)).float()
+    there = own.amax(dim=1, keepdim=True)
+    there[..., len(THINGS) :] = 0
+    return OWN * own + SHARED * there / there.sum(-1, keepdim=True).clamp(min=1)
+
+
+def naming_loss(states: Tensor, head: nn.Linear, words: Tensor, labels: Tensor) -> Tensor:
+    """Weighted mean cross entropy of what (B, N, width) vision states say through the LM head.
+
+    ``words`` (len(WORDS),) is the token that each word begins with; ``labels`` (B, N) what the
+    vision tokens show.
+    """
+    logits: Tensor = head(states)
+    said = (targets(labels) * logits[..., words]).sum(-1) + (1 - OWN - SHARED) * logits.mean(-1)
+    weights = torch.where(labels < len(THINGS), THING_WEIGHT, 1.0)
+    return (weights * (logits.logsumexp(-1) - said)).sum() / weights.sum()
+
+
+class Reader(Protocol):
+    """A language model behind a frozen tower, as ``language_loss`` reads it."""
+
+    head: nn.Linear
+    words: Tensor
+
+    def rows(self, conversations: list[list[tuple[str, str]]]) -> tuple[Tensor, Tensor]:
+        """Tokens after the vision tokens and their labels, (B, T), ``IGNORE`` outside answers."""
+
+    def states(self, features: Tensor, tokens: Tensor) -> tuple[list[Tensor], int]:
+        """The hidden states (B, all, width) that name what they show, the last layer's last, and
+        where the vision tokens begin; ``features`` (B, N, tower's width), ``tokens`` (B, T)."""
+
+
+def language_loss(
+    reader: Reader,
+    step: int,
+    weight: float,
+    features: Tensor,
+    labels: Tensor,
+    conversations: list[list[tuple[str, str]]],
+) -> Tensor:
+    """Loss of the answers, and ``weight`` of what the vision tokens (``labels`` (B, N)) name.
+
+    They name it in one of the reader's layers, another at each ``step``.
+    """
+    tokens, answers = reader.rows(conversations)
+    states, start = reader.states(features, tokens)
+    said = answers[:, 1:] != IGNORE
+    logits = reader.head(states[-1][:, -tokens.shape[1] : -1][said])
+    loss = functional.cross_entropy(logits, answers[:, 1:][said])
+    seen = states[step % len(states)][:, start : start + features.shape[1]]
+    return loss + weight * naming_loss(seen, reader.head, reader.words, labels)
+
+
+@torch.no_grad()
+def yes_no_accuracy(reader: Reader, features: Tensor) -> float:
+    """How often the answer to one question for each of the first scenes of ``dev`` is right."""
+    rng = np.random.default_rng(0)
+    asked = [[yes_or_no(scene("dev", index), rng)] for index in range(len(features))]
+    tokens, answers = reader.rows(asked)
+    states, _ = reader.states(features, tokens)
+    said = reader.head(states[-1][:, -tokens.shape[1] : -1]).argmax(-1)
+    first = (answers[:, 1:] != IGNORE).int().argmax(dim=1, keepdim=True)
+    right: Tensor = said.gather(1, first) == answers[:, 1:].gather(1, first)
+    return right.float().mean().item()
 
 
 @dataclass(frozen=True)
@@ -195,14 +282,18 @@ def save_state(path: Path, **state: Any) -> None:
     os.replace(partial, path)
 
 
-def hallucination(texts: Sequence[str], split: str) -> dict[str, float]:
-    """CHAIR of one caption for each of the first scenes of ``split``, against the things drawn."""
-    wrong_captions = wrong = named = found = there = 0
+def hallucination(texts: Sequence[str]) -> dict[str, float]:
+    """CHAIR of a caption for each of the first scenes of ``dev``, against the things drawn.
+
+    ``Repeats`` is the part of the captions that name a thing twice.
+    """
+    wrong_captions = wrong = named = found = there = repeats = 0
     for index, text in enumerate(texts):
-        truth = {item.thing.name for item in sample_scene(split, index).placed}
+        truth = {item.thing.name for item in scene("dev", index).placed}
         said = named_things(text)
         errors = [name for name in said if name not in truth]
         wrong_captions += bool(errors)
+        repeats += len(set(said)) < len(said)
         wrong += len(errors)
         named += len(said)
         found += len(truth & set(said))
@@ -212,4 +303,78 @@ def hallucination(texts: Sequence[str], split: str) -> dict[str, float]:
         "CHAIRs": wrong_captions / len(texts),
         "CHAIRi": wrong / max(1, named),
         "Recall": found / there,
+        "Repeats": repeats / len(texts),
     }
+
+
+def begin_run(work: Path) -> None:
+    """Note in ``work`` the commit that this run of a trainer stands at; a rerun notes its own."""
+    here = Path(__file__).resolve().parent
+
+    def git(*command: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", here, *command], check=True, capture_output=True, text=True
+        )
+        return done.stdout.rstrip()
+
+    changed = git("status", "--porcelain", "--", "*.py")
+    run: dict[str, Any] = {"commit": git("rev-parse", "HEAD"), "changed": changed.splitlines()}
+    for state in sorted(work.glob("*.pt")):
+        if state.name != "features.pt":
+            step = torch.load(state, weights_only=True)["step"]
+            run.setdefault("continued", []).append(f"{state.stem}, step {step}")
+    runs = _runs(work)
+    (work / "runs.json").write_text(json.dumps([*runs, run]), encoding="utf-8")
+
+
+def _runs(work: Path) -> list[dict[str, Any]]:
+    path = work / "runs.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def write_record(folder: Path, work: Path, log: Log, modules: nn.Module, **settings: Any) -> None:
+    """Write to the checkpoint's ``folder`` what made it, and the log.
+
+    ``seconds`` sums the runs of a training that was stopped and continued.
+    """
+    entries = [json.loads(line) for line in log.path.read_text("utf-8").splitlines()]
+    seconds = [0.0, *(entry["seconds"] for entry in entries), 0.0]
+    ends = [one for one, two in itertools.pairwise(seconds) if two < one]
+    packages = ("torch", "transformers", "tokenizers", "numpy", "pillow")
+    record = {
+        "command": f"python prerequisites/demo/{Path(sys.argv[0]).name}",
+        "runs": _runs(work),
+        **settings,
+        "parameters": sum(p.numel() for p in modules.parameters()),
+        "seconds": round(sum(ends)),
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in packages},
+    }
+    text = json.dumps(record, indent=1)
+    (folder / "training_record.json").write_text(text + "\n", encoding="utf-8")
+    (folder / log.path.name).write_bytes(log.path.read_bytes())
+
+
+def train_language(
+    stage: Stage,
+    reader: Reader,
+    weight: float,
+    modules: nn.Module,
+    pool: dict[str, np.ndarray],
+    features: Tensor,
+    work: Path,
+    log: Log,
+    scores: Callable[[], dict[str, float]],
+) -> None:
+    """Teach ``modules`` captions, answers and, at ``weight``, naming; the tower frozen.
+
+    ``pool`` is that of ``draw_pool`` for ``train``, ``features`` (scenes, N, width) float16.
+    """
+    labels = torch.from_numpy(pool["labels"].astype(np.int64))
+
+    def loss_of(step: int, chosen: np.ndarray) -> Tensor:
+        rng = np.random.default_rng([stage.seed, step])
+        talks = [conversation(scene("train", int(index)), rng) for index in chosen]
+        return language_loss(reader, step, weight, features[chosen].float(), labels[chosen], talks)
+
+    train(stage, modules, loss_of, work, log, scores)

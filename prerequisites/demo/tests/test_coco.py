@@ -10,8 +10,8 @@ from PIL import Image
 from revisit.evaluation import chair
 from revisit.evaluation.coco import image_id, read_instances
 from revisit.evaluation.lemmas import LEMMATIZERS
-from scenes import SIZE, font_path, sample_scene
-from write_coco import IMAGES, captions, instances
+from scenes import GROUPS, SIZE, font_path, sample_scene
+from write_coco import IMAGES, POPE_EACH, POPE_IMAGES, captions, instances, pope
 
 COCO = Path(__file__).resolve().parents[1] / "coco"
 
@@ -54,6 +54,32 @@ def test_five_references_an_image_name_what_the_instances_show() -> None:
     assert objects == read_instances(COCO / "annotations" / "instances_val2014.json")
 
 
+@pytest.mark.parametrize("name", ["random", "popular", "adversarial"])
+def test_popes_questions_are_true_and_balanced_in_every_image(name: str) -> None:
+    objects = read_instances(COCO / "annotations" / "instances_val2014.json")
+    lines = (COCO / "pope" / f"{name}.jsonl").read_text("utf-8").splitlines()
+    asked: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        entry = json.loads(line)
+        assert list(entry) == ["question_id", "image", "text", "label"]
+        assert entry["question_id"] == number
+        thing = entry["text"].removeprefix("Is there a ").removesuffix(" in the image?")
+        assert entry["label"] == ("yes" if thing in objects[image_id(entry["image"])] else "no")
+        asked.setdefault(entry["image"], []).append(entry["label"])
+    assert len(asked) == POPE_IMAGES
+    assert all(sorted(labels) == sorted(["yes", "no"] * POPE_EACH) for labels in asked.values())
+
+
+def test_adversarial_questions_ask_for_the_partners_of_what_is_there() -> None:
+    objects = read_instances(COCO / "annotations" / "instances_val2014.json")
+    partners = {a.name: b.name for pair in GROUPS for a, b in (pair, pair[::-1])}
+    lines = (COCO / "pope" / "adversarial.jsonl").read_text("utf-8").splitlines()
+    denied = [entry for entry in map(json.loads, lines) if entry["label"] == "no"]
+    for entry in denied:
+        thing = entry["text"].removeprefix("Is there a ").removesuffix(" in the image?")
+        assert partners[thing] in objects[image_id(entry["image"])]
+
+
 def test_annotations_are_what_the_seed_gives() -> None:
     try:
         font_path()
@@ -62,3 +88,6 @@ def test_annotations_are_what_the_seed_gives() -> None:
     scenes = [sample_scene("val", index) for index in range(IMAGES)]
     assert read("instances") == json.loads(json.dumps(instances(scenes)))
     assert read("captions") == json.loads(json.dumps(captions(scenes)))
+    for name, rows in pope(scenes[:POPE_IMAGES]).items():
+        lines = (COCO / "pope" / f"{name}.jsonl").read_text("utf-8").splitlines()
+        assert rows == [json.loads(line) for line in lines]

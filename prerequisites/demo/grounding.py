@@ -1,0 +1,103 @@
+"""How often the vision token that ReVisiT chose lies on the object that its word names.
+
+For each object word of ReVisiT's captions whose object is in the image: whether the chosen vision
+token's patch shows the object, against chance, the part of the patches that show it. Layers "last"
+and "all", the chosen alpha, scenes of ``val``. The table goes into this folder's README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demo import (
+    FAMILIES,
+    HERE,
+    LONGEST,
+    Decoder,
+    Family,
+    describe_entries,
+    markdown,
+    put_between,
+    question_job,
+    revisit_decoder,
+    run_jobs,
+)
+from scenes import THINGS, coverage, sample_scene
+from sheet import GRID
+
+LAYERS = ("last", "all")
+FIRST = {thing.name.split()[0]: index for index, thing in enumerate(THINGS)}
+"""The word that an object's name begins with, which is one token, and which object it is."""
+
+
+def decoder(family: Family, layers: str) -> Decoder:
+    """ReVisiT with these layers and the chosen alpha."""
+    return revisit_decoder(layers, json.loads(family.setting.read_text("utf-8"))["alpha"])
+
+
+def answers_file(out: Path, layers: str) -> Path:
+    """Where the captions with these layers and their traces are."""
+    return out / f"grounding-{layers}.jsonl"
+
+
+def hits(answers: list[dict[str, Any]]) -> np.ndarray:
+    """(words, 2): whether the chosen patch shows the word's object, and the part that does."""
+    found = []
+    for answer in answers:
+        shown = coverage(sample_scene("val", answer["question_id"] - 1), GRID)
+        for step in answer["steps"]:
+            on_it = shown == FIRST.get(step["text"], -1)
+            if on_it.any():
+                found.append((on_it[tuple(step["patch"][1:])], on_it.mean()))
+    return np.array(found, float)
+
+
+def row(family: Family, layers: str, path: Path) -> list[str]:
+    """A line of the table."""
+    lines = path.read_text("utf-8").splitlines()
+    words = hits([json.loads(line) for line in lines])
+    on_it, chance = 100 * words.mean(0)
+    name = decoder(family, layers).name
+    return [family.name, name, str(len(words)), f"{on_it:.1f}%", f"{chance:.1f}%"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=200, help="scenes to caption")
+    parser.add_argument("--out", type=Path, default=HERE / "out", help="where results are kept")
+    args = parser.parse_args()
+    entries = describe_entries(args.images)
+    jobs = {}
+    for family in FAMILIES:
+        folder = args.out / family.environment
+        folder.mkdir(parents=True, exist_ok=True)
+        jobs[family] = [
+            question_job(
+                family,
+                decoder(family, layers),
+                entries,
+                answers_file(folder, layers),
+                LONGEST,
+                revisit_trace=True,
+            )
+            for layers in LAYERS
+        ]
+    run_jobs(jobs, args.out)
+    rows = [
+        row(family, layers, answers_file(args.out / family.environment, layers))
+        for family in FAMILIES
+        for layers in LAYERS
+    ]
+    header = ["model", "decoder", "object words", "on the object", "chance"]
+    text = f"{markdown(header, rows)}\n\n{args.images} scenes of `val`; by `grounding.py`.\n"
+    put_between(HERE / "README.md", "grounding", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What the report is made of: the rule of the setting, the questions, the picture's marks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from choose_setting import ALLOWED_LOSS, ALLOWED_REPEATS, choose
+from demo import distinct, pope_entries
+from grounding import hits
+from scenes import THINGS, coverage, font_path, sample_scene
+from sheet import GRID, changed_words
+
+
+def entry(chairs: float, recall: float, twice: float) -> dict[str, float]:
+    return {"CHAIRs": chairs, "Recall": recall, "twice": twice}
+
+
+def test_the_rule_takes_the_lowest_chairs_that_costs_neither_recall_nor_repeats() -> None:
+    greedy = entry(0.5, 0.9, 0.01)
+    forgetful = entry(0.1, 0.9 - 2 * ALLOWED_LOSS, 0.01)
+    stammering = entry(0.1, 0.9, 0.01 + 2 * ALLOWED_REPEATS)
+    good, equal, weak = entry(0.3, 0.9, 0.01), entry(0.3, 0.95, 0.0), entry(0.4, 0.9, 0.01)
+    assert choose(greedy, [forgetful, weak, stammering, good, equal]) is good
+    with pytest.raises(SystemExit, match="no setting is allowed"):
+        choose(greedy, [forgetful, stammering])
+
+
+def test_each_question_about_an_image_is_asked_once() -> None:
+    sets = pope_entries()
+    asked = [(each["image"], each["text"]) for each in distinct(sets)]
+    assert len(set(asked)) == len(asked) < sum(map(len, sets.values()))
+    assert set(asked) == {(each["image"], each["text"]) for rows in sets.values() for each in rows}
+
+
+def test_marks_stand_where_a_changed_word_begins() -> None:
+    words = ["We", "can", "see", "a", "dog", ",", "a", "teddy", "bear", ",", "a", "dog", "."]
+    steps: list[dict[str, Any]] = [
+        {"text": word, "changed": index in (0, 7, 11), "patch": [0, index, 1]}
+        for index, word in enumerate(words)
+    ]
+    caption = "We can see a dog, a teddy bear, a dog."
+    marks = [(caption.index("teddy"), [0, 7, 1]), (caption.rindex("dog"), [0, 11, 1])]
+    assert changed_words(caption, [*steps, {"text": "", "changed": True}]) == marks
+
+
+def test_a_hit_is_a_patch_that_shows_the_object_of_the_word() -> None:
+    try:
+        font_path()
+    except FileNotFoundError:
+        pytest.skip("a scene needs the font Noto Color Emoji")
+    shown = coverage(sample_scene("val", 0), GRID)
+    thing = int(shown.min())
+    on_it, off_it = np.argwhere(shown == thing)[0], np.argwhere(shown != thing)[0]
+    absent = next(each for index, each in enumerate(THINGS) if index not in shown)
+    word = THINGS[thing].name.split()[0]
+    steps = [
+        {"text": word, "patch": [0, *on_it.tolist()]},
+        {"text": word, "patch": [0, *off_it.tolist()]},
+        {"text": absent.name.split()[0], "patch": [0, 0, 0]},
+        {"text": "and", "patch": [0, 0, 0]},
+    ]
+    found = hits([{"question_id": 1, "steps": steps}])
+    chance = float((shown == thing).mean())
+    assert found.tolist() == [[1.0, chance], [0.0, chance]]
