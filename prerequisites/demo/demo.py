@@ -281,8 +281,8 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     )
 
 
-def report(rows: list[list[str]], pope_rows: list[list[str]], images: int) -> str:
-    """The tables, and what their numbers are."""
+def report(rows: list[list[str]], images: int) -> str:
+    """The table of captions, and what its numbers are."""
     chosen = [(family.name, _read(family.setting)) for family in FAMILIES]
     choices = "; ".join(f"{name} on {entry['images']} scenes" for name, entry in chosen)
     rules = " / ".join(dict.fromkeys(entry["rule"] for _, entry in chosen))
@@ -293,10 +293,17 @@ def report(rows: list[list[str]], pope_rows: list[list[str]], images: int) -> st
         "Percent, Len in words; *twice*: captions that name an object twice; seconds on one thread "
         "each. Differences to greedy decoding with their 95% paired bootstrap interval over "
         f"images. The chosen setting was chosen on other scenes ({choices}): {rules}. *Published* "
-        "is the default of the published code.\n\n"
-        f"{markdown(POPE_HEADER, pope_rows)}\n\n"
+        "is the default of the published code.\n"
+    )
+
+
+def pope_report(rows: list[list[str]]) -> str:
+    """POPE's table, and what its numbers are."""
+    return (
+        f"{markdown(POPE_HEADER, rows)}\n\n"
         "POPE on the same scenes (`prerequisites/demo/coco/pope`): accuracy / F1 / answers of yes "
-        "in percent; *Yes or No*: answers in that form.\n"
+        "in percent; *Yes or No*: answers in that form. Half of the questions are to be affirmed: "
+        "50% is chance.\n"
     )
 
 
@@ -396,11 +403,12 @@ def family_results(
     return rows, pope_rows, examples(family, scores[0], scores[1], out / "trace.jsonl")
 
 
-def renew_docs(text: str, picture: Path) -> None:
-    """Write the report and the picture to docs/, and the report into the README."""
+def renew_docs(text: str, asked: str, picture: Path) -> None:
+    """Write both tables and the picture to docs/, and the first table into the README."""
     docs = ROOT / "docs"
     docs.mkdir(exist_ok=True)
-    page = f"# The demo\n\nWritten by `nox -s demo -- --docs`.\n\n{text}\n![Captions](demo.png)\n"
+    parts = ("# The demo", "Written by `nox -s demo -- --docs`.", text, asked)
+    page = "\n\n".join(part.rstrip() for part in parts) + "\n\n![Captions](demo.png)\n"
     (docs / "demo.md").write_text(page, encoding="utf-8")
     shutil.copy(picture, docs / "demo.png")
     put_between(ROOT / "README.md", "demo", text)
@@ -434,11 +442,11 @@ def main() -> None:
     pope_rows = [line for _, lines, _ in found for line in lines]
     picture = args.out / "demo.png"
     draw_sheet([card for _, _, cards in found for card in cards], picture)
-    text = report(rows, pope_rows, args.images)
-    (args.out / "demo.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\n{picture}")
+    text, asked = report(rows, args.images), pope_report(pope_rows)
+    (args.out / "demo.md").write_text(f"{text}\n{asked}", encoding="utf-8")
+    print(f"\n{text}\n{asked}\n{picture}")
     if args.docs:
-        renew_docs(text, picture)
+        renew_docs(text, asked, picture)
 
 
 if __name__ == "__main__":
