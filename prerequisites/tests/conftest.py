@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import signal
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import fetching
 from servers import Hub, Server
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# A shell's background jobs ignore Ctrl-C, and so would the programs that the tests stop by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
