@@ -5,6 +5,9 @@ from typing import Any
 
 from matrix import ROWS, Exact, Refused, Row
 
+# Tried in vLLM (shared/tests/vllm); of the others nothing is known.
+IN_VLLM = {"llava": "yes", "qwen2_5_vl": "yes"}
+
 HEAD = """# Models
 
 What ReVisiT does with each model type that Transformers maps to image-text-to-text. The tests
@@ -29,10 +32,11 @@ A trace tells the vision token and layer of every model; the last column says wh
 the image and the patch in it (row and column), for some where the prompt has one plain image
 ([seeing.md](seeing.md) shows patches of more). `revisit-check MODEL` tries a model of your own: it
 says what was found, and whether a generation is exact, or what to pass; with `--random` it needs
-no more than a `config.json`.
+no more than a `config.json`. Whether a model is served by vLLM is said where it was tried
+([vllm.md](vllm.md)).
 
-| model type | {releases} | argument, remarks | trace |
-|---|{rules}|---|---|
+| model type | {releases} | argument, remarks | trace | vLLM |
+|---|{rules}|---|---|---|
 """
 
 
@@ -57,7 +61,7 @@ def page(before: str, release: str, mapped: Sequence[str], seen: Mapping[str, st
     told = {**_told(before), **told} if newest else {**told, **_told(before)}
     lines = [
         f"| {key} | {' | '.join(columns[each].get(key, '') for each in releases)} | "
-        f"{' | '.join(told[key])} |"
+        f"{' | '.join(told[key])} | {IN_VLLM.get(key, '')} |"
         for key in sorted({key for column in columns.values() for key in column})
     ]
     rules = "|".join("---" for _ in releases)
@@ -86,9 +90,9 @@ def _columns(before: str) -> dict[str, dict[str, str]]:
     head, *rows = _cells(before) or [[]]
     return {
         release: {row[0]: row[place] for row in rows if row[place]}
-        for place, release in enumerate(head[1:-2], 1)
+        for place, release in enumerate(head[1:-3], 1)
     }
 
 
 def _told(before: str) -> dict[str, list[str]]:
-    return {row[0]: row[-2:] for row in _cells(before)[1:]}
+    return {row[0]: row[-3:-1] for row in _cells(before)[1:]}
