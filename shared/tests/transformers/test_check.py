@@ -1,17 +1,11 @@
 """`revisit-check`: what it finds, and that it tells exact from not."""
 
-import inspect
-
 import pytest
-from transformers import GenerationMixin
 
 import families
 import shrunk
 from releases import RELEASE
 from revisit.transformers import check as checking
-
-if "custom_generate" not in inspect.signature(GenerationMixin.generate).parameters:
-    pytest.skip("the families are those of a newer Transformers", allow_module_level=True)
 
 
 def run(monkeypatch, *arguments):

@@ -5,7 +5,6 @@ second copy of the model, and computes the formulas in float64.
 """
 
 import copy
-import inspect
 import math
 import threading
 import time
@@ -14,7 +13,7 @@ from itertools import chain
 import pytest
 import torch
 import transformers
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 import revisit
 from families import FAMILIES, IMAGE, VISION_END, VISION_START, batch, prompts
@@ -22,9 +21,6 @@ from releases import RELEASE
 from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.transformers.parts import is_tied, text_decoder
 from small_llama import hooks
-
-if "custom_generate" not in inspect.signature(GenerationMixin.generate).parameters:
-    pytest.skip("the families are those of a newer Transformers", allow_module_level=True)
 
 BETA = 0.02
 CONFIGS = {

@@ -1,14 +1,12 @@
 """ReVisiT on the families of Transformers: tiny models against a dense float64 computation."""
 
-import inspect
-
 import accelerate
 import numpy as np
 import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 import families
 import revisit
@@ -16,9 +14,6 @@ from exact import ALPHA, ASKED, STEPS, check, decode, new_tokens, reported
 from families import BOS, FAMILIES, IMAGE, LAYERS, batch, prompts, same, softcap
 from revisit import ReVisiTConfig
 from revisit.transformers.parts import is_tied
-
-if "custom_generate" not in inspect.signature(GenerationMixin.generate).parameters:
-    pytest.skip("the families are those of a newer Transformers", allow_module_level=True)
 
 MADE = {}
 
