@@ -262,6 +262,27 @@ def test_words_are_projected_in_blocks_that_memory_allows():
     assert calls[:3] == [5, 5, 2]
 
 
+def test_states_are_projected_in_parts_that_memory_allows_where_nothing_is_kept():
+    head, calls = counted(100, 4), []
+
+    def project(words, states):
+        calls.append(len(words) * len(states))
+        return head.plain.project(words, states)
+
+    head.project = project
+    sizes = CPU._replace(block=1, narrowest=1, spilled=20 * 64 * 4)
+    one = session(Pool(head, 0, sizes), 300)
+    refine(likely(range(20), size=100), [one])
+    assert len(calls) > 4
+    assert max(calls) <= 20 * 64
+
+
+def test_a_prompt_is_the_first_where_nobody_counts():
+    pool = Pool(counted(4), 0)
+    first, told = (Session(torch.ones(1, 2), pool, ReVisiTConfig(), *n) for n in ((), (0,)))
+    assert torch.rand(1, generator=first.generator) == torch.rand(1, generator=told.generator)
+
+
 def test_a_generator_follows_from_the_seed_and_the_number_of_the_prompt():
     pool = Pool(counted(4), 0)
     draws = [

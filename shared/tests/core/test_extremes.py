@@ -64,7 +64,11 @@ def test_two_infinite_logits_share_the_certainty(path, alpha):
 @both
 @alphas
 @pytest.mark.parametrize(
-    ("value", "message"), [(-math.inf, "-inf for every token"), (math.nan, "hold NaN")]
+    ("value", "message"),
+    [
+        (-math.inf, "^the model.s logits are -inf for every token"),
+        (math.nan, "^the model.s logits hold NaN"),
+    ],
 )
 def test_logits_from_which_no_token_can_be_chosen_are_refused(path, alpha, value, message):
     _, states, head = problem()

@@ -1,5 +1,7 @@
 """LM heads: the plain one with and without arithmetic of its dtype, and others in its place."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -159,6 +161,20 @@ def test_a_processor_has_bfloat16_or_is_asked_for_float32(monkeypatch, features,
     assert not ask(torch.float16, "cpu")
     assert ask(torch.float32, "cpu") and ask(torch.float64, "cpu")
     assert ask(torch.bfloat16, "cuda") and ask(torch.float16, "cuda")
+
+
+def test_the_processor_is_asked_about_the_head_s_own_dtype_and_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "native", lambda *about: asked.append(about) or True)
+    LMHead(torch.ones(3, 2, dtype=torch.bfloat16)).project(
+        torch.arange(2), torch.ones(1, 2, dtype=torch.bfloat16)
+    )
+    assert asked == [(torch.bfloat16, "cpu")]
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux tells")
+def test_linux_tells_the_features_of_the_processor():
+    assert len(module._cpu_features()) > 10
 
 
 def test_a_system_that_tells_nothing_of_its_processor_has_no_features(monkeypatch):

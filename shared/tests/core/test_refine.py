@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revisit.config import ReVisiTConfig
+from revisit.core import onepass
 from revisit.core.batch import refine
 from revisit.core.columns import CPU, Pool
 from revisit.core.head import LMHead
@@ -350,3 +351,21 @@ def test_rows_of_divergences_are_those_of_each_row(words, states, seed, kind):
     together = divergence(log_p, log_q, kind)
     for row in range(3):
         torch.testing.assert_close(together[row], divergence(log_p[row], log_q[row], kind))
+
+
+@pytest.mark.parametrize("kind", ["ag", "js"])
+def test_large_logits_do_not_overflow_in_one_pass(kind):
+    generator = torch.Generator().manual_seed(0)
+    log_p = torch.randn(2, 9, generator=generator).log_softmax(-1)
+    logits = torch.randn(2, 9, 5, generator=generator)
+    expected = divergence(log_p, logits.log_softmax(1), kind)
+    got = onepass.distances(onepass.prepare(log_p, kind, 0.1), logits + 200, kind)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_word_without_probability_is_infinitely_far_in_its_own_row_alone():
+    log_p = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).log()
+    logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    got = onepass.distances(onepass.prepare(log_p, "ag", 0.0), logits.clone(), "ag")
+    assert got[0].isposinf().all()
+    torch.testing.assert_close(got[1], divergence(log_p[1:], logits[1:].log_softmax(1), "ag")[0])

@@ -329,3 +329,7 @@ def test_divergences_are_zero_at_equality_and_never_negative(problem, kind):
     log_q = (states @ head.T).T.log_softmax(0)
     assert float(divergence(log_q[:, 0], log_q, kind)[0]) == pytest.approx(0, abs=1e-5)
     assert (divergence(logits.log_softmax(0), log_q, kind) >= -1e-5).all()
+
+
+def test_the_vocabulary_is_where_the_logits_are():
+    assert constrain(torch.empty(5, device="meta"), 0.0).device.type == "meta"

@@ -27,6 +27,16 @@ def test_a_vision_state_is_placed_in_its_layer_image_frame_and_patch(state, plac
     assert LAYOUT.place(state) == place
 
 
+def test_a_third_image_begins_behind_both_others():
+    layout = VisionLayout(9, (2,), [(1, 1, 2), (1, 1, 3), (1, 2, 2)])
+    assert [layout.place(state)[2:] for state in (1, 4, 5, 8)] == [
+        (0, (0, 0, 1)),
+        (1, (0, 0, 2)),
+        (2, (0, 0, 0)),
+        (2, (0, 1, 1)),
+    ]
+
+
 def test_without_grids_the_vision_token_and_layer_are_told():
     assert VisionLayout(18, (0, 4), None).place(20) == (2, 4, None, None)
 
