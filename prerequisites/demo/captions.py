@@ -108,6 +108,15 @@ def conversation(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]
     return [captioned, *asked] if rng.random() < 0.5 else [*asked, captioned]
 
 
+def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Eight yes or no, and half of the time a caption somewhere among them."""
+    asked = [yes_or_no(scene, rng) for _ in range(8)]
+    if rng.random() < 0.5:
+        captioned = (QUESTION, caption(told(scene, rng), scene.background, rng))
+        asked.insert(int(rng.integers(len(asked) + 1)), captioned)
+    return asked
+
+
 def training_texts(scenes: int = 2000) -> list[str]:
     """What a tokenizer is trained on: captions of training scenes, and every question of POPE."""
     rng = np.random.default_rng(0)

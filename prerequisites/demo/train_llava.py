@@ -1,6 +1,6 @@
 """Train the demo's tiny LLaVA-1.5 and write it in the format of liuhaotian/llava-v1.5-7b.
 
-Two stages:
+Three stages:
 
 tower     vision tower and projector learn, on scenes where any things stand together, to name what
           each patch shows; the names are rows that the LM head and the embedding begin with
@@ -8,6 +8,7 @@ language  projector and language model learn captions and answers, the tower fro
           lets the vision tokens go on naming what they show: a million parameters do not come by
           themselves to the shared space of vision and words that a large model's pretraining leads
           to, and that ReVisiT reads
+questions the same with four times as many questions of yes and no: two a conversation teach none
 
 Killed and started again, the program continues from its last saved state in --work.
 """
@@ -32,7 +33,7 @@ from transformers import (
     LlamaTokenizer,
 )
 
-from captions import QUESTION, WORDS
+from captions import QUESTION, WORDS, conversation, questions
 from train_tokenizer import ROLES, SYSTEM, train_tokenizer
 from training import (
     DEV_SCENES,
@@ -53,6 +54,7 @@ from training import (
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
 LANGUAGE = Stage("language", scenes=24000, batch=32, steps=6000, peak=1.5e-3, seed=2)
+QUESTIONS = Stage("questions", scenes=24000, batch=32, steps=3000, peak=1e-3, seed=3)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
@@ -219,7 +221,8 @@ def train_llama(model: TinyLlava, prompt: Prompt, work: Path, log: Log) -> None:
         return found | {"YesNo": yes_no_accuracy(reader, unseen_features)}
 
     modules = nn.ModuleDict({"projector": model.projector, "llama": model.llama})
-    train_language(LANGUAGE, reader, NAMING_LOSS, modules, pool, features, work, log, scores)
+    for stage, talk in ((LANGUAGE, conversation), (QUESTIONS, questions)):
+        train_language(stage, talk, reader, NAMING_LOSS, modules, pool, features, work, log, scores)
 
 
 def llava_config(model: TinyLlava) -> dict[str, Any]:

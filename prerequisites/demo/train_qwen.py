@@ -1,12 +1,13 @@
 """Train the demo's tiny Qwen2.5-VL and write it in the format of Qwen/Qwen2.5-VL-7B-Instruct.
 
-Two stages:
+Three stages:
 
 tower     the vision tower, merger included, learns, on scenes where any things stand together, to
           name what each vision token shows; the names are rows that the LM head and the embedding
           begin with
 language  the language model learns captions and answers, the tower frozen; a light loss lets the
           vision tokens go on naming what they show (train_llava.py says why)
+questions the same with four times as many questions of yes and no: two a conversation teach none
 
 Killed and started again, the program continues from its last saved state in --work.
 """
@@ -33,7 +34,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
     apply_rotary_pos_emb_vision,
 )
 
-from captions import QUESTION, WORDS
+from captions import QUESTION, WORDS, conversation, questions
 from qwen_processor import (
     END,
     GRID,
@@ -65,6 +66,7 @@ from training import (
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
 LANGUAGE = Stage("language", scenes=24000, batch=32, steps=6000, peak=1.5e-3, seed=2)
+QUESTIONS = Stage("questions", scenes=24000, batch=32, steps=3000, peak=1e-3, seed=3)
 NAMING_LOSS = 0.3
 """Weight, beside the answers, of the names that the vision tokens give."""
 
@@ -292,7 +294,8 @@ def train_language_model(
         return found | {"YesNo": yes_no_accuracy(reader, unseen_features)}
 
     modules = nn.ModuleDict({"model": model.model, "lm_head": model.lm_head})
-    train_language(LANGUAGE, reader, NAMING_LOSS, modules, pool, features, work, log, scores)
+    for stage, talk in ((LANGUAGE, conversation), (QUESTIONS, questions)):
+        train_language(stage, talk, reader, NAMING_LOSS, modules, pool, features, work, log, scores)
 
 
 def save_checkpoint(

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from captions import WORDS, conversation, named_things, yes_or_no
-from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
+from captions import WORDS, named_things, yes_or_no
+from scenes import BACKGROUNDS, THINGS, Scene, coverage, draw, sample_scene
 
 IGNORE = -100
 WARMUP = 100
@@ -357,6 +357,7 @@ def write_record(folder: Path, work: Path, log: Log, modules: nn.Module, **setti
 
 def train_language(
     stage: Stage,
+    talk: Callable[[Scene, np.random.Generator], list[tuple[str, str]]],
     reader: Reader,
     weight: float,
     modules: nn.Module,
@@ -366,7 +367,7 @@ def train_language(
     log: Log,
     scores: Callable[[], dict[str, float]],
 ) -> None:
-    """Teach ``modules`` captions, answers and, at ``weight``, naming; the tower frozen.
+    """Teach ``modules`` what ``talk`` says about a scene and, at ``weight``, naming; tower frozen.
 
     ``pool`` is that of ``draw_pool`` for ``train``, ``features`` (scenes, N, width) float16.
     """
@@ -374,7 +375,7 @@ def train_language(
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
         rng = np.random.default_rng([stage.seed, step])
-        talks = [conversation(scene("train", int(index)), rng) for index in chosen]
+        talks = [talk(scene("train", int(index)), rng) for index in chosen]
         return language_loss(reader, step, weight, features[chosen].float(), labels[chosen], talks)
 
     train(stage, modules, loss_of, work, log, scores)
