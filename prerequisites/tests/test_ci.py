@@ -24,7 +24,11 @@ def run(tmp_path):
     def call(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         environment = os.environ | {"PATH": path, "TMPDIR": str(tmp_path)}
         said = subprocess.run(
-            [tmp_path / ".ci" / "run", *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path
+            [tmp_path / ".ci" / "run", *arguments],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         return said, noted.read_text().splitlines() if noted.exists() else []
 
