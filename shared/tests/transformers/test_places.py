@@ -13,6 +13,7 @@ import families
 from families import IMAGE, VISION_END, VISION_START
 from marked import look, mark, painted, unmix
 from matrix import ROWS
+from releases import RELEASE
 from revisit.transformers.places import image_boxes, prompt_boxes
 from revisit.transformers.vision import patch_grid
 
@@ -209,6 +210,8 @@ ROW_BY_ROW = [
 @torch.no_grad()
 def test_a_model_lays_its_vision_tokens_out_row_by_row(key):
     """A block of pixels changes the vision token whose cell it is, and no other."""
+    if key == "llama4" and RELEASE < (5, 0):
+        pytest.skip("this release's Llama 4 asks for more than the image to give its features")
     family = ROWS[key].family
     model = unmix(family.make())
     torch.manual_seed(0)
