@@ -1,0 +1,187 @@
+"""Every decoder, and ReVisiT by other settings than the chosen one: two tables from one run.
+
+`nox -s demo -- --decoder all`. Each captions the demo's images through the evaluation script that
+users run on COCO; what is told of it is what `revisit-compare` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jobs import (
+    COCO,
+    FAMILIES,
+    GREEDY,
+    LONGEST,
+    ROOT,
+    Decoder,
+    Family,
+    caption_job,
+    decoders,
+    markdown,
+    read_json,
+    revisit_decoder,
+    run_jobs,
+)
+from revisit.config import OTHERS
+from revisit.evaluation.alike import check_alike, group
+from revisit.evaluation.results import CHAIR, read_result
+from revisit.evaluation.tables import Row, cells, header, rows
+
+NAMES = {"vcd": "VCD", "ritual": "RITUAL", "m3id": "M3ID", "dola": "DoLa"}
+ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
+LAYERS = ("last", "all", "low", "high")
+AGAIN = Decoder("greedy, once more", "greedy-again")
+"""What else was going on on the machine: its cost would be 1."""
+SHOWN = [*CHAIR.metrics, "s/token"]
+GAPS = ("CHAIRs", "Recall")
+
+
+def others() -> list[Decoder]:
+    """The decoders beside greedy decoding and ReVisiT, by their published settings."""
+    return [Decoder(NAMES[name], name, {"decoder": name}) for name in OTHERS]
+
+
+def ablations(family: Family) -> list[Decoder]:
+    """ReVisiT by the chosen setting, and by those that differ from it in one thing."""
+    chosen = read_json(family.setting)
+    layers, alpha = chosen["layers"], chosen["alpha"]
+    first = decoders(family)[1]
+    selections = [
+        Decoder(
+            f"selection {name}",
+            f"{first.slug}-{name}",
+            {**first.settings, "revisit_selection": name},
+        )
+        for name in ("max", "random")
+    ]
+    alphas = [revisit_decoder(layers, each) for each in ALPHAS if each != alpha]
+    among = [revisit_decoder(each, alpha) for each in LAYERS if each != layers]
+    return [first, *selections, *alphas, *among]
+
+
+def ways(family: Family) -> list[Decoder]:
+    """All that captions, each once."""
+    every = [*decoders(family), *others(), *ablations(family), AGAIN]
+    return list({way.slug: way for way in reversed(every)}.values())[::-1]
+
+
+def jobs(family: Family, out: Path, images: int) -> list[dict[str, Any]]:
+    """A job of ``asking.py`` for each way, with its scores in its own folder."""
+    found = []
+    for way in ways(family):
+        job = caption_job(family, way, COCO, out, images)
+        more = ["--output_path", str(out / way.slug), "--lemmatizer", "noun"]
+        found.append(job | {"arguments": [*job["arguments"], *more]})
+    return found
+
+
+def compared(chosen: Sequence[Decoder], out: Path) -> list[Row]:
+    """Rows of these ways; the first is the baseline."""
+    groups = group([read_result(out / way.slug / "chair.json") for way in chosen])
+    check_alike(groups)
+    return [row._replace(name=way.name) for way, row in zip(chosen, rows(groups), strict=True)]
+
+
+def table(found: Mapping[str, Sequence[Row]]) -> str:
+    """The rows of each family, in Markdown."""
+    columns = ["decoder", *SHOWN, *(f"{name} - greedy" for name in GAPS)]
+    lines = []
+    for family, some in found.items():
+        for row in some:
+            cell = dict(zip(header(CHAIR), cells(row, CHAIR), strict=True))
+            gaps = [cell[f"{name} - baseline"] for name in GAPS]
+            lines.append([family, row.name, *(cell[name] for name in SHOWN), *gaps])
+    return markdown(["model", *columns], lines)
+
+
+def verdict(row: Row) -> str:
+    """Whether a decoder hallucinates less than greedy decoding, as far as these images tell."""
+    assert row.interval is not None
+    low, high = row.interval[:, CHAIR.metrics.index("CHAIRs")]
+    return "fewer" if high < 0 else "more" if low > 0 else "neither"
+
+
+def verdicts(found: Mapping[str, Sequence[Row]]) -> str:
+    """What the papers report, and what is seen here."""
+    parts = []
+    for family, some in found.items():
+        by_verdict: dict[str, list[str]] = {}
+        for row in some[1:]:
+            by_verdict.setdefault(verdict(row), []).append(row.name)
+        told = "; ".join(f"{which} with {', '.join(names)}" for which, names in by_verdict.items())
+        parts.append(f"{family} {told}.")
+    return (
+        "Each of these decoders is published with fewer hallucinating captions of large models "
+        "than greedy decoding. Here, by the interval of CHAIRs, it is: " + " ".join(parts)
+    )
+
+
+def measured(family: Family, out: Path) -> str:
+    """Where and how a family's costs were measured, of its run records."""
+    result = read_result(out / GREEDY.slug / "chair.json")
+    run, settings = result.runs[0], result.settings
+    (again,) = compared([GREEDY, AGAIN], out)[1:]
+    drift = "not known" if again.relative is None else f"{again.relative[0]:.2f}"
+    return (
+        f"{family.name} (`{family.checkpoint.name}`, {settings['dtype']}) on {run['processor']}, "
+        f"{run['threads']} thread, {run['batch_size']} images at once, PyTorch "
+        f"{settings['torch version']}, Transformers {settings['transformers version']}; greedy "
+        f"decoding once more, at the end of the run: {drift}."
+    )
+
+
+def settings_of_others() -> str:
+    """The settings of the other decoders: the defaults of their configs."""
+    told = []
+    for name, config in OTHERS.items():
+        given = ", ".join(f"{field.name} {field.default}" for field in fields(config))
+        told.append(f"{NAMES[name]} {given}")
+    return "; ".join(told)
+
+
+def report(out: Path, images: int) -> str:
+    """Both tables, and what their numbers are."""
+    places = {family: out / family.environment for family in FAMILIES}
+    every = {
+        family.name: compared([*decoders(family), *others()], own) for family, own in places.items()
+    }
+    ablated = {
+        family.name: compared([GREEDY, *ablations(family)], own) for family, own in places.items()
+    }
+    took = "\n".join(f"- {measured(family, own)}" for family, own in places.items())
+    return (
+        f"## Every decoder\n\n{table(every)}\n\n{verdicts(every)}\n\n"
+        f"## Settings of ReVisiT\n\n{table(ablated)}\n\n"
+        "The first is the chosen setting; each other one differs from it in what its row names. "
+        "`max` takes the vision token that diverges most, `random` any: the paper's ablations.\n\n"
+        "## What the numbers are\n\n"
+        f"{images} held-out drawn scenes in `prerequisites/demo/coco`, at most {LONGEST} tokens a "
+        "caption; `revisit-chair --lemmatizer noun`; percent, Len in words; *twice*: captions that "
+        "name an object twice. Differences to greedy decoding with their 95% paired bootstrap "
+        "interval over images. *s/token*: seconds a token over those of greedy decoding, measured "
+        "in the same process:\n\n"
+        f"{took}\n\n"
+        f"Both models ran at once, each in a process of its own. Settings: {settings_of_others()}. "
+        "The demo shows how the decoders work, not what they gain on a large model: see "
+        "[its page](demo.md).\n"
+    )
+
+
+def run(out: Path, images: int, docs: bool) -> None:
+    """Caption by every way, print both tables and write them to ``out``, or to docs/ too."""
+    todo = {}
+    for family in FAMILIES:
+        folder = out / family.environment
+        folder.mkdir(parents=True, exist_ok=True)
+        todo[family] = jobs(family, folder, images)
+    run_jobs(todo, out)
+    text = report(out, images)
+    (out / "decoders.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+    if docs:
+        page = "# Decoders, on the demo\n\nWritten by `nox -s demo -- --decoder all --docs`.\n\n"
+        (ROOT / "docs" / "decoders.md").write_text(page + text, encoding="utf-8")
