@@ -38,11 +38,15 @@ class LlavaCaptioner(TransformersCaptioner):
         tokenizer, model, self.processor = load_pretrained_model(
             args.model_path, dtype=getattr(torch, args.dtype), **place
         )
+        super().__init__(model, tokenizer, {"conversation": "llava_v1"})
+        self.decode(args)
+
+    def decode(self, args: Namespace) -> None:
+        """Decode from now on as these flags say."""
         if args.decoder == "revisit":
-            published_layers(model, args.early_exit_layers)  # refuses one that is not there
-        decoding = decoding_arguments(args) | {"pad_token_id": tokenizer.pad_token_id}
-        settings = {"conversation": "llava_v1"}
-        super().__init__(model, tokenizer, other_decoder(args), decoding, settings)
+            published_layers(self.model, args.early_exit_layers)  # refuses one that is not there
+        padding = {"pad_token_id": self.tokenizer.pad_token_id}
+        self.decode_by(other_decoder(args), decoding_arguments(args) | padding)
 
     def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
         """What the model reads of the images and the question about each, a row for each."""

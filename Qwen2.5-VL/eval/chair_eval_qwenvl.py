@@ -39,12 +39,16 @@ class QwenCaptioner(TransformersCaptioner):
         self.processor = AutoProcessor.from_pretrained(
             args.model_path, padding_side="left", use_fast=False
         )
-        if args.decoder == "revisit":
-            published_layers(model, args.early_exit_layers)  # refuses one that is not there
         pixels = self.processor.image_processor
         self.limits = {"min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
-        decoding = decoding_arguments(args)
-        super().__init__(model, self.processor, other_decoder(args), decoding, dict(self.limits))
+        super().__init__(model, self.processor, dict(self.limits))
+        self.decode(args)
+
+    def decode(self, args: Namespace) -> None:
+        """Decode from now on as these flags say."""
+        if args.decoder == "revisit":
+            published_layers(self.model, args.early_exit_layers)  # refuses one that is not there
+        self.decode_by(other_decoder(args), decoding_arguments(args))
 
     def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> BatchFeature:
         """What the model reads of the images and the question about each, a row for each."""

@@ -66,6 +66,12 @@ class Captioner(Protocol):
         Values are JSON values. A rerun whose captioner has other settings is refused.
         """
 
+    def decode(self, args: argparse.Namespace) -> None:
+        """Decode from now on as these settled flags say, which differ in nothing but decoding.
+
+        Raises as `Load` does.
+        """
+
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Sequence[Answer]:
         """The answer to each question about the RGB image beside it, in order.
 
@@ -125,7 +131,7 @@ def common_settings(args: argparse.Namespace) -> dict[str, Any]:
         **{f"{name} version": version(name) for name in ("torch", "transformers")},
         "revisit version": __version__,
     }
-    if args.do_sample:
+    if args.do_sample or args.revisit_selection == "random":
         settings["batch_size"] = args.batch_size  # rows of a batch share a stream of draws
     return settings
 

@@ -74,8 +74,9 @@ def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
     Always `max_new_tokens, do_sample, num_beams`; `repetition_penalty` where it is given; with
     sampling also `temperature, top_p, top_k`; with ReVisiT also `use_revisit, early_exit_layers,
-    relative_top, revisit_divergence` (so that other decoding also runs on an unpatched release).
-    The decoders of `other_decoder` are no arguments.
+    relative_top, revisit_divergence`, and `revisit_selection` where it is not the default (so that
+    other decoding also runs on an unpatched release). The decoders of `other_decoder` are no
+    arguments.
     """
     names = ["max_new_tokens", "do_sample", "num_beams"]
     if args.repetition_penalty is not None:
@@ -106,7 +107,10 @@ def decoder_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _revisit_flags(args: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in PUBLISHED if name in args}
+    given = {name: getattr(args, name) for name in PUBLISHED if name in args}
+    if args.revisit_selection == "min":  # records had no such name before it was a flag
+        del given["revisit_selection"]
+    return given
 
 
 def _other_flags(args: argparse.Namespace, decoder: str) -> dict[str, Any]:
@@ -121,7 +125,8 @@ def _defaults(decoder: str) -> dict[str, Any]:
 def _settle_revisit(args: argparse.Namespace) -> str:
     """Settle ReVisiT's flags; returns its folder's name, with numbers as they were written."""
     layers = _words(args.early_exit_layers)
-    named = "-".join(["revisit", *layers, str(args.relative_top), args.revisit_divergence])
+    words = ["revisit", *layers, str(args.relative_top), args.revisit_divergence]
+    named = "-".join(words + [args.revisit_selection] * (args.revisit_selection != "min"))
     args.relative_top = float(args.relative_top)
     args.early_exit_layers = _layers(layers)
     try:
@@ -255,6 +260,13 @@ def _add_revisit(group: Any) -> None:
         default="ag",
         help="ag: what the published implementation computes. js: what the paper's text names"
         + _DEFAULT,
+    )
+    add(
+        "--revisit_selection",
+        choices=["min", "max", "random"],
+        default="min",
+        help="the vision token of a step: min diverges least; max and random are the paper's "
+        "ablations" + _DEFAULT,
     )
 
 
