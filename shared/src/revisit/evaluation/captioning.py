@@ -23,6 +23,7 @@ what scoring needs is looked for first, and scoring comes last.
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ from revisit.evaluation.captions import CAPTIONS, CaptionStore
 from revisit.evaluation.coco import check_covered, image_id, sample_images
 from revisit.evaluation.flags import make_parser, settle
 from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.sweep import add_sweep, combinations, loaded_once, run_all
+
+SCORES = "chair.json"
+"""The file of scores, beside the captions."""
 
 
 def main(
@@ -70,15 +75,19 @@ def main(
     import torch
 
     parser = make_parser(description, gpu_dtype)
+    add_sweep(parser)
     parser.set_defaults(**(defaults or {}))
-    args = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(given)
 
     def run() -> int:
-        settle(args, results, gpu_dtype, torch.cuda.device_count())
+        runs = combinations(parser, given) if args.sweep else [args]
+        for each in runs:
+            settle(each, args.output_path or results, gpu_dtype, torch.cuda.device_count())
         if args.lemmatizer is not None:
             LEMMATIZERS[args.lemmatizer]()
-        status = _run(load, own_dtype, args)
-        return status if status or args.lemmatizer is None else _score(args)
+        once = loaded_once(load)
+        return run_all(runs, partial(_run_and_score, once, own_dtype), args.lemmatizer and SCORES)
 
     return exit_status(parser.prog, run)
 
@@ -104,11 +113,14 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
         return answer_tasks(lambda: load(args), tasks, store, args)
 
 
-def _score(args: argparse.Namespace) -> int:
+def _run_and_score(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> int:
+    status = _run(load, own_dtype, args)
+    if status or args.lemmatizer is None:
+        return status
     return chair.main(
         [
             *("--cap_file", str(args.output_path), "--coco_path", str(args.anno_path)),
-            *("--save_path", str(args.output_path.with_name("chair.json"))),
+            *("--save_path", str(args.output_path.with_name(SCORES))),
             *("--lemmatizer", args.lemmatizer),
         ]
     )
