@@ -43,8 +43,8 @@ def test_a_decoder_stands_at_its_cost_and_quality_with_the_interval_about_it(tmp
     path = tmp_path / "quality-against-cost.png"
     rows = [row("greedy", 0.5), row("vcd", 0.4, [2.0], -0.1), UNCOSTED]
     left, right = drawn_axes(monkeypatch, rows, path)
-    assert left.get_ylabel() == "CHAIRs (lower is better)"
-    assert right.get_ylabel() == "F1 (higher is better)"
+    assert left.get_ylabel() == "CHAIRs in % (lower is better)"
+    assert right.get_ylabel() == "F1 in % (higher is better)"
     for axis in (left, right):
         points = {bar.get_label(): bar.lines[0].get_xydata()[0] for bar in axis.containers}
         assert points.keys() == {"greedy", "vcd"}
@@ -61,7 +61,7 @@ def test_over_several_samples_the_bar_is_the_standard_deviation(tmp_path, monkey
     spread.gaps[:, :] = [[-0.1], [-0.3]]
     rows = [row("greedy", 0.5, [1.0, 1.0]), spread]
     left, _ = drawn_axes(monkeypatch, rows, tmp_path / "plot.svg", POPE)
-    assert left.get_ylabel() == "Accuracy (higher is better)"
+    assert left.get_ylabel() == "Accuracy in % (higher is better)"
     (lines,) = left.containers[1].lines[2]
     sd = 100 * np.std([-0.1, -0.3], ddof=1)
     assert lines.get_segments()[0] == pytest.approx(np.array([[2.5, 40 - sd], [2.5, 40 + sd]]))

@@ -45,7 +45,7 @@ def write_tradeoff(rows: Sequence[Row], kind: Kind, path: Path) -> None:
     for axis, name in zip(figure.subplots(1, 2), shown, strict=True):
         _draw(axis, drawn, kind.metrics.index(name))
         better = "lower" if name == "CHAIRs" else "higher"
-        axis.set(xlabel="seconds a token / baseline's", ylabel=f"{name} ({better} is better)")
+        axis.set(xlabel="seconds a token / baseline's", ylabel=f"{name} in % ({better} is better)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)
     try:
