@@ -26,40 +26,45 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from revisit.evaluation import chair
+from revisit.evaluation import EvaluationError, chair
 from revisit.evaluation.answering import (
     Load,
+    Outcome,
     Task,
     answer_tasks,
     common_settings,
     exit_status,
     settle_dtype,
 )
-from revisit.evaluation.captions import CAPTIONS, CaptionStore
+from revisit.evaluation.captions import CAPTIONS
 from revisit.evaluation.coco import check_covered, image_id, sample_images
-from revisit.evaluation.flags import make_parser, settle
+from revisit.evaluation.flags import caption_parser, settle
 from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.parts import open_store
 
 
 def main(
     load: Load,
     description: str,
     *,
-    results: Path,
+    results: Path | None,
     own_dtype: Callable[[str], str],
     gpu_dtype: str = "auto",
     defaults: Mapping[str, Any] | None = None,
     argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> int:
     """Caption a sample of images as the command line says, score it where asked to.
 
     Args:
         load: called once, after everything that can be checked without the model has been; not at
             all where every caption is there already.
-        results: the folder that gets a folder for each setting, where `--output_path` is left out.
+        results: the folder that gets a folder for each setting, where `--output_path` is left out;
+            None: one of the model's name in results/ of the working folder.
         own_dtype: from `model_path`, the dtype that `--dtype auto` means. Raises as `load` does.
         gpu_dtype: what `--dtype` is on a GPU where it is left out.
         defaults: replaces defaults of other flags: `{"early_exit_layers": "all"}`.
+        program: what it is called, where that is not the name of the script.
 
     Returns:
         The exit status: 0 when every image that can be read has its caption (those that cannot be
@@ -69,28 +74,35 @@ def main(
     """
     import torch
 
-    parser = make_parser(description, gpu_dtype)
+    parser = caption_parser(description, gpu_dtype)
+    parser.prog = program or parser.prog
     parser.set_defaults(**(defaults or {}))
     args = parser.parse_args(argv)
 
     def run() -> int:
+        if args.lemmatizer is not None and args.anno_path is None:
+            raise EvaluationError(
+                "--lemmatizer: the scorer needs the annotations; give --anno_path"
+            )
         settle(args, results, gpu_dtype, torch.cuda.device_count())
+        if args.output_path.suffix not in (".jsonl", ".json"):
+            args.output_path /= "captions.jsonl"
         if args.lemmatizer is not None:
             LEMMATIZERS[args.lemmatizer]()
-        status = _run(load, own_dtype, args)
-        return status if status or args.lemmatizer is None else _score(args)
+        status, whole = _run(load, own_dtype, args)
+        return status if args.lemmatizer is None or not whole else _score(args)
 
     return exit_status(parser.prog, run)
 
 
-def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> int:
+def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> Outcome:
     sample = sample_images(args.data_path, args.num_eval_samples, args.seed)
     if args.anno_path is not None:
         check_covered([image_id(name) for name in sample], args.anno_path)
     settle_dtype(args, own_dtype)
     settings = common_settings(args)
     settings |= {"question": args.question, "num_eval_samples": args.num_eval_samples}
-    with CaptionStore(args.output_path, CAPTIONS) as store:
+    with open_store(args.output_path, CAPTIONS, args.process) as store:
         store.agree("settings", settings)
         # A rerun goes on with the sample it began, whatever was added to the folder or lost.
         sample = store.record.setdefault("images", sample)
