@@ -395,7 +395,7 @@ def test_a_file_of_an_earlier_version_continues(run):
     run.out.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
     assert run("--do_sample") == 0
     assert run.out.read_bytes() == whole
-    assert [len(each) for each in run.record()["runs"]] == [7, 10]
+    assert ["tokens" in each for each in run.record()["runs"]] == [False, True]
 
 
 def test_a_captioner_that_batches_by_itself_is_given_as_many_as_it_takes(run):

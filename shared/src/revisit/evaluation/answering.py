@@ -11,6 +11,7 @@ that cannot be read, the progress bar, the record of what made the answers, and 
 import argparse
 import hashlib
 import platform
+import re
 import resource
 import sys
 import time
@@ -153,64 +154,92 @@ def _fingerprint(model_path: str) -> dict[str, str | None]:
     return {"name": folder.resolve().name, "sha256": digest.hexdigest()}
 
 
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    status: int
+    """The exit status: 0 when every image that can be read was asked about, 1 when the model failed
+    on a batch. Of several processes each speaks for its share."""
+    whole: bool
+    """Whether the file is whole, and this process is the one that goes on with it."""
+
+
 def answer_tasks(
     load: Callable[[], Captioner],
     tasks: Sequence[Task],
     store: CaptionStore,
     args: argparse.Namespace,
-) -> int:
+) -> Outcome:
     """Answer the tasks that have no answer in the store yet, and say how far it came.
 
     The store has agreed to the settings already. `load` is called where an answer is missing.
-
-    Returns:
-        The exit status: 0 when every image that can be read is answered about, 1 when the model
-        failed on a batch.
     """
     store.record["failed"] = []
+    size = args.batch_size
     if any(task.key not in store.texts for task in tasks):
         with loading(args.model_path):
             captioner = load()
         store.agree("captioner", captioner.settings)
+        size = getattr(captioner, "batch_size", size)
         try:
-            _answer(captioner, tasks, store, args)
+            mine = _batches(tasks, size)[args.process.rank :: args.process.count]
+            _answer(captioner, mine, store, args)
         except EvaluationError:
             raise
         except Exception as error:
             _report_stop(error, store, tasks)
-            return 1
-    _report(store, tasks)
-    return 0
+            return Outcome(1, False)
+    shares = {
+        task.key: number % args.process.count
+        for number, batch in enumerate(_batches(tasks, size))
+        for task in batch
+    }
+    whole = store.finish(shares)
+    if whole:
+        _report(store, tasks)
+    return Outcome(0, whole)
+
+
+def _batches(tasks: Sequence[Task], size: int) -> list[Sequence[Task]]:
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 
 def _answer(
-    captioner: Captioner, tasks: Sequence[Task], store: CaptionStore, args: argparse.Namespace
+    captioner: Captioner,
+    batches: Sequence[Sequence[Task]],
+    store: CaptionStore,
+    args: argparse.Namespace,
 ) -> None:
-    """Answer the tasks batch by batch.
+    """Answer this process's batches.
 
-    A batch is the same `batch_size` neighbours, with the same seed, in every run: where a rerun
-    finds half of one done it decodes all of it again, and gets what one run gets.
+    A batch is the same neighbours, with the same seed, in every run and whatever the number of
+    processes: where a rerun finds half of one done it decodes all of it again, and gets what one
+    run of one process gets.
     """
     import torch
 
     run = _new_run(args, store)
     store.record.setdefault("runs", []).append(run)
-    size = getattr(captioner, "batch_size", args.batch_size)
-    with tqdm(total=len(tasks), initial=len(store.texts), unit=store.form.unit) as progress:
-        for start in range(0, len(tasks), size):
-            batch = tasks[start : start + size]
-            missing = {task.key for task in batch if task.key not in store.texts}
-            if not missing:
+    missing = [[task for task in batch if task.key not in store.texts] for batch in batches]
+    asked, left = sum(map(len, batches)), sum(map(len, missing))
+    with tqdm(
+        total=asked,
+        initial=asked - left,
+        unit=store.form.unit,
+        desc=str(args.process) if args.process.count > 1 else None,
+        disable=args.process.rank > 0,  # the first tells how far about all of them are
+    ) as progress:
+        for batch, lacking in zip(batches, missing, strict=True):
+            if not lacking:
                 continue
             images, errors = _open({task.image for task in batch}, args.data_path)
-            for task in batch:
-                if task.key in missing and task.image in errors:
-                    error = errors[task.image]
+            for task in lacking:
+                if error := errors.get(task.image):
                     progress.write(f"{task.image} cannot be read: {error}", file=sys.stderr)
                     entry = {store.form.key: task.key, "file": task.image, "error": error}
                     store.record["failed"].append(entry)
             sound = [task for task in batch if task.image in images]
-            if any(task.key in missing for task in sound):
+            if any(task.image in images for task in lacking):
                 torch.manual_seed(_batch_seed(args.seed, batch, store))
                 began = time.perf_counter()
                 answers = captioner.answer(
@@ -220,42 +249,68 @@ def _answer(
                 run["tokens"] += sum(answer.tokens for answer in answers)
                 run["peak_bytes"] = _peak_bytes(args.device)
                 for task, answer in zip(sound, answers, strict=True):
-                    if task.key in missing:
+                    if task.key not in store.texts:
                         store.append(task.key, answer.text)
                         run[store.form.noun] += 1
             store.save_record()
-            progress.update(len(missing))
+            progress.update(len(lacking))
 
 
 def _new_run(args: argparse.Namespace, store: CaptionStore) -> dict[str, Any]:
-    """An entry of the record: `tokens` were decoded in `seconds`, those of answers that were there
+    """An entry of the record. `tokens` were decoded in `seconds`, those of answers that were there
     already included; loading the model and reading the images take none of them."""
     import torch
 
-    if args.device != "cpu":
-        for device in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(device)
+    for gpu in _gpus(args.device):
+        torch.cuda.reset_peak_memory_stats(gpu)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_path": args.model_path,
-        "device": args.device,
+        # Each of several processes has a GPU of its own.
+        "device": args.device.split(":")[0] if args.process.count > 1 else args.device,
+        "processor": _processor(args.device),
+        "threads": torch.get_num_threads(),
+        "process": args.process.rank,
+        "processes": args.process.count,
         "batch_size": args.batch_size,
         "python": platform.python_version(),
         store.form.noun: 0,
         "tokens": 0,
         "seconds": 0.0,
         "peak_bytes": 0,
-        "peak_bytes_of": "process" if args.device == "cpu" else "GPU",
+        "peak_bytes_of": "GPU" if _gpus(args.device) else "process",
     }
 
 
+def _gpus(device: str) -> list[str]:
+    """The GPUs that the model is on."""
+    import torch
+
+    if device == "cpu" or not torch.cuda.is_available():
+        return []
+    every = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return every if device == "auto" else [device]
+
+
+def _processor(device: str) -> str:
+    """What computes, by its maker's name."""
+    import torch
+
+    if gpus := _gpus(device):
+        return ", ".join(map(torch.cuda.get_device_name, gpus))
+    names = Path("/proc/cpuinfo")
+    told = names.read_text() if names.exists() else ""
+    model = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
+    return model[1] if model else platform.processor() or platform.machine()
+
+
 def _peak_bytes(device: str) -> int:
-    """On a GPU the most that tensors took since the run began, of all its GPUs together; on the
+    """On a GPU the most that tensors took since the run began, on all of its GPUs together; on the
     CPU the most that the process ever had in memory."""
     import torch
 
-    if device != "cpu":
-        return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+    if gpus := _gpus(device):
+        return sum(map(torch.cuda.max_memory_allocated, gpus))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
@@ -290,7 +345,6 @@ def _report_stop(error: Exception, store: CaptionStore, tasks: Sequence[Task]) -
 
 
 def _report(store: CaptionStore, tasks: Sequence[Task]) -> None:
-    store.save_record()
     print(f"{len(store.texts)} of {len(tasks)} {store.form.noun} in {store.path}")
     if failed := store.record["failed"]:
         lacking = len({entry["file"] for entry in failed})

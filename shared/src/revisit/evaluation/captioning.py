@@ -27,44 +27,46 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from revisit.evaluation import chair
+from revisit.evaluation import EvaluationError, chair
 from revisit.evaluation.answering import (
     Load,
+    Outcome,
     Task,
     answer_tasks,
     common_settings,
     exit_status,
     settle_dtype,
 )
-from revisit.evaluation.captions import CAPTIONS, CaptionStore
+from revisit.evaluation.captions import CAPTIONS
 from revisit.evaluation.coco import check_covered, image_id, sample_images
-from revisit.evaluation.flags import make_parser, settle
+from revisit.evaluation.flags import caption_parser, settle
 from revisit.evaluation.lemmas import LEMMATIZERS
-from revisit.evaluation.sweep import add_sweep, combinations, loaded_once, run_all
-
-SCORES = "chair.json"
-"""The file of scores, beside the captions."""
+from revisit.evaluation.parts import open_store
+from revisit.evaluation.sweep import combinations, loaded_once, run_all
 
 
 def main(
     load: Load,
     description: str,
     *,
-    results: Path,
+    results: Path | None,
     own_dtype: Callable[[str], str],
     gpu_dtype: str = "auto",
     defaults: Mapping[str, Any] | None = None,
     argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> int:
     """Caption a sample of images as the command line says, score it where asked to.
 
     Args:
         load: called once, after everything that can be checked without the model has been; not at
             all where every caption is there already.
-        results: the folder that gets a folder for each setting, where `--output_path` is left out.
+        results: the folder that gets a folder for each setting, where `--output_path` is left out;
+            None: one of the model's name in results/ of the working folder.
         own_dtype: from `model_path`, the dtype that `--dtype auto` means. Raises as `load` does.
         gpu_dtype: what `--dtype` is on a GPU where it is left out.
         defaults: replaces defaults of other flags: `{"early_exit_layers": "all"}`.
+        program: what it is called, where that is not the name of the script.
 
     Returns:
         The exit status: 0 when every image that can be read has its caption (those that cannot be
@@ -74,32 +76,50 @@ def main(
     """
     import torch
 
-    parser = make_parser(description, gpu_dtype)
-    add_sweep(parser)
+    parser = caption_parser(description, gpu_dtype)
+    parser.prog = program or parser.prog
     parser.set_defaults(**(defaults or {}))
     given = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(given)
 
     def run() -> int:
+        if args.lemmatizer is not None and args.anno_path is None:
+            raise EvaluationError(
+                "--lemmatizer: the scorer needs the annotations; give --anno_path"
+            )
         runs = combinations(parser, given) if args.sweep else [args]
         for each in runs:
             settle(each, args.output_path or results, gpu_dtype, torch.cuda.device_count())
+            if each.output_path.suffix not in (".jsonl", ".json"):
+                each.output_path /= "captions.jsonl"
         if args.lemmatizer is not None:
             LEMMATIZERS[args.lemmatizer]()
-        once = loaded_once(load)
-        return run_all(runs, partial(_run_and_score, once, own_dtype), args.lemmatizer and SCORES)
+        return run_all(runs, partial(_run_and_score, loaded_once(load), own_dtype), _scores)
 
     return exit_status(parser.prog, run)
 
 
-def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> int:
+def _run_and_score(
+    load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace
+) -> Outcome:
+    outcome = _run(load, own_dtype, args)
+    if args.lemmatizer is None or not outcome.whole:
+        return outcome
+    return outcome._replace(status=_score(args))
+
+
+def _scores(args: argparse.Namespace) -> dict[str, Path]:
+    return {} if args.lemmatizer is None else {"": args.output_path.with_name("chair.json")}
+
+
+def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> Outcome:
     sample = sample_images(args.data_path, args.num_eval_samples, args.seed)
     if args.anno_path is not None:
         check_covered([image_id(name) for name in sample], args.anno_path)
     settle_dtype(args, own_dtype)
     settings = common_settings(args)
     settings |= {"question": args.question, "num_eval_samples": args.num_eval_samples}
-    with CaptionStore(args.output_path, CAPTIONS) as store:
+    with open_store(args.output_path, CAPTIONS, args.process) as store:
         store.agree("settings", settings)
         # A rerun goes on with the sample it began, whatever was added to the folder or lost.
         sample = store.record.setdefault("images", sample)
@@ -113,14 +133,11 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
         return answer_tasks(lambda: load(args), tasks, store, args)
 
 
-def _run_and_score(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> int:
-    status = _run(load, own_dtype, args)
-    if status or args.lemmatizer is None:
-        return status
+def _score(args: argparse.Namespace) -> int:
     return chair.main(
         [
             *("--cap_file", str(args.output_path), "--coco_path", str(args.anno_path)),
-            *("--save_path", str(args.output_path.with_name(SCORES))),
+            *("--save_path", str(_scores(args)[""])),
             *("--lemmatizer", args.lemmatizer),
         ]
     )

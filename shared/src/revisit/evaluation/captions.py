@@ -6,6 +6,7 @@ Beside `captions.jsonl` lies `captions.jsonl.run.json`, the record of what made 
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,10 @@ class Form(NamedTuple):
         """What the texts are called."""
         return f"{self.text}s"
 
+    def line(self, key: int | str, text: str) -> bytes:
+        """A line of the file."""
+        return json.dumps({self.key: key, self.text: text}).encode() + b"\n"
+
 
 CAPTIONS = Form("image_id", "caption", "image", read_captions)
 ANSWERS = Form("question_id", "answer", "question", read_answers)
@@ -44,6 +49,7 @@ class CaptionStore:
     disk when `append` returns; a line that could not be written whole is taken back.
 
     Attributes:
+        whole: the file that holds all of the texts in the end.
         texts: what the file holds: image id -> caption, or question id -> answer.
         record: what lies in the run record; `save_record` writes it.
 
@@ -53,18 +59,13 @@ class CaptionStore:
     """
 
     def __init__(self, path: Path, form: Form) -> None:
-        self.path = path
+        self.path = self.whole = path
         self.form = form
-        self.record_path = path.with_name(path.name + ".run.json")
+        self.record_path = record_path(path)
         self.record: dict[str, Any] = {}
         self.texts: dict[int | str, str] = {}
+        self._file = open_locked(path, fcntl.LOCK_EX)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise EvaluationError(f"cannot open {path}: {error.strerror}") from error
-        try:
-            self._lock()
             self._cut_incomplete_line()
             self._read()
         except BaseException:
@@ -97,7 +98,7 @@ class CaptionStore:
         ]
         if different:
             raise EvaluationError(
-                f"{self.path} holds {len(self.texts)} {self.form.noun} made with other settings:\n"
+                f"{self.whole} holds {len(self.texts)} {self.form.noun} made with other settings:\n"
                 + "\n".join(different)
                 + "\ngive another --output_path, or those settings again to continue the file"
             )
@@ -110,10 +111,10 @@ class CaptionStore:
 
         Raises `EvaluationError` where it cannot be written; the file is then as it was.
         """
-        line = json.dumps({self.form.key: key, self.form.text: text}) + "\n"
+        line = self.form.line(key, text)
         before = os.fstat(self._file).st_size
         try:
-            rest = memoryview(line.encode())
+            rest = memoryview(line)
             while rest:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
@@ -129,14 +130,13 @@ class CaptionStore:
         """Write `record` to the run record, whole or not at all."""
         write_json(self.record_path, self.record)
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise EvaluationError(
-                f"cannot lock {self.path} ({error.strerror}): if another process is writing it, "
-                "wait for it or give another --output_path"
-            ) from error
+    def finish(self, shares: Mapping[int | str, int]) -> bool:
+        """End a run; whether `whole` now holds what there is, and this process is to tell of it.
+
+        `shares`: the key of every task, in order, and the rank of the process that has it to do.
+        """
+        self.save_record()
+        return True
 
     def _cut_incomplete_line(self) -> None:
         content = self.path.read_bytes()
@@ -157,6 +157,51 @@ class CaptionStore:
         if not isinstance(record, dict):
             raise EvaluationError(f"{self.record_path} is not a run record")
         self.record = record
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of what made a file lies."""
+    return path.with_name(path.name + ".run.json")
+
+
+def open_locked(path: Path, operation: int, patience_s: float = 0.0) -> int:
+    """A file, open for appending, locked by `fcntl.flock`; it is made where it is not there.
+
+    Args:
+        operation: `LOCK_EX` against all other processes, `LOCK_SH` together with those that ask so.
+        patience_s: how long to wait for another process that has it locked.
+
+    Raises:
+        EvaluationError: it cannot be opened, or another process has it locked.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise EvaluationError(f"cannot open {path}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
+            if is_at(file, path):
+                return file
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                os.close(file)
+                raise EvaluationError(
+                    f"cannot lock {path} ({error.strerror}): if another process is writing it, "
+                    "wait for it or give another --output_path"
+                ) from error
+            time.sleep(0.1)
+        os.close(file)
+
+
+def is_at(file: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`, and none has taken its place."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:

@@ -8,24 +8,13 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import product
+from pathlib import Path
 
 from revisit.config import OTHERS, PUBLISHED
 from revisit.evaluation import EvaluationError, compare
-from revisit.evaluation.answering import Captioner, Load
+from revisit.evaluation.answering import Captioner, Load, Outcome
 
 _OWN = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings, those with a flag
-
-
-def add_sweep(parser: argparse.ArgumentParser) -> None:
-    """The flag `--sweep`."""
-    parser.add_argument_group("many runs").add_argument(
-        "--sweep",
-        nargs="+",
-        metavar="NAME=VALUE,VALUE",
-        help="run every combination with one model, greedy decoding first, each in its folder in "
-        f"--output_path, and print one table. Names: {', '.join(_OWN)} of ReVisiT, or the settings "
-        "of the --decoder that is given; seed; decoder. A list of layers is written 0-10-20",
-    )
 
 
 def combinations(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[argparse.Namespace]:
@@ -85,39 +74,51 @@ def _flags(decoder: str) -> dict[str, str]:
 
 
 def loaded_once(load: Load) -> Load:
-    """`load` the first time; then the same captioner, decoding as the flags say."""
-    loaded: list[Captioner] = []
+    """`load` the first time; then the same captioner, which decodes as other flags say."""
+    captioner: Captioner | None = None
+    told: argparse.Namespace | None = None
 
     def again(args: argparse.Namespace) -> Captioner:
-        if loaded:
-            loaded[0].decode(args)
-        else:
-            loaded.append(load(args))
-        return loaded[0]
+        nonlocal captioner, told
+        if captioner is None:
+            captioner = load(args)
+        elif args is not told:
+            captioner.decode(args)
+        told = args
+        return captioner
 
     return again
 
 
 def run_all(
-    runs: Sequence[argparse.Namespace], one: Callable[[argparse.Namespace], int], scores: str | None
+    runs: Sequence[argparse.Namespace],
+    one: Callable[[argparse.Namespace], Outcome],
+    scores: Callable[[argparse.Namespace], Mapping[str, Path]],
 ) -> int:
-    """Each run in turn, and the table of several.
+    """Each run in turn, and the tables of several.
 
     Args:
-        one: does a run, its flags settled; returns an exit status.
-        scores: the name of the file beside the captions that the table is of; None for no table.
+        one: does a run, its flags settled.
+        scores: the files of its scores, by what a table of them is called.
 
     Returns:
         The exit status: that of the first run that fails, after which no other is begun.
     """
+    whole = True
     for number, run in enumerate(runs, 1):
         if len(runs) > 1:
-            print(f"{number} of {len(runs)}: {run.output_path.parent}", flush=True)
-        if status := one(run):
+            print(f"{number} of {len(runs)}: {run.output_path}", flush=True)
+        status, whole = one(run)
+        if status:
             return status
-    if len(runs) == 1 or scores is None:
+    if len(runs) == 1 or not whole:  # the process that ends last has the scores
         return 0
-    return compare.main([str(run.output_path.with_name(scores)) for run in runs])
+    found = [scores(run) for run in runs]
+    for name in found[0]:
+        print(f"\n{name}" if name else "")
+        if status := compare.main([str(each[name]) for each in found]):
+            return status
+    return 0
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:
