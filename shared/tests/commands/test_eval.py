@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs it")
 
@@ -85,7 +86,7 @@ DECODERS = [
 ]
 
 
-@pytest.mark.parametrize(("decoder", "config"), DECODERS, ids=lambda each: each and str(each[0]))
+@pytest.mark.parametrize(("decoder", "config"), DECODERS, ids=str)
 def test_captions_are_what_the_model_says_of_each_image(tmp_path, reference, decoder, config):
     out = tmp_path / "captions.jsonl"
     annotations = ["--anno_path", str(COCO / "annotations"), "--lemmatizer", "noun"]
@@ -125,6 +126,82 @@ def test_answers_to_questions_of_unequal_length_are_what_the_model_says_alone(
     alone = {n: reference(image_of(key), text)[0] for n, (key, text, _) in enumerate(questions)}
     assert answers == alone
     assert "Accuracy" in capsys.readouterr().out
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endfor %} Answer:"
+)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """A tiny LLaVA of random weights; its template begins with what its tokenizer begins with."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo_model())
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<image>"]})
+    begin = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", None, [begin])
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "initializer_range": 0.4, "vocab_size": len(tokenizer)}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        text_config=transformers.LlamaConfig(**text),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )
+    side = {"height": 16, "width": 16}
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size=side, crop_size=side),
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    folder = tmp_path_factory.mktemp("llava")
+    torch.manual_seed(3)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "revisit"])
+def test_a_template_that_writes_the_beginning_is_read_as_transformers_reads_it(
+    llava, tmp_path, decoder
+):
+    questions = ["A cat?", "Is there a dog, a bear or any other animal in the image?", "Is it?"]
+    entries = [
+        {"question_id": n, "image": image_of(n), "text": text, "label": "no"}
+        for n, text in enumerate(questions, 1)
+    ]
+    (tmp_path / "random.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
+    asked = ["--pope_path", str(tmp_path), "--splits", "random", "--batch_size", "3"]
+    asked += ["--decoder", decoder, "--model", str(llava)]
+    assert command.main(["pope", *flags(tmp_path / "out", *asked)]) == 0
+
+    processor = transformers.AutoProcessor.from_pretrained(llava)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(llava)
+    if decoder == "revisit":
+        revisit.enable(model, ReVisiTConfig())
+    alone = {}
+    for n, text in enumerate(questions, 1):
+        image = {"type": "image", "image": Image.open(COCO / "val2014" / image_of(n))}
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": [image, {"type": "text", "text": text}]}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert (inputs["input_ids"] == processor.tokenizer.bos_token_id).sum() == 1
+        output = model.generate(**inputs, **PLAIN)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        alone[n] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert read_answers(tmp_path / "out" / "random" / "answers.jsonl") == alone
+    assert len(set(alone.values())) == 3
 
 
 @pytest.mark.parametrize(
