@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from revisit.evaluation import polling
 from revisit.evaluation.answering import Answer
 from revisit.evaluation.captioning import main
 from revisit.evaluation.chair import read_captions
@@ -113,6 +114,37 @@ def test_seeds_are_samples_of_each_decoder_and_one_row_of_the_table(sweep, capsy
     printed = capsys.readouterr().out
     assert "4 images of each of the seeds 1, 2, 3" in printed
     assert printed.count("| model") == 2
+
+
+def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
+    images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Teller, "loaded", 0)
+    (tmp_path / "model").mkdir()
+    for split in ("random", "popular"):
+        lines = [
+            {
+                "question_id": number,
+                "image": f"COCO_val2014_{number:012d}.jpg",
+                "text": f"Is there a {split} dog?",
+                "label": "yes" if number % 2 else "no",
+            }
+            for number in range(1, 5)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--model_path", str(tmp_path / "model"), "--data_path", str(images)]
+    flags += ["--pope_path", str(tmp_path), "--splits", "random", "popular", "--device", "cpu"]
+    where = {"results": tmp_path / "results", "own_dtype": str}
+    sweep = ["--sweep", "decoder=vcd,revisit"]
+    assert polling.main(Teller, "Test.", argv=[*flags, *sweep], **where) == 0
+    assert Teller.loaded == 1
+    assert [decoder for decoder, _ in Teller.told] == ["greedy", "vcd", "revisit"]
+    made = sorted(path.name for path in where["results"].iterdir())
+    assert made[0] == "pope-plain-seed42" and len(made) == 3
+    tables = capsys.readouterr().out.split("\nrandom\n")[1].split("\npopular\n")
+    for table in tables:
+        assert "4 questions" in table and table.count("| model") == 3
+        assert "Accuracy - baseline" in table
 
 
 @pytest.mark.parametrize(
