@@ -232,6 +232,23 @@ def test_the_script_asks_each_question_as_if_it_were_alone(checkpoint, coco, tmp
     assert len(set(expected.values())) > 1
 
 
+def test_a_sweep_continues_and_says_what_its_settings_say_alone(checkpoint, coco, tmp_path):
+    sweep = ["--sweep", "selection=max,random"]
+    assert run_script(tmp_path, checkpoint, coco, *sweep, NUM_EVAL_SAMPLES="5") == 0
+    made = tmp_path / "out put"
+    names = [f"revisit-0-2-1e-5-ag-{each}-seed42" for each in ("max", "random")]
+    assert sorted(path.name for path in made.iterdir()) == ["plain-seed42", *names]
+    files = [made / name / "captions.jsonl" for name in names]
+    whole = [file.read_text() for file in files]
+    for file, text in zip(files, whole, strict=True):
+        file.write_text("".join(text.splitlines(keepends=True)[:3]))
+    assert run_script(tmp_path, checkpoint, coco, *sweep, NUM_EVAL_SAMPLES="5") == 0
+    assert [file.read_text() for file in files] == whole
+    flags = ["--revisit_selection", "random", "--output_path", "alone"]
+    assert run_script(tmp_path, checkpoint, coco, *flags, NUM_EVAL_SAMPLES="5") == 0
+    assert (tmp_path / "alone" / "captions.jsonl").read_text() == whole[1] != whole[0]
+
+
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", "float16"), ("cpu", "float32")])
 def test_the_dtype_on_a_gpu_is_float16_whatever_the_checkpoints_own(
     coco, tmp_path, monkeypatch, capsys, device, dtype

@@ -98,6 +98,27 @@ def test_the_script_captions_and_scores_from_any_folder(tmp_path, revisit):
     assert recorded.get("early_exit_layers") == ("all" if revisit else None)
 
 
+def test_a_sweep_continues_and_says_what_its_settings_say_alone(tmp_path):
+    sweep = ["--sweep", "selection=max,random"]
+    assert run_script(tmp_path, *sweep, NUM_EVAL_SAMPLES="5").returncode == 0
+    made = tmp_path / "out put"
+    names = [f"revisit-all-0.001-ag-{each}-seed42" for each in ("max", "random")]
+    assert sorted(path.name for path in made.iterdir()) == ["plain-seed42", *names]
+    files = [made / name / "captions.jsonl" for name in names]
+    whole = [file.read_text() for file in files]
+    for image_id, caption in captions_in(files[0]).items():
+        arguments = {"relative_top": 0.001, "revisit_selection": "max"}
+        assert caption == caption_alone(image_id, use_revisit=True, **arguments)
+    for file, text in zip(files, whole, strict=True):
+        file.write_text("".join(text.splitlines(keepends=True)[:3]))
+    done = run_script(tmp_path, *sweep, NUM_EVAL_SAMPLES="5")
+    assert done.returncode == 0 and "5 images\n" in done.stdout
+    assert [file.read_text() for file in files] == whole
+    flags = ["--revisit_selection", "random", "--output_path", "alone"]
+    assert run_script(tmp_path, *flags, NUM_EVAL_SAMPLES="5").returncode == 0
+    assert (tmp_path / "alone" / "captions.jsonl").read_text() == whole[1] != whole[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "config"),
     [
