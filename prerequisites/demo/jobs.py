@@ -34,6 +34,8 @@ class Family:
     environment: str
     script: Path
     program: Path
+    captioner: str
+    """The class of the script that captions."""
     checkpoint: Path
     published_layers: str
     batch_size: int
@@ -56,6 +58,7 @@ FAMILIES = (
         environment="llava",
         script=ROOT / "LLaVA1.5" / "eval" / "chair_eval_llava.py",
         program=HERE / "ask_llava.py",
+        captioner="LlavaCaptioner",
         checkpoint=HERE / "llava-tiny",
         published_layers="last",
         batch_size=50,
@@ -65,6 +68,7 @@ FAMILIES = (
         environment="qwen",
         script=ROOT / "Qwen2.5-VL" / "eval" / "chair_eval_qwenvl.py",
         program=HERE / "ask_qwen.py",
+        captioner="QwenCaptioner",
         checkpoint=HERE / "qwen-tiny",
         published_layers="all",
         batch_size=20,  # its vision tower attends over all images of a batch at once
