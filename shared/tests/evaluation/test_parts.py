@@ -1,30 +1,33 @@
 """Several processes that write one file, on a captioner without a model: real processes."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import time
+import uuid
+from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
-from revisit.evaluation import EvaluationError
+from revisit.evaluation import EvaluationError, parts
+from revisit.evaluation.answering import Answer
+from revisit.evaluation.captioning import main
 from revisit.evaluation.captions import CAPTIONS, CaptionStore
 from revisit.evaluation.parts import open_store
 from revisit.evaluation.processes import Process, this_process
 
-# Says of an image its size and the number that it drew; may end early, at a batch.
-CAPTIONER = """
-import os, signal, sys, time
-from pathlib import Path
-import torch
-from revisit.evaluation.answering import Answer
-from revisit.evaluation.captioning import main
+FORK = multiprocessing.get_context("fork")  # a process with PyTorch is there at once
+
 
 class Sizes:
-    settings = {"prompt": "v1"}
+    """Says of an image its size and the number that it drew; may be killed at a batch."""
+
+    settings = {"prompt": "v1"}  # noqa: RUF012
 
     def __init__(self, args):
         self.left = int(os.environ.get("BATCHES", 10**9))
@@ -37,10 +40,30 @@ class Sizes:
         if self.left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         draw = torch.rand(len(images), 1).tolist()
-        return [Answer(f"{image.size} {number}", 3) for image, number in zip(images, draw)]
+        pairs = zip(images, draw, strict=True)
+        return [Answer(f"{image.size} {number}", 3) for image, number in pairs]
 
-sys.exit(main(Sizes, "Describe sizes.", results=Path("results"), own_dtype=str))
-"""
+
+class Started:
+    """A process of its own that captions, and what it says."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], argv: list[str]) -> None:
+        self.files = [folder / f"{uuid.uuid4()}.{name}" for name in ("out", "err")]
+        self.process = FORK.Process(target=self._run, args=(environment, argv))
+        self.process.start()
+
+    def _run(self, environment: dict[str, str], argv: list[str]) -> None:
+        os.environ.update(environment)
+        sys.stdout, sys.stderr = (file.open("w") for file in self.files)
+        status = main(Sizes, "Test.", results=Path("results"), own_dtype=str, argv=argv)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    def wait(self) -> tuple[int, str, str]:
+        """The exit status, and what it said and complained of."""
+        self.process.join(100)
+        return (self.process.exitcode, *(file.read_text() for file in self.files))
 
 
 class Launch:
@@ -48,8 +71,6 @@ class Launch:
 
     def __init__(self, images, folder) -> None:
         self.folder = folder
-        self.script = folder / "captioner.py"
-        self.script.write_text(CAPTIONER)
         (folder / "model").mkdir()
         self.flags = ["--model_path", str(folder / "model"), "--data_path", str(images)]
         self.flags += ["--num_eval_samples", "10", "--batch_size", "2", "--device", "cpu"]
@@ -58,24 +79,19 @@ class Launch:
     def use(self, name: str) -> None:
         self.out = self.folder / name / "captions.jsonl"
 
-    def start(self, rank: int, count: int, *flags: str, **settings: str) -> subprocess.Popen[str]:
+    def start(self, rank: int, count: int, *flags: str, **settings: str) -> Started:
         """One process, which is killed after `BATCHES`, and waits for a file `WAITS_FOR`."""
         place = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-        settings = {"STARTED": str(self.folder / f"started-{rank}-of-{count}")} | settings
-        return subprocess.Popen(
-            [sys.executable, str(self.script), *self.flags, "--output_path", str(self.out), *flags],
-            env=os.environ | place | settings,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        place["STARTED"] = str(self.folder / f"started-{rank}-of-{count}")
+        argv = [*self.flags, "--output_path", str(self.out), *flags]
+        return Started(self.folder, place | settings, argv)
 
     def run(self, count: int, *flags: str, **settings: str) -> list[str]:
         """All processes at once; what they said."""
         started = [self.start(rank, count, *flags, **settings) for rank in range(count)]
-        said = [process.communicate(timeout=100) for process in started]
-        assert [process.returncode for process in started] == [0] * count, said
-        return [out for out, _ in said]
+        said = [process.wait() for process in started]
+        assert [status for status, _, _ in said] == [0] * count, said
+        return [out for _, out, _ in said]
 
     @property
     def record(self):
@@ -122,16 +138,14 @@ def test_two_processes_write_what_one_writes_and_the_last_one_scores(launch, who
 
 
 def test_a_killed_process_loses_its_batch_and_another_number_of_processes_goes_on(launch, whole):
-    killed = launch.start(0, 2, "--do_sample", BATCHES="1")
-    _, err = killed.communicate(timeout=100)
-    assert killed.returncode == -signal.SIGKILL, err
+    status, _, err = launch.start(0, 2, "--do_sample", BATCHES="1").wait()
+    assert status == -signal.SIGKILL, err
     # Killed while it wrote: half of a line.
     part = launch.out.with_name("captions.jsonl.part-0-of-2")
     with part.open("ab") as file:
         file.write(whole.splitlines()[4][:20])
-    last = launch.start(1, 2, "--do_sample")
-    out, err = last.communicate(timeout=100)
-    assert last.returncode == 0, err
+    status, out, err = launch.start(1, 2, "--do_sample").wait()
+    assert status == 0, err
     assert "process 0 lacks 4 of its 6 captions" in out
     assert "the same command continues" in out
     assert launch.out.read_bytes() == b""
@@ -146,7 +160,7 @@ def test_a_killed_process_loses_its_batch_and_another_number_of_processes_goes_o
 
 
 def test_one_process_takes_over_the_parts_of_several(launch, whole):
-    launch.start(1, 3, "--do_sample").communicate(timeout=100)
+    launch.start(1, 3, "--do_sample").wait()
     assert launch.parts[0] == "captions.jsonl.part-1-of-3"
     (said,) = launch.run(1, "--do_sample")
     assert launch.out.read_bytes() == whole
@@ -155,8 +169,7 @@ def test_one_process_takes_over_the_parts_of_several(launch, whole):
 
 
 def test_several_processes_take_over_the_file_of_one(launch, whole):
-    alone = launch.start(0, 1, "--do_sample", BATCHES="2")
-    alone.communicate(timeout=100)
+    launch.start(0, 1, "--do_sample", BATCHES="2").wait()
     assert launch.out.read_bytes().count(b"\n") == 4
     launch.run(2, "--do_sample")
     assert launch.out.read_bytes() == whole
@@ -164,30 +177,31 @@ def test_several_processes_take_over_the_file_of_one(launch, whole):
 
 
 def test_a_process_that_begins_when_the_others_have_ended_merges(launch, whole):
-    first, _ = launch.start(0, 2, "--do_sample").communicate(timeout=100)
+    _, first, _ = launch.start(0, 2, "--do_sample").wait()
     assert "process 1 lacks 4 of its 4 captions" in first
-    second, _ = launch.start(1, 2, "--do_sample").communicate(timeout=100)
+    _, second, _ = launch.start(1, 2, "--do_sample").wait()
     assert "10 of 10 captions" in second
     assert launch.out.read_bytes() == whole
 
 
-def test_the_first_to_end_leaves_the_file_to_the_last(launch, whole, tmp_path):
+def test_the_first_to_end_leaves_the_file_to_the_last(launch, whole, tmp_path, monkeypatch):
     slow = launch.start(1, 2, "--do_sample", WAITS_FOR=str(tmp_path / "go"))
     while not (tmp_path / "started-1-of-2").exists():
-        assert slow.poll() is None
-    out, _ = launch.start(0, 2, "--do_sample").communicate(timeout=100)
+        assert slow.process.is_alive()
+        time.sleep(0.02)
+    _, out, _ = launch.start(0, 2, "--do_sample").wait()
     assert "the one that ends last merges" in out
     assert launch.out.read_bytes() == b""
-    refused = launch.start(0, 1, "--do_sample")  # that of one process is another run
-    _, err = refused.communicate(timeout=100)
-    assert refused.returncode == 2 and "another process is writing" in err
+    monkeypatch.setattr(parts, "_PATIENCE_S", 0.2)
+    status, _, err = launch.start(0, 1, "--do_sample").wait()  # one process is another run
+    assert status == 2 and "another process is writing" in err
     (tmp_path / "go").touch()
-    slow.communicate(timeout=100)
+    slow.wait()
     assert launch.out.read_bytes() == whole
 
 
 def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whole, images):
-    name = launch.sample[2]
+    name = launch.sample[3]  # the last of its batch: the other one draws what it always draws
     sound = (images / name).read_bytes()
     (images / name).write_bytes(b"no image")
     launch.run(2, "--do_sample")
@@ -200,12 +214,11 @@ def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whol
 
 
 def test_other_settings_are_refused_while_there_are_only_parts(launch):
-    launch.start(0, 2).communicate(timeout=100)
+    launch.start(0, 2).wait()
     before = {path: path.read_bytes() for path in launch.out.parent.iterdir()}
     for count in (1, 2, 3):
-        other = launch.start(0, count, "--seed", "5")
-        _, err = other.communicate(timeout=100)
-        assert other.returncode == 2
+        status, _, err = launch.start(0, count, "--seed", "5").wait()
+        assert status == 2
         assert "seed: 42, now 5" in err
     assert {path: path.read_bytes() for path in before} == before
 

@@ -182,7 +182,7 @@ def answer_tasks(
         store.agree("captioner", captioner.settings)
         size = getattr(captioner, "batch_size", size)
         try:
-            mine = _batches(tasks, size)[args.process.rank :: args.process.count]
+            mine = _batches(tasks, size)[args.process.rank :: args.process.world_size]
             _answer(captioner, mine, store, args)
         except EvaluationError:
             raise
@@ -190,7 +190,7 @@ def answer_tasks(
             _report_stop(error, store, tasks)
             return Outcome(1, False)
     shares = {
-        task.key: number % args.process.count
+        task.key: number % args.process.world_size
         for number, batch in enumerate(_batches(tasks, size))
         for task in batch
     }
@@ -226,7 +226,7 @@ def _answer(
         total=asked,
         initial=asked - left,
         unit=store.form.unit,
-        desc=str(args.process) if args.process.count > 1 else None,
+        desc=str(args.process) if args.process.world_size > 1 else None,
         disable=args.process.rank > 0,  # the first tells how far about all of them are
     ) as progress:
         for batch, lacking in zip(batches, missing, strict=True):
@@ -267,11 +267,11 @@ def _new_run(args: argparse.Namespace, store: CaptionStore) -> dict[str, Any]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_path": args.model_path,
         # Each of several processes has a GPU of its own.
-        "device": args.device.split(":")[0] if args.process.count > 1 else args.device,
+        "device": args.device.split(":")[0] if args.process.world_size > 1 else args.device,
         "processor": _processor(args.device),
         "threads": torch.get_num_threads(),
         "process": args.process.rank,
-        "processes": args.process.count,
+        "processes": args.process.world_size,
         "batch_size": args.batch_size,
         "python": platform.python_version(),
         store.form.noun: 0,

@@ -210,9 +210,9 @@ def _words(given: str | list[str]) -> list[str]:
 def _settle_place(args: argparse.Namespace, gpu_dtype: str, gpus: int) -> None:
     if args.device is None:
         args.device = "cuda" if gpus else "cpu"
-    if args.process.count > 1 and args.device == "cuda":
+    if args.process.world_size > 1 and args.device == "cuda":
         args.device = f"cuda:{args.process.local_rank}"
-    if args.process.count > 1 and args.device == "auto":
+    if args.process.world_size > 1 and args.device == "auto":
         raise EvaluationError(
             "--device auto spreads one model over all GPUs, and there are several processes: give "
             "each a GPU (leave out --device), or start one process"

@@ -36,7 +36,7 @@ def open_store(path: Path, form: Form, process: Process) -> CaptionStore:
 
     Raises `EvaluationError` as `CaptionStore` does, and where parts do not belong together.
     """
-    if process.count > 1 or _parts(path):
+    if process.world_size > 1 or _parts(path):
         return PartStore(path, form, process)
     return CaptionStore(path, form)
 
@@ -47,16 +47,17 @@ class PartStore(CaptionStore):
 
     def __init__(self, path: Path, form: Form, process: Process) -> None:
         self._together = open_locked(
-            path, fcntl.LOCK_SH if process.count > 1 else fcntl.LOCK_EX, _PATIENCE_S
+            path, fcntl.LOCK_SH if process.world_size > 1 else fcntl.LOCK_EX, _PATIENCE_S
         )
         try:
-            part = path.with_name(f"{path.name}.part-{process.rank}-of-{process.count}")
+            part = path.with_name(f"{path.name}.part-{process.rank}-of-{process.world_size}")
             super().__init__(part, form)
             self.process = process
             self.whole = path
             texts, record = _read_all(path, form)
             self.texts |= texts
             self.record |= {name: record[name] for name in _SECTIONS if name in record}
+            self.save_record()  # before the first line, which is refused without it
         except BaseException:
             os.close(self._together)
             raise

@@ -7,15 +7,15 @@ from revisit.evaluation import EvaluationError
 
 
 class Process(NamedTuple):
-    """One of `count` processes that share the work."""
+    """One of `world_size` processes that share the work."""
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     local_rank: int = 0
     """Its number on its machine, which has a GPU for each."""
 
     def __str__(self) -> str:
-        return f"process {self.rank} of {self.count}"
+        return f"process {self.rank} of {self.world_size}"
 
 
 def this_process(environment: Mapping[str, str]) -> Process:
@@ -28,9 +28,9 @@ def this_process(environment: Mapping[str, str]) -> Process:
     if told["WORLD_SIZE"] in (None, "1"):
         return Process()
     try:
-        rank, count, local_rank = (int(value) for value in told.values() if value is not None)
-        if 0 <= rank < count and local_rank >= 0:
-            return Process(rank, count, local_rank)
+        rank, world_size, local = (int(value) for value in told.values() if value is not None)
+        if 0 <= rank < world_size and local >= 0:
+            return Process(rank, world_size, local)
     except ValueError:
         pass
     raise EvaluationError(
