@@ -71,7 +71,7 @@ def ablations(family: Family) -> list[Decoder]:
 def ways(family: Family) -> list[Decoder]:
     """All that captions, each once."""
     every = [*decoders(family), *others(), *ablations(family)]
-    return list({way.slug: way for way in reversed(every)}.values())[::-1]
+    return list({way.slug: way for way in every}.values())
 
 
 def jobs(family: Family, out: Path, images: int) -> list[dict[str, Any]]:
@@ -82,7 +82,10 @@ def jobs(family: Family, out: Path, images: int) -> list[dict[str, Any]]:
         job = caption_job(family, way, COCO, out, images)
         more = ["--output_path", str(out / way.slug), "--lemmatizer", "noun"]
         captioned.append(job | {"arguments": [*job["arguments"], *more]})
-    return [*captioned, *([] if timing_file(out).exists() else [timing_job(family, out, images)])]
+    timed = read_json(timing_file(out)) if timing_file(out).exists() else {}
+    if {way.slug for way in ways(family)} <= timed.keys():
+        return captioned
+    return [*captioned, timing_job(family, out, images)]
 
 
 def timing_file(out: Path) -> Path:

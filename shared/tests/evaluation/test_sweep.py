@@ -1,6 +1,7 @@
 """`--sweep`: which runs it asks for, that one model does them, and the table that comes last."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,22 @@ def test_seeds_are_samples_of_each_decoder_and_one_row_of_the_table(sweep, capsy
     printed = capsys.readouterr().out
     assert "4 images of each of the seeds 1, 2, 3" in printed
     assert printed.count("| model") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is the process's own")
+def test_a_run_s_peak_of_memory_is_its_own_and_not_that_of_the_runs_before(sweep):
+    class Hungry(Teller):
+        def answer(self, images, questions):
+            if self.decoder == "greedy":
+                bytearray(b"x") * (400 * 2**20)
+            return super().answer(images, questions)
+
+    assert sweep("--sweep", "decoder=vcd", load=Hungry) == 0
+    peaks = [
+        json.loads(path.read_text())["runs"][0]["peak_bytes"]
+        for path in sorted(sweep.results.glob("*/captions.jsonl.run.json"))
+    ]
+    assert 0 < peaks[1] < peaks[0] - 300 * 2**20
 
 
 def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(

@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -261,8 +261,7 @@ def _new_run(args: argparse.Namespace, store: CaptionStore) -> dict[str, Any]:
     already included; loading the model and reading the images take none of them."""
     import torch
 
-    for gpu in _gpus(args.device):
-        torch.cuda.reset_peak_memory_stats(gpu)
+    _forget_peak(args.device)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "model_path": args.model_path,
@@ -304,9 +303,20 @@ def _processor(device: str) -> str:
     return model[1] if model else platform.processor() or platform.machine()
 
 
+def _forget_peak(device: str) -> None:
+    """Let `_peak_bytes` begin anew: of a sweep, other runs came before in this process."""
+    import torch
+
+    for gpu in (gpus := _gpus(device)):
+        torch.cuda.reset_peak_memory_stats(gpu)
+    if not gpus and sys.platform == "linux":
+        with suppress(OSError):  # where it may not be written, it stays the process's own
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
 def _peak_bytes(device: str) -> int:
     """On a GPU the most that tensors took since the run began, on all of its GPUs together; on the
-    CPU the most that the process ever had in memory."""
+    CPU the most that the process had in memory, on Linux since the run began."""
     import torch
 
     if gpus := _gpus(device):
