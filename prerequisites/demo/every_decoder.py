@@ -154,13 +154,31 @@ def verdicts(found: Mapping[str, Sequence[Row]]) -> str:
     )
 
 
+def selections(found: Mapping[str, Sequence[Row]]) -> str:
+    """Which selection of the vision token is better here, by what."""
+    parts = []
+    for family, (_, least, most, random, *_) in found.items():
+        said = []
+        for name, better in (("CHAIRs", min), ("Recall", max), ("F1", max)):
+            column = CHAIR.metrics.index(name)
+            chosen = {"min": least, "max": most, "random": random}
+            values = {which: row.values[0, column] for which, row in chosen.items()}
+            said.append(f"{name} by `{better(values, key=values.__getitem__)}`")
+        parts.append(f"of {family}: {', '.join(said)}")
+    return (
+        "The paper takes the vision token that diverges least (`min`, in all rows that name no "
+        f"other) and holds `max` and `random` against it. Here the best are, {'; '.join(parts)}."
+    )
+
+
 def measured(family: Family, out: Path) -> str:
     """Where and how a family's costs were measured, of its run records."""
     result = read_result(out / GREEDY.slug / "chair.json")
     run, settings = result.runs[0], result.settings
     timed = read_json(timing_file(out))
     return (
-        f"{family.name} (`{family.checkpoint.name}`, {settings['dtype']}) on {run['processor']}, "
+        f"{family.name} (`{family.checkpoint.name}`, {settings['model']['sha256'][:12]}, "
+        f"{settings['dtype']}) on {run['processor']}, "
         f"{run['threads']} thread, {run['batch_size']} images at once, PyTorch "
         f"{settings['torch version']}, Transformers {settings['transformers version']}; "
         f"{len(timed[AGAIN])} rounds; greedy decoding a second time in each: "
@@ -191,7 +209,7 @@ def report(out: Path, images: int) -> str:
         f"## Every decoder\n\n{table(every)}\n\n{verdicts(every)}\n\n"
         f"## Settings of ReVisiT\n\n{table(ablated)}\n\n"
         "The first is the chosen setting; each other one differs from it in what its row names. "
-        "`max` takes the vision token that diverges most, `random` any: the paper's ablations.\n\n"
+        f"{selections(ablated)}\n\n"
         "## What the numbers are\n\n"
         f"{images} held-out drawn scenes in `prerequisites/demo/coco`, at most {LONGEST} tokens a "
         "caption; `revisit-chair --lemmatizer noun`; percent, Len in words; *twice*: captions that "

@@ -16,6 +16,7 @@ from revisit.evaluation import chair
 TRUTH = {1: ["dog"], 2: ["cat"], 3: ["pizza"], 4: ["dog", "cat"]}
 TRUE = {1: "A dog.", 2: "A cat.", 3: "A pizza.", 4: "A dog and a cat."}
 FALSE = {image: f"{text[:-1]}, and a fork." for image, text in TRUE.items()}
+LESS = TRUE | {4: "A dog."}
 SAID = {"greedy": FALSE, "m3id": FALSE}
 SECONDS = {"greedy": 2.0, AGAIN: 2.2, "vcd": 5.0}
 
@@ -25,9 +26,19 @@ def write_result(folder: Path, way: Decoder) -> None:
     folder.mkdir(parents=True)
     captions = folder / "captions.jsonl"
     said = SAID.get(way.slug, TRUE)
+    selection = way.settings.get("revisit_selection")
+    said = LESS if way.settings.get("use_revisit") and selection != "random" else said
+    said = FALSE if selection == "max" else said
     lines = [json.dumps({"image_id": image, "caption": text}) for image, text in said.items()]
     captions.write_text("\n".join(lines), encoding="utf-8")
-    settings = {"dtype": "float32", "torch version": "2", "transformers version": "4", "seed": 0}
+    model = {"name": "tiny", "sha256": "0123456789abcdef"}
+    settings = {
+        "model": model,
+        "dtype": "float32",
+        "torch version": "2",
+        "transformers version": "4",
+        "seed": 0,
+    }
     run = {"device": "cpu", "processor": "Z80", "threads": 1, "batch_size": 3, "tokens": 100}
     record = {
         "settings": settings | {name: str(value) for name, value in way.settings.items()},
@@ -77,8 +88,12 @@ def test_every_decoder_stands_beside_greedy_decoding_with_interval_and_cost(text
         assert rows["greedy"][0] == "100.0" and rows["greedy"][-3:] == ["1.00", "", ""]
         assert rows["VCD"][-3:-1] == ["2.50", "-100.0 [-100.0, -100.0]"]
         assert rows["M3ID"][-2] == "+0.0 [+0.0, +0.0]"
-        again = f"{family.name} (`{family.checkpoint.name}`, float32) on Z80, 1 thread, 3 images"
+        model = f"{family.name} (`{family.checkpoint.name}`, 0123456789ab, float32)"
+        again = f"{model} on Z80, 1 thread, 3 images"
         assert again in text and "2 rounds; greedy decoding a second time in each: 1.10." in text
+    for family in FAMILIES:
+        best = "CHAIRs by `min`, Recall by `max`, F1 by `random`"
+        assert f"of {family.name}: {best}" in text
     assert "neither with M3ID" in text and "fewer with ReVisiT" in text
 
 
