@@ -255,8 +255,13 @@ def test_the_environment_tells_which_process_this_is(environment, process):
 
 @pytest.mark.parametrize(
     ("flags", "gpus", "device"),
-    [([], 2, "cuda:1"), (["--device", "cuda"], 2, "cuda:1"), (["--device", "cuda:0"], 2, "cuda:0")]
-    + [(["--device", "cpu"], 2, "cpu"), ([], 0, "cpu")],
+    [
+        ([], 2, "cuda:1"),
+        (["--device", "cuda"], 2, "cuda:1"),
+        (["--device", "cuda:0"], 2, "cuda:0"),
+        (["--device", "cpu"], 2, "cpu"),
+        ([], 0, "cpu"),
+    ],
 )
 def test_each_process_takes_the_gpu_of_its_number(monkeypatch, tmp_path, flags, gpus, device):
     for variable, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
