@@ -214,6 +214,27 @@ def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whol
     assert launch.out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("at", ["the file's writing", "the parts' removal"])
+def test_a_merge_that_is_cut_short_is_made_again(launch, whole, monkeypatch, at):
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    launch.start(0, 2, "--do_sample").wait()
+    with monkeypatch.context() as patch:
+        if at == "the file's writing":
+            patch.setattr(parts, "_write", die)
+        else:
+            patch.setattr(Path, "unlink", die)
+        status, _, _ = launch.start(1, 2, "--do_sample").wait()
+    assert status == -signal.SIGKILL
+    assert len(launch.parts) == 4
+    launch.run(2, "--do_sample")
+    assert launch.out.read_bytes() == whole
+    assert launch.parts == []
+    assert sum(run["captions"] for run in launch.record["runs"]) == 10
+    assert len(launch.record["runs"]) == 2
+
+
 def test_other_settings_are_refused_while_there_are_only_parts(launch):
     launch.start(0, 2).wait()
     before = {path: path.read_bytes() for path in launch.out.parent.iterdir()}
