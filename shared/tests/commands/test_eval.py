@@ -246,17 +246,18 @@ def one(tmp_path_factory):
     return out.read_bytes()
 
 
-def run_forked(out: Path, count: int, before: Callable[[int], None] = id) -> list[int]:
+def run_forked(out: Path, count: int, before: Callable[[int], None] | None = None) -> list[int]:
     """Several processes at once; forked, since each would take long to load Transformers.
 
-    `before` is called in each with its rank. Returns their exit statuses.
+    `before` is called in each, with its rank. Returns their exit statuses.
     """
 
     def process(rank: int) -> None:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
         os.environ.update({name: str(value) for name, value in place.items()})
         sys.stdout = sys.stderr = (out.parent / f"said-{rank}").open("w")
-        before(rank)
+        if before is not None:
+            before(rank)
         status = command.main(["chair", *flags(out, *SAMPLE)])
         sys.stdout.flush()
         os._exit(status)

@@ -114,7 +114,6 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
     common = common_settings(args) | {"question": f"<text>{behind}"}
     scored, whole = 0, False
     for split, file in files.items():
-        print(f"{split}:", flush=True)
         settings = common | {"split": split, "questions": sha256(file)}
         path = _scores(args)[split].with_name("answers.jsonl")
         status, whole = _ask(partial(load, args), tasks[split], settings, path, args)
