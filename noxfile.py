@@ -85,7 +85,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def demo(session: nox.Session) -> None:
-    """Greedy decoding and ReVisiT on the embedded demo: one table, one sheet of images."""
+    """Greedy decoding and ReVisiT on the embedded demo: one table, one sheet of images.
+
+    `-- --decoder all` compares every decoder instead, and ReVisiT's settings.
+    """
     python = environment(session, "llava")
     environment(session, "qwen")
     session.run(python, "prerequisites/demo/demo.py", *session.posargs, external=True)

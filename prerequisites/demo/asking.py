@@ -7,6 +7,7 @@ images. A job is a JSON object:
 {"questions": PATH, "images": FOLDER, "out": PATH, "batch_size": N, "decoding": {...}}
                                          answers POPE's questions; with "revisit_trace" in
                                          "decoding" each answer says what ReVisiT did at each token
+{"timing": PATH, ...}                    measures what decoders cost: see ``timing.py``
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 from tqdm import tqdm
+
+from timing import measure
 
 
 class Asker(Protocol):
@@ -85,7 +88,9 @@ def main(load: Callable[[str], Asker]) -> None:
     args = parser.parse_args()
     asker = None
     for job in json.loads(args.jobs.read_text("utf-8")):
-        if "script" in job:
+        if "timing" in job:
+            measure(job)
+        elif "script" in job:
             run_script(job["script"], job["arguments"])
         else:
             asker = asker or load(args.checkpoint)

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demo import (
+from jobs import (
     FAMILIES,
     GREEDY,
     HERE,

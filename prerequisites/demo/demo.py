@@ -9,199 +9,46 @@ wrote what it chose on other scenes.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import every_decoder
 from captions import QUESTION
+from jobs import (
+    COCO,
+    FAMILIES,
+    HERE,
+    LONGEST,
+    ROOT,
+    Family,
+    caption_job,
+    captions_file,
+    decoders,
+    interval,
+    markdown,
+    put_between,
+    question_job,
+    read_json,
+    read_lines,
+    repeating,
+    run_jobs,
+    score,
+    seconds,
+    write_lines,
+)
 from revisit.evaluation import chair, pope
-from revisit.evaluation.lemmas import LEMMATIZERS
 from sheet import Example, draw_sheet
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-COCO = HERE / "coco"
-PUBLISHED_ALPHA = 1e-5
-LONGEST = 48
-"""Tokens of a caption, at most."""
 TRACED, SHOWN = 40, 2
 """Images that the picture's are taken from, and how many of them it shows of each family."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """A model family: the environment that runs it, its evaluation script, its tiny checkpoint."""
-
-    name: str
-    environment: str
-    script: Path
-    program: Path
-    checkpoint: Path
-    published_layers: str
-    batch_size: int
-
-    @property
-    def setting(self) -> Path:
-        """Where the chosen setting of ReVisiT stands."""
-        return HERE / "settings" / f"{self.environment}.json"
-
-    @property
-    def python(self) -> str:
-        """The Python of the family's nox environment; where there is none, the running one."""
-        made = ROOT / ".nox" / self.environment / "bin" / "python"
-        return str(made) if made.exists() else sys.executable
-
-
-FAMILIES = (
-    Family(
-        name="LLaVA-1.5",
-        environment="llava",
-        script=ROOT / "LLaVA1.5" / "eval" / "chair_eval_llava.py",
-        program=HERE / "ask_llava.py",
-        checkpoint=HERE / "llava-tiny",
-        published_layers="last",
-        batch_size=50,
-    ),
-    Family(
-        name="Qwen2.5-VL",
-        environment="qwen",
-        script=ROOT / "Qwen2.5-VL" / "eval" / "chair_eval_qwenvl.py",
-        program=HERE / "ask_qwen.py",
-        checkpoint=HERE / "qwen-tiny",
-        published_layers="all",
-        batch_size=20,  # its vision tower attends over all images of a batch at once
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """A way to decode: its name in the table, its file name, arguments of the fork's `generate`."""
-
-    name: str
-    slug: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def flags(self) -> list[str]:
-        """The settings as flags of an evaluation script."""
-        return [word for name, value in self.settings.items() for word in (f"--{name}", str(value))]
-
-
-GREEDY = Decoder("greedy", "greedy")
-
-
-def revisit_decoder(layers: str, alpha: float, note: str = "") -> Decoder:
-    """ReVisiT with these layers and this alpha."""
-    settings = {"use_revisit": True, "early_exit_layers": layers, "relative_top": alpha}
-    return Decoder(
-        f"ReVisiT {layers}, alpha {alpha:g}{note}", f"revisit-{layers}-{alpha:g}", settings
-    )
-
-
-def decoders(family: Family) -> list[Decoder]:
-    """Greedy, ReVisiT at the chosen setting, and at the published default."""
-    chosen = _read(family.setting)
-    return [
-        GREEDY,
-        revisit_decoder(chosen["layers"], chosen["alpha"], " (chosen)"),
-        revisit_decoder(family.published_layers, PUBLISHED_ALPHA, " (published)"),
-    ]
-
-
-def captions_file(decoder: Decoder, out: Path) -> Path:
-    """Where a decoder's captions are."""
-    return out / f"{decoder.slug}.jsonl"
-
-
-def caption_job(
-    family: Family, decoder: Decoder, coco: Path, out: Path, images: int
-) -> dict[str, Any]:
-    """A job of ``asking.py``: run the family's evaluation script. Captions there are kept."""
-    arguments = [
-        *("--model_path", str(family.checkpoint)),
-        *("--data_path", str(coco / "val2014"), "--anno_path", str(coco / "annotations")),
-        *("--output_path", str(captions_file(decoder, out))),
-        *("--seed", "0", "--num_eval_samples", str(images), "--max_new_tokens", str(LONGEST)),
-        *("--batch_size", str(family.batch_size), "--dtype", "float32", "--device", "cpu"),
-        *decoder.flags,
-    ]
-    return {"script": str(family.script), "arguments": arguments}
-
-
-def question_job(
-    family: Family,
-    decoder: Decoder,
-    entries: list[dict[str, Any]],
-    out: Path,
-    longest: int,
-    **more: Any,
-) -> dict[str, Any]:
-    """A job of ``asking.py``: answer ``entries`` into ``out``, at most ``longest`` tokens each."""
-    questions = out.with_suffix(".questions.jsonl")
-    _write_lines(questions, entries)
-    settings = {"max_new_tokens": longest, "do_sample": False, **decoder.settings, **more}
-    return {
-        "questions": str(questions),
-        "images": str(COCO / "val2014"),
-        "out": str(out),
-        "batch_size": family.batch_size,
-        "decoding": settings,
-    }
-
-
-def run_jobs(jobs: Mapping[Family, Sequence[dict[str, Any]]], out: Path) -> None:
-    """Do each family's jobs in a process of its own, all families at once, one thread each."""
-    calm = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = []
-    for family, own in jobs.items():
-        folder = out / family.environment
-        (folder / "jobs.json").write_text(json.dumps(own), encoding="utf-8")
-        command = [
-            family.python,
-            *map(str, (family.program, family.checkpoint, folder / "jobs.json")),
-        ]
-        with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(command, env=calm, stdout=log, stderr=subprocess.STDOUT)
-        print(f"{family.name}: {len(own)} jobs, {folder / 'log.txt'}", flush=True)
-        running.append((process, family, folder))
-    failed = [(family, folder) for process, family, folder in running if process.wait()]
-    for family, folder in failed:
-        log_text = (folder / "log.txt").read_text("utf-8")
-        print(f"{family.name} failed:\n{log_text[-2000:]}", file=sys.stderr)
-    if failed:
-        raise SystemExit(f"the same again continues; remove {out} to begin anew")
-
-
-def seconds(captions: Path) -> float:
-    """How long the captions took, from their run record; a rerun adds to it."""
-    record = _read(captions.with_name(captions.name + ".run.json"))
-    return float(sum(run["seconds"] for run in record["runs"]))
-
-
-def score(captions: Path, coco: Path) -> chair.Score:
-    """CHAIR of a captions file, every word read as a noun; images in the order of their ids."""
-    lemmatize = LEMMATIZERS["noun"]()
-    objects = chair.ground_truth(coco / "annotations", lemmatize)
-    return chair.score(dict(sorted(chair.read_captions(captions).items())), objects, lemmatize)
-
-
-def repeating(scored: chair.Score) -> float:
-    """The part of the captions that name an object twice."""
-    twice = [len(set(each["node_words"])) < len(each["node_words"]) for each in scored.sentences]
-    return sum(twice) / len(twice)
 
 
 def pope_entries() -> dict[str, list[dict[str, Any]]]:
     """POPE's sets of questions."""
     names = ("random", "popular", "adversarial")
-    return {name: _read_lines(COCO / "pope" / f"{name}.jsonl") for name in names}
+    return {name: read_lines(COCO / "pope" / f"{name}.jsonl") for name in names}
 
 
 def distinct(sets: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -219,7 +66,7 @@ def pope_scores(
     scores = {}
     for name, entries in sets.items():
         found = {e["question_id"]: by_question[e["image"], e["text"]] for e in entries}
-        _write_lines(
+        write_lines(
             answers.with_name(f"{answers.stem}-{name}.jsonl"),
             [{"question_id": number, "answer": text} for number, text in found.items()],
         )
@@ -246,12 +93,7 @@ def row(
     if greedy is None:
         return [*cells, "", ""]
     gap = chair.paired_bootstrap(greedy.counts, scored.counts)
-    return [*cells, *(_interval(gap[metric]) for metric in ("CHAIRs", "Recall"))]
-
-
-def _interval(gap: Mapping[str, float]) -> str:
-    difference, low, high = (100 * gap[name] for name in ("difference", "low", "high"))
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return [*cells, *(interval(gap[metric]) for metric in ("CHAIRs", "Recall"))]
 
 
 def pope_row(
@@ -265,25 +107,9 @@ def pope_row(
     return [family, decoder, *cells, f"{100 * form:.1f}"]
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """The table in Markdown, its columns lined up so that it reads well in a terminal too."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * (w - 1) + (":" if column > 1 else "-") for column, w in enumerate(widths)]
-    lines = [header, rule, *rows]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            cell.rjust(width) if column > 1 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    )
-
-
 def report(rows: list[list[str]], images: int) -> str:
     """The table of captions, and what its numbers are."""
-    chosen = [(family.name, _read(family.setting)) for family in FAMILIES]
+    chosen = [(family.name, read_json(family.setting)) for family in FAMILIES]
     choices = "; ".join(f"{name} on {entry['images']} scenes" for name, entry in chosen)
     rules = " / ".join(dict.fromkeys(entry["rule"] for _, entry in chosen))
     return (
@@ -322,7 +148,7 @@ def examples(
 ) -> list[Example]:
     """The first images, by id, of which the two captions do not name the same objects."""
     names = _file_names()
-    traced = {entry["question_id"]: entry for entry in _read_lines(traces)}
+    traced = {entry["question_id"]: entry for entry in read_lines(traces)}
     pairs = zip(greedy.sentences, chosen.sentences, strict=True)
     differing = [
         (plain, refined)
@@ -342,7 +168,7 @@ def examples(
 
 
 def _file_names() -> dict[int, str]:
-    images = _read(COCO / "annotations" / "instances_val2014.json")["images"]
+    images = read_json(COCO / "annotations" / "instances_val2014.json")["images"]
     return {image["id"]: image["file_name"] for image in images}
 
 
@@ -350,19 +176,6 @@ def describe_entries(count: int) -> list[dict[str, Any]]:
     """The question for a caption, of the first ``count`` images by id."""
     names = sorted(_file_names().items())[:count]
     return [{"question_id": i, "image": name, "text": QUESTION} for i, name in names]
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def _write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
 
 
 def family_jobs(family: Family, out: Path, images: int) -> list[dict[str, Any]]:
@@ -414,38 +227,46 @@ def renew_docs(text: str, asked: str, picture: Path) -> None:
     put_between(ROOT / "README.md", "demo", text)
 
 
-def put_between(page: Path, mark: str, text: str) -> None:
-    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` in a page."""
-    before, begin, rest = page.read_text("utf-8").partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition(f"<!-- /{mark} -->\n")
-    if not end:
-        raise SystemExit(f"{page} lacks the marks <!-- {mark} --> and <!-- /{mark} -->")
-    page.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where results are kept")
     there = len(list((COCO / "val2014").iterdir()))
     parser.add_argument("--images", type=int, default=there, help="how many (default: all)")
     parser.add_argument(
-        "--docs", action="store_true", help="renew docs/demo.md, docs/demo.png and the README"
+        "--decoder",
+        choices=["all"],
+        help="caption by every decoder and by ReVisiT's other settings, and print two tables of "
+        "that instead",
+    )
+    parser.add_argument(
+        "--docs",
+        action="store_true",
+        help="renew docs/demo.md, docs/demo.png and the README; with --decoder all "
+        "docs/decoders.md",
     )
     args = parser.parse_args()
-    folders = {family: args.out / family.environment for family in FAMILIES}
+    if args.decoder == "all":
+        every_decoder.run(args.out / "every", args.images, args.docs)
+    else:
+        compare(args.out, args.images, args.docs)
+
+
+def compare(out: Path, images: int, docs: bool) -> None:
+    """Caption by greedy decoding and ReVisiT, ask POPE's questions, draw the picture."""
+    folders = {family: out / family.environment for family in FAMILIES}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    jobs = {family: family_jobs(family, own, args.images) for family, own in folders.items()}
-    run_jobs(jobs, args.out)
+    jobs = {family: family_jobs(family, own, images) for family, own in folders.items()}
+    run_jobs(jobs, out)
     found = [family_results(family, folder) for family, folder in folders.items()]
     rows = [line for lines, _, _ in found for line in lines]
     pope_rows = [line for _, lines, _ in found for line in lines]
-    picture = args.out / "demo.png"
+    picture = out / "demo.png"
     draw_sheet([card for _, _, cards in found for card in cards], picture)
-    text, asked = report(rows, args.images), pope_report(pope_rows)
-    (args.out / "demo.md").write_text(f"{text}\n{asked}", encoding="utf-8")
+    text, asked = report(rows, images), pope_report(pope_rows)
+    (out / "demo.md").write_text(f"{text}\n{asked}", encoding="utf-8")
     print(f"\n{text}\n{asked}\n{picture}")
-    if args.docs:
+    if docs:
         renew_docs(text, asked, picture)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from demo import (
+from demo import describe_entries
+from jobs import (
     FAMILIES,
     HERE,
     LONGEST,
     Decoder,
     Family,
-    describe_entries,
     markdown,
     put_between,
     question_job,

@@ -2,27 +2,33 @@
 
 import csv
 import json
+import statistics
 
 import pytest
 
-from revisit.evaluation import chair
-from revisit.evaluation.compare import HEADER, main, name_of, read_result
+from revisit.evaluation import chair, pope
+from revisit.evaluation.compare import main
+from revisit.evaluation.results import name_of, read_result
 
 OBJECTS = {1: ["dog"], 2: ["cat", "chair"], 3: ["pizza"]}
 GREEDY = {1: "A dog and a cat.", 2: "A cat on a chair.", 3: "A pizza, a pizza and a fork."}
 REFINED = {1: "A dog.", 2: "A cat on a chair.", 3: "A pizza on a plate."}
+START = {
+    **{"device": "cpu", "processor": "Z80", "threads": 1, "batch_size": 4},
+    **{"seconds": 6.0, "tokens": 300, "peak_bytes": 2**30},
+}
 
 
 @pytest.fixture
 def result(tmp_path):
     """Score captions by `revisit-chair`, as a run with these settings made them."""
 
-    def make(name, captions, settings=None, objects=OBJECTS):
+    def make(name, captions, settings=None, objects=OBJECTS, runs=()):
         file = tmp_path / f"{name}.jsonl"
         lines = [json.dumps({"image_id": i, "caption": text}) for i, text in captions.items()]
         file.write_text("\n".join(lines))
         if settings is not None:
-            record = {"settings": settings, "images": []}
+            record = {"settings": settings, "images": [], "runs": list(runs)}
             (tmp_path / f"{name}.jsonl.run.json").write_text(json.dumps(record))
         cache = tmp_path / f"{name}-objects.json"
         cache.write_text(json.dumps({"objects": {str(i): o for i, o in objects.items()}}))
@@ -34,27 +40,183 @@ def result(tmp_path):
     return make
 
 
+@pytest.fixture
+def answered(tmp_path):
+    """Score answers by `revisit-pope`."""
+
+    def make(name, answers, questions=None, settings=None):
+        labels = questions or {1: "yes", 2: "no", 3: "yes", 4: "no"}
+        asked, said = tmp_path / f"{name}-questions.jsonl", tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({"question_id": i, "label": label}) for i, label in labels.items()]
+        asked.write_text("\n".join(lines))
+        lines = [json.dumps({"question_id": i, "answer": text}) for i, text in answers.items()]
+        said.write_text("\n".join(lines))
+        if settings is not None:
+            record = {"settings": settings, "runs": [START]}
+            (tmp_path / f"{name}.jsonl.run.json").write_text(json.dumps(record))
+        out = tmp_path / f"{name}.json"
+        files = ["--questions", str(asked), "--answers", str(said)]
+        assert pope.main([*files, "--save_path", str(out)]) == 0
+        return out
+
+    return make
+
+
+@pytest.fixture
+def table(tmp_path, capsys):
+    """Compare results; the value is the CSV's rows by column, and what was printed."""
+
+    def compare(*files):
+        out = tmp_path / "table.csv"
+        capsys.readouterr()
+        assert main([*map(str, files), "--csv", str(out)]) == 0
+        return list(csv.DictReader(out.read_text().splitlines())), capsys.readouterr().out
+
+    return compare
+
+
 def test_counts_are_those_that_were_scored(result):
     out = result("greedy", GREEDY)
-    found = chair.metrics(read_result(out).counts.sum(0))
-    assert found == pytest.approx(json.loads(out.read_text())["overall_metrics"])
-    assert read_result(out).repeats == pytest.approx(1 / 3)
+    read = read_result(out)
+    *found, twice = read.kind.measure(read.counts.sum(0))
+    assert found == pytest.approx(list(json.loads(out.read_text())["overall_metrics"].values()))
+    assert twice == pytest.approx(1 / 3)
 
 
-def test_differences_are_those_of_the_paired_bootstrap(result, tmp_path, capsys):
+def test_differences_are_those_of_the_paired_bootstrap(result, table):
     files = [result("greedy", GREEDY), result("refined", dict(reversed(REFINED.items())))]
-    table = tmp_path / "table.csv"
-    assert main([*map(str, files), "--csv", str(table)]) == 0
-    header, first, second = csv.reader(table.read_text().splitlines())
-    assert header == HEADER
-    assert first[:1] == ["greedy"] and first[-5:] == [""] * 5
-    baseline, other = (read_result(file).counts for file in files)
-    gap = chair.paired_bootstrap(baseline, other)["CHAIRs"]
-    numbers = [f"{100 * gap[name]:+.1f}" for name in ("difference", "low", "high")]
-    assert second[HEADER.index("CHAIRs - baseline")] == "{} [{}, {}]".format(*numbers)
-    assert gap["difference"] == pytest.approx(-2 / 3)
-    printed = capsys.readouterr().out
+    (first, second), printed = table(*files)
+    assert first[""] == "greedy" and first["CHAIRs - baseline"] == first["CHAIRs low"] == ""
+    assert float(first["twice"]) == pytest.approx(100 / 3, abs=1e-3)
+    assert float(second["twice - baseline"]) == pytest.approx(-100 / 3, abs=1e-3)
+    counts = [read_result(file).counts[:, :-1] for file in files]
+    for metric, gap in chair.paired_bootstrap(*counts).items():
+        numbers = [100 * gap[name] for name in ("difference", "low", "high")]
+        told = [float(second[f"{metric}{what}"]) for what in (" - baseline", " low", " high")]
+        assert told == pytest.approx(numbers, abs=1e-3)
+        assert "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers) in printed
+    assert float(second["CHAIRs - baseline"]) == pytest.approx(-200 / 3, abs=1e-3)
     assert "3 images" in printed and "| refined" in printed
+
+
+def test_answers_to_questions_are_compared_too(answered, table):
+    before = answered("greedy", {1: "Yes", 2: "Yes", 3: "No", 4: "Yes"})
+    after = answered("revisit", {4: "No", 3: "No", 2: "Yes", 1: "Yes"})
+    (first, second), printed = table(before, after)
+    assert printed.startswith("4 questions")
+    saved = json.loads(before.read_text())["overall_metrics"]
+    told = {name: float(first[name]) for name in saved}
+    assert told == pytest.approx({name: 100 * value for name, value in saved.items()}, abs=1e-3)
+    assert float(second["Accuracy - baseline"]) == 25
+    assert float(second["Accuracy low"]) == 0 < float(second["Accuracy high"])
+    assert float(second["Yes - baseline"]) == -25
+
+
+SETTINGS = {"decoder": "vcd", "vcd_alpha": 1.0, "dtype": "float32"}
+
+
+def test_a_decoder_s_cost_is_told_beside_the_baseline_s(result, table):
+    slow = START | {"seconds": 15.0, "tokens": 200, "peak_bytes": 2**31}
+    (first, second), printed = table(
+        result("greedy", GREEDY, {"dtype": "float32"}, runs=[START, START]),
+        result("vcd", REFINED, SETTINGS, runs=[slow, slow | {"seconds": 5.0, "peak_bytes": 1}]),
+    )
+    assert float(first["s/token"]) == 1 and float(first["MiB"]) == 1024
+    assert float(second["s/token"]) == pytest.approx(20 / 400 / (6 / 300))
+    assert float(second["MiB"]) == 2048
+    assert "Without a cost" not in printed
+
+
+OTHERWISE = [
+    ([START | {"batch_size": 1}], {}, "batch_size 1, the baseline's 4"),
+    ([START | {"processor": "6502"}], {}, "processor 6502, the baseline's Z80"),
+    ([START | {"device": "cuda"}], {}, "device cuda, the baseline's cpu"),
+    ([START], {"dtype": "float16"}, "dtype float16, the baseline's float32"),
+    ([START, START | {"threads": 2}], {}, "the run was continued with another threads"),
+    ([START | {"tokens": None}], {}, "the run record does not count tokens"),
+    ([START | {"processor": None}], {}, "the run record does not name the processor"),
+    ([], {}, "no run record says how long it took"),
+]
+
+
+@pytest.mark.parametrize(("runs", "settings", "why"), OTHERWISE, ids=str)
+def test_a_cost_that_was_measured_otherwise_is_not_told_but_why(result, table, runs, settings, why):
+    (first, second), printed = table(
+        result("greedy", GREEDY, {"dtype": "float32"}, runs=[START]),
+        result("vcd", REFINED, SETTINGS | settings, runs=runs),
+    )
+    assert first["s/token"] == "1.0000"
+    assert second["s/token"] == second["MiB"] == ""
+    assert f"- vcd (alpha 1.0): {why}\n" in printed
+    assert float(second["CHAIRs - baseline"]) == pytest.approx(-200 / 3, abs=1e-3)
+
+
+def test_without_the_baseline_s_cost_no_other_is_told(result, table):
+    (first, second), printed = table(
+        result("greedy", GREEDY, {"dtype": "float32"}),
+        result("vcd", REFINED, SETTINGS, runs=[START]),
+    )
+    assert first["s/token"] == second["s/token"] == ""
+    assert "- vcd (alpha 1.0): of the baseline, no run record says" in printed
+
+
+def sample(seed, captions):
+    """The same scenes under other ids, and the objects there."""
+    ids = {i: 10 * seed + i for i in captions}
+    return {ids[i]: text for i, text in captions.items()}, {ids[i]: OBJECTS[i] for i in captions}
+
+
+@pytest.fixture
+def seeded(result):
+    def make(name, seed, captions, settings, **more):
+        texts, objects = sample(seed, captions)
+        given = settings | {"seed": seed}
+        return result(f"{name}{seed}", texts, given, objects, **more)
+
+    return make
+
+
+def test_results_that_differ_by_their_seed_are_one_row(seeded, table):
+    weak = {**REFINED, 1: "A dog and a fork."}
+    slow = START | {"seconds": 9.0}
+    files = [
+        seeded("greedy", 42, GREEDY, {"dtype": "float32"}, runs=[START]),
+        seeded("greedy", 43, REFINED, {"dtype": "float32"}, runs=[START]),
+        seeded("vcd", 43, REFINED, SETTINGS, runs=[slow]),
+        seeded("vcd", 42, weak, SETTINGS, runs=[START]),
+    ]
+    rows, printed = table(*files)
+    assert [row[""] for row in rows] == ["greedy", "vcd (alpha 1.0)"]
+    assert printed.startswith("3 images of each of the seeds 42, 43: mean ± standard deviation")
+    assert [row["samples"] for row in rows] == ["2", "2"]
+    chairs = {42: (200 / 3, 100 / 3), 43: (0, 0)}
+    before, after = zip(*chairs.values(), strict=True)
+    for row, values in zip(rows, (before, after), strict=True):
+        assert float(row["CHAIRs"]) == pytest.approx(statistics.mean(values), abs=1e-3)
+        assert float(row["CHAIRs sd"]) == pytest.approx(statistics.stdev(values), abs=1e-3)
+    # Each difference is of one sample, whatever the order of the files.
+    assert float(rows[1]["CHAIRs - baseline"]) == pytest.approx(-50 / 3, abs=1e-3)
+    gaps = [-100 / 3, 0]
+    assert float(rows[1]["CHAIRs - baseline sd"]) == pytest.approx(statistics.stdev(gaps), abs=1e-3)
+    assert rows[1]["CHAIRs low"] == ""
+    assert float(rows[1]["s/token"]) == 1.25
+    assert float(rows[1]["s/token sd"]) == pytest.approx(statistics.stdev([1, 1.5]), abs=1e-3)
+
+
+def test_a_mean_is_held_against_that_over_the_same_samples_only(seeded, capsys):
+    files = [
+        seeded("greedy", 42, GREEDY, {}),
+        seeded("greedy", 43, GREEDY, {}),
+        seeded("vcd", 42, REFINED, SETTINGS),
+    ]
+    assert main([*map(str, files)]) == 2
+    assert "the seeds 42, 43, of the second's 42" in capsys.readouterr().err
+
+
+def test_the_same_settings_and_seed_a_second_time_are_a_row_of_their_own(result, table):
+    runs = [result(name, GREEDY, {"seed": 42}) for name in ("once", "again")]
+    (_, second), _ = table(*runs)
+    assert second["samples"] == "1" and float(second["CHAIRs - baseline"]) == 0
 
 
 RUN = {"question": "What?", "max_new_tokens": 64}
@@ -64,7 +226,7 @@ RUN = {"question": "What?", "max_new_tokens": 64}
     ("other", "message"),
     [
         ({"captions": {1: "A dog."}}, "2 images are in one of them only (image id 2, for one)"),
-        ({"objects": OBJECTS | {3: ["pizza", "fork"]}}, "scored against other ground truths"),
+        ({"objects": OBJECTS | {3: ["pizza", "fork"]}}, "the images' objects differ"),
         ({"settings": RUN | {"max_new_tokens": 512}}, "max_new_tokens is 64 in the first and 512"),
         ({"settings": RUN | {"question": "Who?"}}, "question is 'What?' in the first and 'Who?'"),
         ({"settings": None}, "question is 'What?' in the first and None in the second"),
@@ -79,6 +241,27 @@ def test_what_moves_the_numbers_by_itself_has_to_be_the_same(result, capsys, oth
     assert message in capsys.readouterr().err
 
 
+def test_captions_and_answers_are_not_compared(result, answered, capsys):
+    both = [result("captions", GREEDY), answered("answers", dict.fromkeys(range(1, 5), "No"))]
+    assert main([*map(str, both)]) == 2
+    assert "one is of revisit-chair, the other of revisit-pope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({1: "yes", 2: "no", 3: "yes"}, "1 questions are in one of them only (question id 4"),
+        ({1: "yes", 2: "yes", 3: "no", 4: "no"}, "the question files differ"),
+    ],
+)
+def test_answers_to_other_questions_are_not_compared(answered, capsys, other, message):
+    said = dict.fromkeys(range(1, 5), "No")
+    first = answered("first", said)
+    second = answered("second", {each: "Yes" for each in other}, other)
+    assert main([str(first), str(second)]) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sentences": []}', "no json"])
 def test_what_revisit_chair_did_not_write_is_said(tmp_path, capsys, content):
     (tmp_path / "other.json").write_text(content)
@@ -90,6 +273,7 @@ def test_a_result_is_not_overwritten(result, capsys):
     file = result("greedy", GREEDY)
     before = file.read_text()
     assert main([str(file), "--csv", str(file)]) == 2
+    assert main([str(file), "--plot", str(file)]) == 2
     assert file.read_text() == before
 
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from revisit import __version__
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.bootstrap import paired_intervals, ratio
 from revisit.evaluation.coco import annotation_pairs, read_instances, read_references
 from revisit.evaluation.files import read_json, read_json_lines, sha256, write_json
 from revisit.evaluation.lemmas import LEMMATIZERS, Lemmatizer
@@ -115,7 +116,7 @@ def _score_one(
 
 def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
     """The metrics of the module's docstring, as fractions of 1, from counts (7,) summed."""
-    return {name: float(value) for name, value in zip(METRICS, _metrics(totals), strict=True)}
+    return {name: float(value) for name, value in zip(METRICS, measure(totals), strict=True)}
 
 
 def paired_bootstrap(
@@ -127,8 +128,7 @@ def paired_bootstrap(
 ) -> dict[str, dict[str, float]]:
     """Percentile intervals of the differences `second - first` of two captions of each image.
 
-    Images are drawn with replacement, both captions of an image together (Efron and Tibshirani,
-    "An Introduction to the Bootstrap", 1993, chapter 13).
+    Images are drawn with replacement, both captions of an image together.
 
     Args:
         first, second: counts (images, 7) of two scores, row by row of the same image.
@@ -139,41 +139,23 @@ def paired_bootstrap(
     Returns:
         For each metric `{"difference": ..., "low": ..., "high": ...}`, fractions of 1.
     """
-    if first.shape != second.shape:
-        raise EvaluationError(f"counts of other shapes: {first.shape} and {second.shape}")
-    images = len(first)
-    random = np.random.default_rng(seed)
-    draws = []
-    for start in range(0, resamples, 1000):  # in parts: `times` is (resamples, images)
-        times = random.multinomial(
-            images, np.full(images, 1 / images), size=min(1000, resamples - start)
-        )
-        draws.append(_metrics(times @ second) - _metrics(times @ first))
-    tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(draws, axis=-1), [tail, 1 - tail], axis=-1)
-    difference = _metrics(second.sum(0)) - _metrics(first.sum(0))
+    found = paired_intervals(first, second, measure, resamples, seed, level)
     return {
-        name: {"difference": float(difference[i]), "low": float(low[i]), "high": float(high[i])}
-        for i, name in enumerate(METRICS)
+        name: {"difference": float(difference), "low": float(low), "high": float(high)}
+        for name, (difference, low, high) in zip(METRICS, found.T, strict=True)
     }
 
 
-def _metrics(totals: NDArray[np.int64]) -> NDArray[np.float64]:
+def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
     """Counts (..., 7) -> metrics (5, ...)."""
     columns = np.moveaxis(totals, -1, 0)
-    chair_s = _ratio(columns[_HALLUCINATING], columns[_CAPTIONS])
-    chair_i = _ratio(columns[_HALLUCINATED], columns[_OBJECT_WORDS])
-    recall = _ratio(columns[_FOUND], columns[_TRUE])
+    chair_s = ratio(columns[_HALLUCINATING], columns[_CAPTIONS])
+    chair_i = ratio(columns[_HALLUCINATED], columns[_OBJECT_WORDS])
+    recall = ratio(columns[_FOUND], columns[_TRUE])
     precision = 1 - chair_i
-    f1 = _ratio(2 * precision * recall, precision + recall)
-    length = _ratio(columns[_WORDS], 100 * columns[_CAPTIONS])
+    f1 = ratio(2 * precision * recall, precision + recall)
+    length = ratio(columns[_WORDS], 100 * columns[_CAPTIONS])
     return np.stack([chair_s, chair_i, recall, f1, length])
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    ratio: NDArray[np.float64] = np.zeros(np.shape(part))
-    np.divide(part, whole, out=ratio, where=whole != 0)
-    return ratio
 
 
 def read_captions(

@@ -20,8 +20,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.files import read_json_lines, sha256, write_json
+from revisit.evaluation.bootstrap import ratio
+from revisit.evaluation.files import read_json, read_json_lines, sha256, write_json
 
 METRICS = ("Accuracy", "Precision", "Recall", "F1", "Yes")
 
@@ -54,14 +58,27 @@ def score(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> dict[str, f
             f"{len(strangers)} answers are to no question (question_id "
             f"{min(strangers, key=str)}, for one): do the two files belong together?"
         )
-    said = {each: means_yes(answers[each]) for each in labels}
-    yes, true = sum(said.values()), sum(labels.values())
-    found = sum(said[each] and labels[each] for each in labels)
-    right = sum(said[each] == labels[each] for each in labels)
-    precision, recall = found / max(1, yes), found / max(1, true)
-    f1 = 2 * precision * recall / (precision + recall) if found else 0.0
-    values = (right / len(labels), precision, recall, f1, yes / len(labels))
-    return dict(zip(METRICS, values, strict=True))
+    return metrics(counts(labels, answers).sum(0))
+
+
+def counts(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> NDArray[np.int64]:
+    """What the metrics sum, (questions, 5) in the order of `labels`: questions, answers that mean
+    yes, labels of yes, answers that mean yes to these, right answers."""
+    said = [(means_yes(answers[each]), label) for each, label in labels.items()]
+    return np.array([(1, yes, true, yes and true, yes == true) for yes, true in said], np.int64)
+
+
+def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
+    """The metrics of the module's docstring, as fractions of 1, from counts (5,) summed."""
+    return {name: float(value) for name, value in zip(METRICS, measure(totals), strict=True)}
+
+
+def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Counts (..., 5) -> metrics (5, ...)."""
+    asked, yes, true, found, right = np.moveaxis(totals, -1, 0)
+    precision, recall = ratio(found, yes), ratio(found, true)
+    f1 = ratio(2 * precision * recall, precision + recall)
+    return np.stack([ratio(right, asked), precision, recall, f1, ratio(yes, asked)])
 
 
 def read_labels(path: Path) -> dict[Any, bool]:
@@ -123,17 +140,37 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    inputs = {"questions": args.questions, "answers": args.answers}
-    if args.save_path and args.save_path.resolve() in [path.resolve() for path in inputs.values()]:
+    inputs = [args.questions.resolve(), args.answers.resolve()]
+    if args.save_path and args.save_path.resolve() in inputs:
         raise EvaluationError(f"--save_path {args.save_path} would overwrite an input")
     labels = read_labels(args.questions)
-    metrics = score(labels, read_answers(args.answers))
+    answers = read_answers(args.answers)
+    found = score(labels, answers)
     if args.save_path:
-        files = {name: {"file": str(path), "sha256": sha256(path)} for name, path in inputs.items()}
-        write_json(args.save_path, {"overall_metrics": metrics, "count": len(labels)} | files)
+        write_json(args.save_path, _saved(args, labels, answers))
     print(f"{len(labels)} questions; percent")
     print("".join(f"{name:>11}" for name in METRICS))
-    print("".join(f"{100 * metrics[name]:11.1f}" for name in METRICS))
+    print("".join(f"{100 * found[name]:11.1f}" for name in METRICS))
+
+
+def _saved(
+    args: argparse.Namespace, labels: Mapping[Any, bool], answers: Mapping[Any, str]
+) -> dict[str, Any]:
+    files = {
+        name: {"file": str(path), "sha256": sha256(path)}
+        for name, path in (("questions", args.questions), ("answers", args.answers))
+    }
+    record = args.answers.with_name(args.answers.name + ".run.json")
+    return {
+        "overall_metrics": score(labels, answers),
+        "count": len(labels),
+        "questions": files["questions"],
+        "answers": files["answers"] | {"run": read_json(record) if record.exists() else None},
+        "answered": [
+            {"question_id": each, "label": "yes" if label else "no", "answer": answers[each]}
+            for each, label in labels.items()
+        ],
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,83 @@
+"""Quality against cost, drawn: a point for each decoder of a comparison."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.results import CHAIR, Kind
+from revisit.evaluation.tables import Row
+
+_MARKERS = "osD^vP*X<>"
+
+
+def write_tradeoff(rows: Sequence[Row], kind: Kind, path: Path) -> None:
+    """Draw two metrics of each row over its seconds a token, those of the baseline being 1.
+
+    A bar is the 95% interval of the difference to the baseline, or the standard deviation of that
+    difference over samples, about the row's own value; the line is the baseline. Rows whose cost
+    is not known are left out.
+
+    Args:
+        path: ends in what Matplotlib writes: .png, .pdf, .svg.
+
+    Raises:
+        EvaluationError: Matplotlib is missing, no cost is known but the baseline's, or the file
+            cannot be written.
+    """
+    if find_spec("matplotlib") is None:
+        raise EvaluationError(
+            '--plot needs matplotlib: pip install "revisit-decoding[pictures]"; the table does not'
+        )
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [row for row in rows if row.relative is not None]
+    if len(drawn) < 2:
+        reasons = dict.fromkeys(row.uncosted for row in rows if row.uncosted)
+        raise EvaluationError(f"--plot: there are no two costs to draw: {'; '.join(reasons)}")
+    figure = Figure(figsize=(9.0, 4.2 + 0.22 * len(drawn)), layout="constrained")
+    FigureCanvasAgg(figure)
+    shown = ("CHAIRs", "F1") if kind is CHAIR else ("Accuracy", "F1")
+    for axis, name in zip(figure.subplots(1, 2), shown, strict=True):
+        _draw(axis, drawn, kind.metrics.index(name))
+        better = "lower" if name == "CHAIRs" else "higher"
+        axis.set(xlabel="seconds a token / baseline's", ylabel=f"{name} in % ({better} is better)")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)
+    try:
+        figure.savefig(path, dpi=140)
+    except (OSError, ValueError) as error:  # a ValueError names an ending that is not known
+        raise EvaluationError(f"cannot write {path}: {error}") from error
+
+
+def _draw(axis: Any, rows: Sequence[Row], metric: int) -> None:
+    for number, row in enumerate(rows):
+        value = 100 * row.values[:, metric].mean()
+        colour = f"C{number % 10}"
+        if row.gaps is None:
+            axis.axhline(value, color=colour, linewidth=0.8, zorder=0)
+        axis.errorbar(
+            row.relative.mean() if row.relative is not None else np.nan,
+            value,
+            yerr=_bar(row, metric),
+            fmt=_MARKERS[number % len(_MARKERS)],
+            color=colour,
+            capsize=3,
+            label=row.name,
+        )
+    axis.grid(alpha=0.3)
+
+
+def _bar(row: Row, metric: int) -> Any:
+    """How far the bar reaches below and above the value, (2, 1) in percent."""
+    if row.gaps is None:
+        return None
+    gaps = 100 * row.gaps[:, metric]
+    if row.interval is None:
+        return np.full((2, 1), gaps.std(ddof=1))
+    low, high = 100 * row.interval[:, metric]
+    return np.maximum([[gaps[0] - low], [high - gaps[0]]], 0)  # a percentile interval may be beside

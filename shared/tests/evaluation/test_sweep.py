@@ -1,0 +1,192 @@
+"""`--sweep`: which runs it asks for, that one model does them, and the table that comes last."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from revisit.evaluation import polling
+from revisit.evaluation.answering import Answer
+from revisit.evaluation.captioning import main
+from revisit.evaluation.chair import read_captions
+from revisit.evaluation.flags import decoding_arguments, other_decoder
+
+DOG = {"greedy": "A dog and a vase.", "revisit": "A dog.", "vcd": "A vase."}
+
+
+class Teller:
+    """Says what its decoder would; keeps how it was told to decode."""
+
+    loaded = 0
+    told: list[tuple[str, object]]
+    fails = ""
+
+    def __init__(self, args):
+        type(self).loaded += 1
+        type(self).told = []
+        self.settings = {"prompt": "v1"}
+        self.decode(args)
+
+    def decode(self, args):
+        self.decoder = args.decoder
+        self.told.append((args.decoder, other_decoder(args) or decoding_arguments(args)))
+
+    def answer(self, images, questions):
+        if self.fails == self.decoder:
+            raise RuntimeError("out of memory")
+        return [Answer(DOG[self.decoder], 5) for _ in images]
+
+
+@pytest.fixture
+def sweep(images, annotations, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    monkeypatch.setattr(Teller, "loaded", 0)
+    flags = ["--model_path", str(model), "--data_path", str(images), "--anno_path"]
+    flags += [str(annotations), "--lemmatizer", "noun", "--device", "cpu"]
+    flags += ["--num_eval_samples", "4"]
+
+    def run(*more: str, load=Teller) -> int:
+        where = {"results": tmp_path / "results", "own_dtype": str}
+        return main(load, "Test.", argv=[*flags, *more], **where)
+
+    run.results = tmp_path / "results"
+    run.made = lambda: sorted(path.name for path in run.results.iterdir())
+    return run
+
+
+def test_every_combination_is_a_run_of_one_model_in_its_own_folder(sweep, capsys):
+    assert sweep("--sweep", "alpha=1e-5,1e-3", "layers=last,0-2", "selection=min,random") == 0
+    folders = [
+        f"revisit-{layers}-{alpha}-ag{selection}-seed42"
+        for alpha in ("1e-5", "1e-3")
+        for layers in ("last", "0-2")
+        for selection in ("", "-random")
+    ]
+    assert sweep.made() == sorted(["plain-seed42", *folders])
+    assert Teller.loaded == 1
+    told = [arguments for decoder, arguments in Teller.told if decoder == "revisit"]
+    assert [each["relative_top"] for each in told] == [1e-5] * 4 + [1e-3] * 4
+    assert [each["early_exit_layers"] for each in told] == (["last"] * 2 + [[0, 2]] * 2) * 2
+    assert [each.get("revisit_selection") for each in told] == [None, "random"] * 4
+    table = capsys.readouterr().out.split("4 images\n")[1]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| model")]
+    assert rows[0] == "model greedy" and len(rows) == 9
+    assert "selection random, early_exit_layers [0, 2], relative_top 1e-05" in rows[4]
+
+
+def test_it_continues_and_what_is_there_is_not_done_again(sweep, capsys):
+    Broken = type("Broken", (Teller,), {"fails": "vcd"})
+    assert sweep("--sweep", "decoder=revisit,vcd", load=Broken) == 1
+    assert "4 images" not in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in sweep.results.glob("*/captions.jsonl")}
+    assert sweep("--sweep", "decoder=revisit,vcd") == 0
+    assert [decoder for decoder, _ in Teller.told] == ["vcd"]  # what was there loads nothing
+    assert "| model vcd" in capsys.readouterr().out
+    for path in sweep.results.glob("[pr]*/captions.jsonl"):
+        assert path.stat().st_mtime_ns == before[path]
+    assert sweep("--sweep", "decoder=revisit,vcd", load=None) == 0
+
+
+def test_a_run_of_a_sweep_is_the_run_alone(sweep, tmp_path):
+    assert sweep("--sweep", "alpha=0.1", "--output_path", str(tmp_path / "swept")) == 0
+    flags = ["--decoder", "revisit", "--relative_top", "0.1"]
+    assert sweep(*flags, "--output_path", str(tmp_path / "alone")) == 0
+    swept = tmp_path / "swept" / "revisit-last-0.1-ag-seed42"
+    for name in ("captions.jsonl", "captions.jsonl.run.json"):
+        texts = [(folder / name).read_text() for folder in (swept, tmp_path / "alone")]
+        if name.endswith(".run.json"):
+            texts = [{k: v for k, v in json.loads(t).items() if k != "runs"} for t in texts]
+        assert texts[0] == texts[1]
+
+
+def test_seeds_are_samples_of_each_decoder_and_one_row_of_the_table(sweep, capsys):
+    assert sweep("--decoder", "vcd", "--sweep", "seed=1,2,3") == 0
+    assert sweep.made() == [
+        *(f"plain-seed{seed}" for seed in (1, 2, 3)),
+        *(f"vcd-1.0-0.1-500-0-seed{seed}" for seed in (1, 2, 3)),
+    ]
+    samples = [set(read_captions(path)) for path in sorted(sweep.results.glob("plain*/*.jsonl"))]
+    assert len(set(map(frozenset, samples))) > 1
+    printed = capsys.readouterr().out
+    assert "4 images of each of the seeds 1, 2, 3" in printed
+    assert printed.count("| model") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is the process's own")
+def test_a_run_s_peak_of_memory_is_its_own_and_not_that_of_the_runs_before(sweep):
+    class Hungry(Teller):
+        def answer(self, images, questions):
+            if self.decoder == "greedy":
+                bytearray(b"x") * (400 * 2**20)
+            return super().answer(images, questions)
+
+    assert sweep("--sweep", "decoder=vcd", load=Hungry) == 0
+    peaks = [
+        json.loads(path.read_text())["runs"][0]["peak_bytes"]
+        for path in sorted(sweep.results.glob("*/captions.jsonl.run.json"))
+    ]
+    assert 0 < peaks[1] < peaks[0] - 300 * 2**20
+
+
+def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
+    images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(Teller, "loaded", 0)
+    (tmp_path / "model").mkdir()
+    for split in ("random", "popular"):
+        lines = [
+            {
+                "question_id": number,
+                "image": f"COCO_val2014_{number:012d}.jpg",
+                "text": f"Is there a {split} dog?",
+                "label": "yes" if number % 2 else "no",
+            }
+            for number in range(1, 5)
+        ]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--model_path", str(tmp_path / "model"), "--data_path", str(images)]
+    flags += ["--pope_path", str(tmp_path), "--splits", "random", "popular", "--device", "cpu"]
+    where = {"results": tmp_path / "results", "own_dtype": str}
+    sweep = ["--sweep", "decoder=vcd,revisit"]
+    assert polling.main(Teller, "Test.", argv=[*flags, *sweep], **where) == 0
+    assert Teller.loaded == 1
+    assert [decoder for decoder, _ in Teller.told] == ["greedy", "vcd", "revisit"]
+    made = sorted(path.name for path in where["results"].iterdir())
+    assert made[0] == "pope-plain-seed42" and len(made) == 3
+    tables = capsys.readouterr().out.split("\nrandom\n")[1].split("\npopular\n")
+    for table in tables:
+        assert "4 questions" in table and table.count("| model") == 3
+        assert "Accuracy - baseline" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["alpha"], "--sweep alpha: say NAME=VALUE,VALUE"),
+        (["alpha=1e-5,"], "--sweep alpha=1e-5,: say NAME=VALUE,VALUE"),
+        (["=3"], "say NAME=VALUE,VALUE"),
+        (["alpha=1e-5", "alpha=1e-3"], "name each setting and each value once"),
+        (["alpha=1e-5,1e-5"], "name each setting and each value once"),
+        (["beta=0.1"], "--sweep beta: revisit has layers, alpha, divergence, selection"),
+        (["decoder=vcd", "alpha=1"], "with decoder=... only seed=..."),
+        (["decoder=beam"], "argument --decoder: invalid choice: 'beam'"),
+        (["alpha=1.5"], "argument --relative_top: 1.5 is not in [0, 1]"),
+        (["seed=-1"], "argument --seed"),
+        (["layers=middle"], "middle"),
+        (["alpha=1", "--output_path", "a.jsonl"], "--output_path a.jsonl: a sweep needs a folder"),
+        (["alpha=1", "--decoder", "m3id"], "--sweep alpha: m3id has gamma, beta"),
+    ],
+)
+def test_what_cannot_be_swept_is_said_before_the_model_loads(sweep, words, message, capsys):
+    try:
+        status = sweep("--sweep", *words, load=None)
+    except SystemExit as stop:  # argparse's own way to refuse
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not sweep.results.exists() and not Path("a.jsonl").exists()
