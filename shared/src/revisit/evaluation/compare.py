@@ -170,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("results", type=Path, nargs="+", metavar="RESULT", help="the first is the baseline")
     add("--csv", type=Path, metavar="FILE", help="write the table as comma-separated values too")
+    add(
+        "--report",
+        type=Path,
+        metavar="HTML",
+        help="write a page too: the table, the images that changed most, and plots",
+    )
     return parser
 
 
@@ -185,6 +191,10 @@ def _run(args: argparse.Namespace) -> None:
             args.csv.write_text(as_csv(table), encoding="utf-8")
         except OSError as error:
             raise EvaluationError(f"cannot write {args.csv}: {error.strerror}") from error
+    if args.report:
+        from revisit.evaluation.pictures.report import compare_report
+
+        compare_report(args.report, args.results, [each.name for each in results])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
