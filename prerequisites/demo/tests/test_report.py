@@ -8,6 +8,7 @@ import pytest
 from choose_setting import ALLOWED_LOSS, ALLOWED_REPEATS, choose
 from demo import distinct, pope_entries
 from grounding import hits
+from html_report import HERE, grounding
 from scenes import THINGS, coverage, font_path, sample_scene
 from sheet import GRID, changed_words
 
@@ -63,3 +64,19 @@ def test_a_hit_is_a_patch_that_shows_the_object_of_the_word() -> None:
     found = hits([{"question_id": 1, "steps": steps}])
     chance = float((shown == thing).mean())
     assert found.tolist() == [[1.0, chance], [0.0, chance]]
+
+
+def test_the_pages_tell_the_same_of_where_chosen_tokens_lie() -> None:
+    """`grounding.py` writes the table into both, and the demo's page reads it from the first."""
+    pages = [HERE / "README.md", HERE.parents[1] / "docs" / "seeing.md"]
+    readme, seeing = (
+        page.read_text("utf-8").partition("<!-- grounding -->")[2].partition("<!--")[0]
+        for page in pages
+    )
+    assert readme == seeing
+    head, *rows = grounding()
+    assert head == ["model", "decoder", "object words", "on the object", "chance"]
+    assert {(row[0], row[1].split()[1].strip(",")) for row in rows} == {
+        (model, layers) for model in ("LLaVA-1.5", "Qwen2.5-VL") for layers in ("last", "all")
+    }
+    assert all(0 <= float(row[3].strip("%")) <= 100 for row in rows)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from revisit.evaluation import EvaluationError, chair, compare
 from revisit.evaluation.lemmas import LEMMATIZERS
-from revisit.evaluation.pictures.plots import Point
+from revisit.evaluation.pictures.plots import Axes, Point
 from revisit.evaluation.pictures.report import Group, Table, report, scored_run, write_report
 
 pytest.importorskip("matplotlib")
@@ -116,13 +116,14 @@ def numbers(page, key):
 
 def test_plots_show_the_runs_and_their_numbers(runs):
     grid = [Point("", "last", alpha, chairs, chairs, chairs) for alpha, chairs in ((0, 9), (1, 40))]
-    page = report([Group("Results", runs, grid, "on other scenes")])
+    axes = Axes("On other scenes", "alpha", "CHAIRs, %", True, ("greedy", 50.0))
+    page = report([Group("Results", runs, [(grid, axes)])])
     alphas = numbers(page, "g0-alpha")
     assert [row[:3] for row in alphas] == [["2", "last, ag", "1e-05"], ["3", "last, ag", "0.001"]]
     assert alphas[0][3].startswith("20.0 [")
     assert [row[2] for row in numbers(page, "g0-cost")] == ["1", "1.1", "1.2"]
-    assert [row[2:] for row in numbers(page, "g0-grid")] == [["0", "9.0"], ["1", "40.0"]]
-    assert page.count("<svg") == 3
+    assert [row[2:] for row in numbers(page, "g0-more0")] == [["0", "9.0"], ["1", "40.0"]]
+    assert page.count("<svg") == 3 and "On other scenes. The dashed line: greedy, 50.0" in page
 
 
 def test_what_cannot_be_drawn_is_told(runs, folder):

@@ -38,12 +38,10 @@ class Axes(NamedTuple):
     joined: bool = True
 
 
-def check_plots() -> None:
-    """Raises `EvaluationError` where plots cannot be drawn."""
+def check_matplotlib(what: str) -> None:
+    """Raises `EvaluationError` where what is named cannot be drawn."""
     if find_spec("matplotlib") is None:
-        raise EvaluationError(
-            'the plots of a report need matplotlib: pip install "revisit-decoding[pictures]"'
-        )
+        raise EvaluationError(f'{what} needs matplotlib: pip install "revisit-decoding[pictures]"')
 
 
 def plot(points: Sequence[Point], axes: Axes, key: str) -> str:
@@ -53,7 +51,7 @@ def plot(points: Sequence[Point], axes: Axes, key: str) -> str:
         points: at least one.
         key: begins the ids of its elements; each plot of a page has its own.
     """
-    check_plots()
+    check_matplotlib("a plot")
     numbers = "".join(
         f'<tr><th scope="row">{escape(each.label)}</th><td>{escape(each.series)}</td>'
         f"<td>{each.x:g}</td><td>{each.y:.1f}{_bar(each)}</td></tr>"
@@ -160,6 +158,7 @@ def _label(axis: Any, points: Sequence[Point]) -> None:
             textcoords="offset points",
             color=LIGHT["ink"],
             fontweight="bold",
+            parse_math=False,
         )
 
 

@@ -15,7 +15,7 @@ from revisit.evaluation.coco import image_id
 from revisit.evaluation.compare import read_result
 from revisit.evaluation.files import read_json
 from revisit.evaluation.pictures.marks import MEANINGS, Kind, mark
-from revisit.evaluation.pictures.plots import Axes, Point, check_plots, plot
+from revisit.evaluation.pictures.plots import Axes, Point, check_matplotlib, plot
 from revisit.evaluation.pictures.style import data_url, document
 
 SHOWN = 4
@@ -54,9 +54,8 @@ class Group(NamedTuple):
 
     title: str
     runs: Sequence[Run]
-    grid: Sequence[Point] = ()
-    """CHAIRs in percent against alpha on other images, where they were searched."""
-    grid_note: str = ""
+    plots: Sequence[tuple[Sequence[Point], Axes]] = ()
+    """Others than those of the runs."""
 
 
 def compare_report(path: Path, results: Sequence[Path], names: Sequence[str]) -> None:
@@ -114,7 +113,7 @@ def report(
     Raises:
         EvaluationError: matplotlib, which draws the plots, is not installed.
     """
-    check_plots()
+    check_matplotlib("a report of evaluations")
     body = "\n".join(_group(each, f"g{number}") for number, each in enumerate(groups))
     last = "\n".join(_other(each, f"t{number}") for number, each in enumerate(tables))
     return document(title, f"{_legend()}\n{body}\n{last}", _STYLE)
@@ -213,9 +212,7 @@ def _plots(group: Group, gaps: Sequence[Gaps], key: str) -> str:
         if alphas
         else ["<p>No run is of ReVisiT: there is no alpha to draw CHAIR against.</p>"]
     )
-    if group.grid:
-        axes = Axes(f"{title}, {group.grid_note}", "alpha", "CHAIRs, %", True)
-        parts.append(plot(group.grid, axes, f"{key}-grid"))
+    parts += [plot(*each, f"{key}-more{number}") for number, each in enumerate(group.plots)]
     costs = _against_cost(group.runs, gaps)
     if isinstance(costs, str):
         return "\n".join([*parts, f"<p>{escape(costs)}</p>"])
@@ -379,9 +376,10 @@ table { border-collapse:collapse; font-size:.95rem; }
 th, td { text-align:right; padding:.3rem .6rem; border-bottom:1px solid var(--line);
   vertical-align:top; white-space:nowrap; }
 th[scope=row] { text-align:left; font-weight:600; white-space:normal; min-width:12rem; }
+@media (max-width:42rem) { th[scope=row] { min-width:8rem; } }
 .gap { color:var(--quiet); font-size:.85rem; }
 .plots { display:flex; flex-wrap:wrap; gap:1rem; }
-.plot { flex:1 1 18rem; max-width:30rem; min-width:0; margin:0; }
+.plot { flex:1 1 22rem; max-width:30rem; min-width:0; margin:0; }
 figcaption { font-size:.9rem; color:var(--quiet); }
 summary { cursor:pointer; padding:.5rem 0; }
 .card { display:flex; flex-wrap:wrap; gap:1rem; padding:.75rem 0;

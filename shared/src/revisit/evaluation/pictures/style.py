@@ -13,9 +13,11 @@ LIGHT = {
     **{"changed": "#9a3412", "wrong": "#c41e36", "right": "#1a7344", "again": "#8a5a00"},
     **{"first": "#1d4ed8", "second": "#b45309", "third": "#0f766e", "fourth": "#9333ea"},
 }
-"""Colours of pages by day, and of PNGs. `on` is where a chosen vision token lies. Words that ReVisiT
-changed, that are not in the image, that are, and that were said before have one each. `first` to
-`fourth` are those of plots."""
+"""Colours of pages by day, and of PNGs.
+
+`on` is where a chosen vision token lies. Words that ReVisiT changed, that are not in the image, that
+are, and that were said before have one each. `first` to `fourth` are those of plots.
+"""
 
 DARK = LIGHT | {
     **{"paper": "#12151c", "card": "#1b202a", "ink": "#e8eaf0", "quiet": "#aab1c1"},
