@@ -1,13 +1,14 @@
 """Images beside their captions as a PNG, object words marked as in the pages.
 
-A word that ReVisiT changed has a number, and the same number stands in the image at the vision token
-that the word came from.
+A word that ReVisiT changed has a number, and the same number stands in the image at the vision
+token that the word came from.
 """
 
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,10 +173,17 @@ def _font(size: float, kind: Kind | None) -> Any:
 
 
 def _length(text: str, size: float, kind: Kind | None = None) -> float:
-    from matplotlib.backends.backend_agg import RendererAgg
-
-    renderer = RendererAgg(1, 1, _DPI)
+    renderer = _renderer()
     return float(renderer.get_text_width_height_descent(text, _font(size, kind), False)[0])
+
+
+@cache
+def _renderer() -> Any:
+    """One that measures text."""
+    from matplotlib.backends import backend_agg
+
+    make: Any = backend_agg.RendererAgg
+    return make(1, 1, _DPI)
 
 
 def _draw_card(axis: Any, card: Card, items: Sequence[_Item], top: float, height: float) -> None:

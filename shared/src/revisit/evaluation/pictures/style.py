@@ -15,8 +15,8 @@ LIGHT = {
 }
 """Colours of pages by day, and of PNGs.
 
-`on` is where a chosen vision token lies. Words that ReVisiT changed, that are not in the image, that
-are, and that were said before have one each. `first` to `fourth` are those of plots.
+`on` is where a chosen vision token lies. Words that ReVisiT changed, that are not in the image,
+that are, and that were said before have one each. `first` to `fourth` are those of plots.
 """
 
 DARK = LIGHT | {
