@@ -137,6 +137,11 @@ def test_what_cannot_be_drawn_is_told(runs, folder):
     assert "their times do not compare" in page
 
 
+def test_one_run_alone_is_told_without_a_comparison(runs):
+    page = report([Group("Results", runs[1:2])])
+    assert page.count("<section") == 1 and page.count("<svg") == 2 and "<h3>Most" not in page
+
+
 def test_what_captions_and_records_say_is_text_and_no_markup(runs):
     page = report([Group("<i>group</i>", runs)], "<i>title</i>", [Table("<i>", "<i>", [["<i>"]])])
     assert "<i>" not in page and "<fork>" not in page and "<b>this" not in page

@@ -12,6 +12,7 @@ from revisit.evaluation.pictures.style import LIGHT
 
 _SIZE = (5.4, 3.6)  # inches of 72 pixels
 _SERIES = (("first", "o"), ("second", "s"), ("third", "^"), ("fourth", "D"))
+_LINES = ("-", "--", ":", "-.")
 _SHADES = ("ink", "quiet", "line", "card", *(colour for colour, _ in _SERIES))
 _FONT = 11
 
@@ -123,7 +124,8 @@ def _frame(axis: Any, points: Sequence[Point], axes: Axes) -> None:
 
 
 def _series(axis: Any, points: Sequence[Point], number: int, joined: bool) -> None:
-    colour, marker = _SERIES[number % len(_SERIES)]
+    again, place = divmod(number, len(_SERIES))
+    colour, marker = _SERIES[place]
     ordered = sorted(points, key=lambda each: each.x)
     axis.errorbar(
         [each.x for each in ordered],
@@ -136,7 +138,7 @@ def _series(axis: Any, points: Sequence[Point], number: int, joined: bool) -> No
         marker=marker,
         markersize=7,
         linewidth=1.5,
-        linestyle="-" if joined else "none",
+        linestyle=_LINES[again % len(_LINES)] if joined else "none",
         capsize=3,
         label=ordered[0].series,
     )
@@ -145,15 +147,18 @@ def _series(axis: Any, points: Sequence[Point], number: int, joined: bool) -> No
 def _label(axis: Any, points: Sequence[Point]) -> None:
     """One label for points that lie upon each other."""
     axis.figure.canvas.draw()  # settles the limits
-    there: dict[tuple[int, int], list[Point]] = {}
+    there: list[tuple[float, float, list[Point]]] = []
     for each in points:
         x, y = axis.transData.transform((each.x, each.y))
-        there.setdefault((round(x / 8), round(y / 8)), []).append(each)
-    for upon in there.values():
-        text = ", ".join(dict.fromkeys(each.label for each in upon if each.label))
+        upon = [one for left, low, one in there if abs(left - x) < 18 and abs(low - y) < 14]
+        if upon:
+            upon[0].append(each)
+        else:
+            there.append((x, y, [each]))
+    for _, _, together in there:
         axis.annotate(
-            text,
-            (upon[0].x, upon[0].y),
+            ", ".join(dict.fromkeys(each.label for each in together if each.label)),
+            (together[-1].x, max(each.y for each in together)),
             xytext=(7, 5),
             textcoords="offset points",
             color=LIGHT["ink"],

@@ -228,8 +228,7 @@ def _against_alpha(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point]:
         settings = run.record.get("settings", {})
         if not settings.get("use_revisit"):
             continue
-        layers = settings["early_exit_layers"]
-        named = f"{layers}, {settings.get('revisit_divergence', 'ag')}"
+        named = f"{settings['early_exit_layers']}, {settings.get('revisit_divergence', 'ag')}"
         points.append(_point(runs, gaps, number, "CHAIRs", named, settings["relative_top"]))
     return points
 
@@ -241,7 +240,7 @@ def _against_cost(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point] | st
     if unknown:
         return f"Quality against cost is not drawn: nothing tells how long run {unknown[0]} took."
     places = [
-        sorted({(each["device"], each["batch_size"]) for each in run.record["runs"]})
+        {(each.get("device"), each.get("batch_size")) for each in run.record["runs"]}
         for run in runs
     ]
     if any(each != places[0] for each in places):
@@ -272,8 +271,8 @@ def _point(
 def _seconds(record: Mapping[str, Any]) -> float | None:
     """Of a caption, where the record tells."""
     runs = record.get("runs", [])
-    made = sum(each["captions"] for each in runs)
-    taken = sum(each["seconds"] for each in runs)
+    made = sum(each.get("captions", 0) for each in runs)
+    taken = sum(each.get("seconds", 0.0) for each in runs)
     return float(taken / made) if made and taken else None
 
 
