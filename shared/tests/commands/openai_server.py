@@ -39,11 +39,13 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        assert self.path == "/v1/models"
+        if self.path != "/v1/models":
+            return self.whole(404, {"detail": "Not Found"})
         self.whole(200, {"object": "list", "data": [{"id": "tiny", "object": "model"}]})
 
     def do_POST(self):
-        assert self.path == "/v1/chat/completions"
+        if self.path != "/v1/chat/completions":
+            return self.whole(404, {"detail": "Not Found"})  # as FastAPI says it
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
         getattr(self, self.server.manner)(asked)

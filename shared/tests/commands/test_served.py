@@ -113,6 +113,12 @@ def test_a_server_that_is_away_is_told_and_asked_again_once_it_is_there(photo):
         assert "Done." in ask(speaker, photo)[-1].status
 
 
+@pytest.mark.parametrize("model", [None, "tiny"])
+def test_an_address_without_v1_is_told(server, photo, model):
+    last = ask(Served(server.base_url.removesuffix("/v1"), model), photo)[-1].status
+    assert "(HTTP 404): no reason given; does --base_url end in /v1?" in last
+
+
 def test_a_caption_that_was_cut_is_told(server, photo):
     server.manner = "long"
     assert "cut at the limit of length or time" in ask(Served(server.base_url), photo)[-1].picture

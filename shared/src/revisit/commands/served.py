@@ -75,7 +75,7 @@ class Served:
         except CommandError:
             raise
         except openai.APIStatusError as error:
-            told = _message(error.body) or error.message
+            told = _message(error.body) or "no reason given; does --base_url end in /v1?"
             raise CommandError(
                 f"the server {self.origin} refuses this (HTTP {error.status_code}): "
                 f"{told[:_LONGEST_MESSAGE]}"
