@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from revisit.evaluation import chair
 from revisit.evaluation.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.plots import Axes, Point
-from revisit.evaluation.pictures.report import Group, Table, scored_run, write_report
+from revisit.evaluation.pictures.report import Group, Table, write_report
+from revisit.evaluation.pictures.runs import scored_run
 
 HERE = Path(__file__).resolve().parent
 GROUNDING = (

@@ -9,7 +9,8 @@ from PIL import Image
 from revisit.evaluation import EvaluationError, chair, compare
 from revisit.evaluation.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.plots import Axes, Point
-from revisit.evaluation.pictures.report import Group, Table, report, scored_run, write_report
+from revisit.evaluation.pictures.report import Group, Table, report, write_report
+from revisit.evaluation.pictures.runs import scored_run
 
 pytest.importorskip("matplotlib")
 

@@ -3,42 +3,20 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
+from typing import NamedTuple
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.chair import METRICS, Score, metrics, paired_bootstrap
-from revisit.evaluation.coco import image_id
-from revisit.evaluation.compare import read_result
-from revisit.evaluation.files import read_json
-from revisit.evaluation.pictures.marks import MEANINGS, Kind, mark
+from revisit.evaluation.chair import METRICS, metrics, paired_bootstrap
+from revisit.evaluation.pictures.changes import changes
+from revisit.evaluation.pictures.marks import MEANINGS
 from revisit.evaluation.pictures.plots import Axes, Point, check_matplotlib, plot
-from revisit.evaluation.pictures.style import data_url, document
+from revisit.evaluation.pictures.runs import Run, read_run, seconds
+from revisit.evaluation.pictures.style import document
 
-SHOWN = 4
-"""Images that each run bettered most, and as many that it harmed most."""
-
-_THUMBNAIL = 320  # pixels
 _BARS = "with the intervals of the differences to run 1"
-_COUNT_WRONG, _COUNT_FOUND, _COUNT_TRUE = 2, 4, 5  # columns of the counts
 
 Gaps = Mapping[str, Mapping[str, float]]
 """What `chair.paired_bootstrap` tells of a run and its baseline."""
-
-
-class Run(NamedTuple):
-    """Scored captions by one decoder, in the order of the image ids."""
-
-    name: str
-    counts: NDArray[np.int64]
-    """(images, 7), as `chair.Score.counts`."""
-    sentences: Sequence[Mapping[str, Any]]
-    """As `chair.Score.sentences`."""
-    record: Mapping[str, Any]
-    """What made the captions (`captions.jsonl.run.json`); empty where that is not known."""
 
 
 class Table(NamedTuple):
@@ -71,20 +49,6 @@ def compare_report(path: Path, results: Sequence[Path], names: Sequence[str]) ->
         raise EvaluationError(f"--report {path} would overwrite a result")
     runs = [read_run(file, name) for file, name in zip(results, names, strict=True)]
     write_report([Group("Results", runs)], path)
-
-
-def read_run(path: Path, name: str) -> Run:
-    """A result of `revisit-chair --save_path`; raises `EvaluationError` for another file."""
-    counts = read_result(path).counts
-    saved = read_json(path)
-    sentences = sorted(saved["sentences"], key=lambda each: int(each["image_id"]))
-    return Run(name, counts, sentences, saved["captions"]["run"] or {})
-
-
-def scored_run(name: str, scored: Score, record: Mapping[str, Any]) -> Run:
-    """The same from what `chair.score` found."""
-    order = np.argsort(scored.image_ids)
-    return Run(name, scored.counts[order], [scored.sentences[at] for at in order], record)
 
 
 def write_report(
@@ -143,7 +107,7 @@ def _group(group: Group, key: str) -> str:
         f'<h3>Plots</h3><div class="plots">{_plots(group, gaps, key)}</div>',
         "</section>",
         *(
-            _changes(baseline, each, number, f"{key}-r{number}", group.title)
+            changes(baseline, each, number, f"{key}-r{number}", group.title)
             for number, each in enumerate(others, 2)
         ),
     ]
@@ -235,7 +199,7 @@ def _against_alpha(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point]:
 
 def _against_cost(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point] | str:
     """F1 against the time of a caption relative to the baseline's; or why it cannot be told."""
-    times = [_seconds(run.record) for run in runs]
+    times = [seconds(run.record) for run in runs]
     unknown = [str(number) for number, time in enumerate(times, 1) if time is None]
     if unknown:
         return f"Quality against cost is not drawn: nothing tells how long run {unknown[0]} took."
@@ -266,90 +230,6 @@ def _point(
     base = 100 * metrics(runs[0].counts.sum(0))[metric]
     low, high = (base + 100 * gaps[number - 1][metric][end] for end in ("low", "high"))
     return Point(str(number + 1), series, x, value, low, high)
-
-
-def _seconds(record: Mapping[str, Any]) -> float | None:
-    """Of a caption, where the record tells."""
-    runs = record.get("runs", [])
-    made = sum(each.get("captions", 0) for each in runs)
-    taken = sum(each.get("seconds", 0.0) for each in runs)
-    return float(taken / made) if made and taken else None
-
-
-def _changes(baseline: Run, run: Run, number: int, key: str, group: str) -> str:
-    """The images whose caption a run bettered most and harmed most."""
-    gains = _errors(baseline.counts) - _errors(run.counts)
-    best = [int(at) for at in np.argsort(-gains, kind="stable")[:SHOWN] if gains[at] > 0]
-    worst = [int(at) for at in np.argsort(gains, kind="stable")[:SHOWN] if gains[at] < 0]
-    folder, missing = _folder(baseline.record)
-    note = f'<p class="note">{escape(missing)}</p>' if missing else ""
-    title = f"{group}, run {number}: {run.name}"
-    parts = [
-        f'<section aria-labelledby="{key}-title"><h2 id="{key}-title">{escape(title)}</h2>',
-        f'<p class="quiet">An error is a hallucinated object word, or an object that is not named. '
-        f"Against run 1, {(gains > 0).sum()} captions have fewer, {(gains < 0).sum()} more, "
-        f"{(gains == 0).sum()} as many.</p>{note}",
-    ]
-    for heading, chosen in (("Most improved", best), ("Most harmed", worst)):
-        cards = [_card(baseline, run, number, at, folder) for at in chosen]
-        parts.append(f"<h3>{heading}</h3>{''.join(cards) or '<p>None.</p>'}")
-    return "\n".join([*parts, "</section>"])
-
-
-def _errors(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    missed: NDArray[np.int64] = counts[:, _COUNT_TRUE] - counts[:, _COUNT_FOUND]
-    return counts[:, _COUNT_WRONG] + missed
-
-
-def _folder(record: Mapping[str, Any]) -> tuple[dict[int, Path], str]:
-    """By image id, the images' files; or why they are not shown."""
-    named = record.get("settings", {}).get("data_path")
-    if named is None:
-        return {}, "The images are not shown: no record of the run says where they are."
-    if not Path(named).is_dir():
-        return {}, f"The images are not shown: the run's folder of images, {named}, is not here."
-    return {image_id(name): Path(named, name) for name in record.get("images", [])}, ""
-
-
-def _card(baseline: Run, run: Run, number: int, at: int, files: Mapping[int, Path]) -> str:
-    first, second = baseline.sentences[at], run.sentences[at]
-    image = int(first["image_id"])
-    there = ", ".join(first["gt_objects"]) or "no object of COCO"
-    return (
-        f'<article class="card" data-image="{image}">{_thumbnail(image, files)}'
-        f'<div class="said"><h4>Image {image}</h4><p class="quiet">There: {escape(there)}</p>'
-        f"{_caption('1', first)}{_caption(str(number), second)}</div></article>"
-    )
-
-
-def _thumbnail(image: int, files: Mapping[int, Path]) -> str:
-    if not files:
-        return ""
-    try:
-        with Image.open(files[image]) as opened:
-            url = data_url(opened, _THUMBNAIL, 80)
-    except (KeyError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return '<p class="thumbnail quiet">The file of this image cannot be read.</p>'
-    return f'<img class="thumbnail" src="{url}" alt="Image {image}">'
-
-
-def _caption(number: str, sentence: Mapping[str, Any]) -> str:
-    text, parts, last = sentence["caption"], [], 0
-    marked = mark(sentence)
-    for start, end, kind in marked.marks:
-        parts += [escape(text[last:start]), _word(text[start:end], kind)]
-        last = end
-    parts.append(escape(text[last:]))
-    parts += [
-        f' <span class="quiet">(read as: {_word(word, kind)})</span>'
-        for word, kind in marked.unplaced
-    ]
-    return f'<h5>Run {number}</h5><p class="caption">{"".join(parts)}</p>'
-
-
-def _word(text: str, kind: Kind) -> str:
-    told = f'<span class="hidden"> ({MEANINGS[kind]})</span>' if kind != "right" else ""
-    return f'<span class="{kind}">{escape(text)}</span>{told}'
 
 
 def _other(table: Table, key: str) -> str:
