@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,7 +10,13 @@ from PIL import Image
 from revisit.evaluation import EvaluationError, chair, compare
 from revisit.evaluation.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.plots import Axes, Point
-from revisit.evaluation.pictures.report import Group, Table, report, write_report
+from revisit.evaluation.pictures.report import (
+    Group,
+    Table,
+    compare_report,
+    report,
+    write_report,
+)
 from revisit.evaluation.pictures.runs import scored_run
 
 pytest.importorskip("matplotlib")
@@ -135,7 +142,7 @@ def test_what_cannot_be_drawn_is_told(runs, folder):
     elsewhere = record(folder, 5.0)
     elsewhere["runs"][0]["device"] = "cuda"
     page = report([Group("Results", [runs[0], runs[1]._replace(record=elsewhere)])])
-    assert "their times do not compare" in page
+    assert "so times do not compare" in page
 
 
 def test_one_run_alone_is_told_without_a_comparison(runs):
@@ -236,6 +243,30 @@ def test_revisit_compare_writes_the_report_of_its_results(results, tmp_path, run
     group = [each._replace(name=name) for each, name in zip(runs, names, strict=False)]
     group[1] = group[1]._replace(record=group[1].record | {"runs": group[0].record["runs"]})
     assert page == report([Group("Results", group)])
+
+
+def test_times_are_those_of_tokens_where_all_records_count_them(runs):
+    for number, each in enumerate(runs, 1):
+        each.record["runs"][0]["tokens"] = 50 * number
+    page = report([Group("Results", runs)])
+    assert [row[2] for row in numbers(page, "g0-cost")] == ["1", "0.55", "0.4"]
+    assert "time of a token, run 1 = 1" in page
+    del runs[1].record["runs"][0]["tokens"]
+    assert "time of a caption, run 1 = 1" in report([Group("Results", runs)])
+
+
+def test_results_of_other_images_or_programs_are_refused(results, tmp_path):
+    saved = json.loads(Path(results[1]).read_text())
+    saved["sentences"].pop()
+    files = [Path(results[0]), tmp_path / "fewer.json", tmp_path / "answers.json"]
+    files[1].write_text(json.dumps(saved))
+    files[2].write_text('{"answered": []}')
+    with pytest.raises(EvaluationError, match="give results of one --seed"):
+        compare_report(tmp_path / "out.html", files[:2], ["a", "b"])
+    with pytest.raises(EvaluationError, match=r"answers\.json is not a result of .revisit-chair"):
+        compare_report(tmp_path / "out.html", files[::2], ["a", "b"])
+    with pytest.raises(EvaluationError, match="would overwrite a result"):
+        compare_report(tmp_path / "a.html", [tmp_path / "a.html"], ["a"])
 
 
 @pytest.mark.parametrize(

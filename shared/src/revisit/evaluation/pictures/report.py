@@ -10,7 +10,7 @@ from revisit.evaluation.chair import METRICS, metrics, paired_bootstrap
 from revisit.evaluation.pictures.changes import changes
 from revisit.evaluation.pictures.marks import MEANINGS
 from revisit.evaluation.pictures.plots import Axes, Point, check_matplotlib, plot
-from revisit.evaluation.pictures.runs import Run, read_run, seconds
+from revisit.evaluation.pictures.runs import Run, check_same_images, read_run, times
 from revisit.evaluation.pictures.style import document
 
 _BARS = "with the intervals of the differences to run 1"
@@ -40,14 +40,15 @@ def compare_report(path: Path, results: Sequence[Path], names: Sequence[str]) ->
     """Write the report of files of `revisit-chair --save_path`, the baseline first.
 
     Raises:
-        EvaluationError: a file that `revisit-chair` did not write, no matplotlib, or `path` is no
-            .html, is one of the results, or cannot be written.
+        EvaluationError: a file that `revisit-chair` did not write, captions of other images, no
+            matplotlib, or `path` is no .html, is one of the results, or cannot be written.
     """
     if path.suffix.lower() != ".html":
         raise EvaluationError(f"--report {path}: its name must end in .html")
     if path.resolve() in [each.resolve() for each in results]:
         raise EvaluationError(f"--report {path} would overwrite a result")
     runs = [read_run(file, name) for file, name in zip(results, names, strict=True)]
+    check_same_images(runs)
     write_report([Group("Results", runs)], path)
 
 
@@ -180,9 +181,7 @@ def _plots(group: Group, gaps: Sequence[Gaps], key: str) -> str:
     costs = _against_cost(group.runs, gaps)
     if isinstance(costs, str):
         return "\n".join([*parts, f"<p>{escape(costs)}</p>"])
-    title = f"F1 against the time that the records tell, {_BARS}"
-    axes = Axes(title, "time of a caption, run 1 = 1", "F1, %", joined=False)
-    return "\n".join([*parts, plot(costs, axes, f"{key}-cost")])
+    return "\n".join([*parts, plot(*costs, f"{key}-cost")])
 
 
 def _against_alpha(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point]:
@@ -197,27 +196,20 @@ def _against_alpha(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point]:
     return points
 
 
-def _against_cost(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point] | str:
-    """F1 against the time of a caption relative to the baseline's; or why it cannot be told."""
-    times = [seconds(run.record) for run in runs]
-    unknown = [str(number) for number, time in enumerate(times, 1) if time is None]
-    if unknown:
-        return f"Quality against cost is not drawn: nothing tells how long run {unknown[0]} took."
-    places = [
-        {(each.get("device"), each.get("batch_size")) for each in run.record["runs"]}
-        for run in runs
+def _against_cost(runs: Sequence[Run], gaps: Sequence[Gaps]) -> tuple[list[Point], Axes] | str:
+    """F1 against the times of the runs; or why they cannot be told."""
+    told = times(runs)
+    if isinstance(told, str):
+        return f"Quality against cost is not drawn: {told}."
+    points = [
+        _point(runs, gaps, number, "F1", "runs", time) for number, time in enumerate(told.relative)
     ]
-    if any(each != places[0] for each in places):
-        return (
-            "Quality against cost is not drawn: the runs were on other devices or with other "
-            "batch sizes, so their times do not compare."
-        )
-    first = times[0]
-    return [
-        _point(runs, gaps, number, "F1", "runs", time / first)
-        for number, time in enumerate(times)
-        if time is not None and first is not None
-    ]
+    return points, Axes(
+        f"F1 against the time that the records tell, {_BARS}",
+        f"time of {told.of}, run 1 = 1",
+        "F1, %",
+        joined=False,
+    )
 
 
 def _point(
