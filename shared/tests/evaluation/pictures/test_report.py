@@ -239,7 +239,7 @@ def test_revisit_compare_writes_the_report_of_its_results(results, tmp_path, run
     out = tmp_path / "out.html"
     assert compare.main([*results, "--report", str(out)]) == 0
     page = out.read_text("utf-8")
-    names = [compare.name_of(each.record["settings"]) for each in runs[:2]]
+    names = ["greedy", "revisit (early_exit_layers last, relative_top 1e-05)"]
     group = [each._replace(name=name) for each, name in zip(runs, names, strict=False)]
     group[1] = group[1]._replace(record=group[1].record | {"runs": group[0].record["runs"]})
     assert page == report([Group("Results", group)])
