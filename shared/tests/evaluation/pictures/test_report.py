@@ -130,7 +130,7 @@ def test_plots_show_the_runs_and_their_numbers(runs):
     assert [row[:3] for row in alphas] == [["2", "last, ag", "1e-05"], ["3", "last, ag", "0.001"]]
     assert alphas[0][3].startswith("20.0 [")
     assert [row[2] for row in numbers(page, "g0-cost")] == ["1", "1.1", "1.2"]
-    assert [row[2:] for row in numbers(page, "g0-more0")] == [["0", "9.0"], ["1", "40.0"]]
+    assert numbers(page, "g0-more0") == [["last", "0", "9.0"], ["last", "1", "40.0"]]
     assert page.count("<svg") == 3 and "On other scenes. The dashed line: greedy, 50.0" in page
 
 

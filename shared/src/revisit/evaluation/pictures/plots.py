@@ -53,12 +53,14 @@ def plot(points: Sequence[Point], axes: Axes, key: str) -> str:
         key: begins the ids of its elements; each plot of a page has its own.
     """
     check_matplotlib("a plot")
+    named = any(each.label for each in points)
     numbers = "".join(
-        f'<tr><th scope="row">{escape(each.label)}</th><td>{escape(each.series)}</td>'
+        f"<tr>{f'<td>{escape(each.label)}</td>' if named else ''}"
+        f'<th scope="row">{escape(each.series)}</th>'
         f"<td>{each.x:g}</td><td>{each.y:.1f}{_bar(each)}</td></tr>"
         for each in points
     )
-    heads = ("point", "series", axes.x, axes.y)
+    heads = (*(["point"] if named else []), "series", axes.x, axes.y)
     head = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)
     line = f" The dashed line: {axes.line[0]}, {axes.line[1]:.1f}." if axes.line else ""
     label = f"Plot: {axes.title}.{line} Its numbers are in the table below."

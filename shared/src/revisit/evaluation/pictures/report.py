@@ -247,6 +247,8 @@ table { border-collapse:collapse; font-size:.95rem; }
 th, td { text-align:right; padding:.3rem .6rem; border-bottom:1px solid var(--line);
   vertical-align:top; white-space:nowrap; }
 th[scope=row] { text-align:left; font-weight:600; white-space:normal; min-width:12rem; }
+thead th:first-child { text-align:left; }
+.plot th[scope=row] { min-width:0; }
 @media (max-width:42rem) { th[scope=row] { min-width:8rem; } }
 .gap { color:var(--quiet); font-size:.85rem; }
 .plots { display:flex; flex-wrap:wrap; gap:1rem; }
