@@ -85,7 +85,7 @@ def outline(axis: Any, box: Box, frame: Sequence[float], dashed: bool = False) -
         axis: of matplotlib, y downwards.
         box: as fractions of the image.
         frame: x, y, width and height of the image in the axis.
-        dashed: whether no other choice could have been made, or better.
+        dashed: for a choice among vision tokens that all fitted alike.
     """
     from matplotlib.patches import Rectangle
 
