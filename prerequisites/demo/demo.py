@@ -16,6 +16,7 @@ from typing import Any
 
 import every_decoder
 from captions import QUESTION
+from html_report import Results, write_page
 from jobs import (
     COCO,
     FAMILIES,
@@ -216,6 +217,13 @@ def family_results(
     return rows, pope_rows, examples(family, scores[0], scores[1], out / "trace.jsonl")
 
 
+def told(family: Family, out: Path) -> Results:
+    """What the page is told of a family."""
+    ways = decoders(family)
+    captions = [(way.name, captions_file(way, out)) for way in ways]
+    return Results(family.name, family.setting, captions)
+
+
 def renew_docs(text: str, asked: str, picture: Path) -> None:
     """Write both tables and the picture to docs/, and the first table into the README."""
     docs = ROOT / "docs"
@@ -263,9 +271,11 @@ def compare(out: Path, images: int, docs: bool) -> None:
     pope_rows = [line for _, lines, _ in found for line in lines]
     picture = out / "demo.png"
     draw_sheet([card for _, _, cards in found for card in cards], picture)
+    page = out / "demo.html"
+    write_page([told(*each) for each in folders.items()], COCO / "annotations", page)
     text, asked = report(rows, images), pope_report(pope_rows)
     (out / "demo.md").write_text(f"{text}\n{asked}", encoding="utf-8")
-    print(f"\n{text}\n{asked}\n{picture}")
+    print(f"\n{text}\n{asked}\n{picture}\n{page}")
     if docs:
         renew_docs(text, asked, picture)
 

@@ -2,7 +2,8 @@
 
 For each object word of ReVisiT's captions whose object is in the image: whether the chosen vision
 token's patch shows the object, against chance, the part of the patches that show it. Layers "last"
-and "all", the chosen alpha, scenes of ``val``. The table goes into this folder's README.
+and "all", the chosen alpha, scenes of ``val``. The table goes into this folder's README
+and docs/seeing.md.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from jobs import (
     FAMILIES,
     HERE,
     LONGEST,
+    ROOT,
     Decoder,
     Family,
     markdown,
@@ -95,7 +97,8 @@ def main() -> None:
     ]
     header = ["model", "decoder", "object words", "on the object", "chance"]
     text = f"{markdown(header, rows)}\n\n{args.images} scenes of `val`; by `grounding.py`.\n"
-    put_between(HERE / "README.md", "grounding", text)
+    for page in (HERE / "README.md", ROOT / "docs" / "seeing.md"):
+        put_between(page, "grounding", text)
     print(text)
 
 

@@ -1,5 +1,7 @@
 """What the report is made of: the rule of the setting, the questions, the picture's marks."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from choose_setting import ALLOWED_LOSS, ALLOWED_REPEATS, choose
 from demo import distinct, pope_entries
 from grounding import hits
+from html_report import HERE, Results, grounding, write_page
 from scenes import THINGS, coverage, font_path, sample_scene
 from sheet import GRID, changed_words
 
@@ -63,3 +66,44 @@ def test_a_hit_is_a_patch_that_shows_the_object_of_the_word() -> None:
     found = hits([{"question_id": 1, "steps": steps}])
     chance = float((shown == thing).mean())
     assert found.tolist() == [[1.0, chance], [0.0, chance]]
+
+
+def test_the_pages_tell_the_same_of_where_chosen_tokens_lie() -> None:
+    """`grounding.py` writes the table into both, and the demo's page reads it from the first."""
+    pages = [HERE / "README.md", HERE.parents[1] / "docs" / "seeing.md"]
+    readme, seeing = (
+        page.read_text("utf-8").partition("<!-- grounding -->")[2].partition("<!--")[0]
+        for page in pages
+    )
+    assert readme == seeing
+    head, *rows = grounding()
+    assert head == ["model", "decoder", "object words", "on the object", "chance"]
+    assert {(row[0], row[1].split()[1].strip(",")) for row in rows} == {
+        (model, layers) for model in ("LLaVA-1.5", "Qwen2.5-VL") for layers in ("last", "all")
+    }
+    assert all(0 <= float(row[3].strip("%")) <= 100 for row in rows)
+
+
+def test_the_page_tells_of_each_family_what_was_searched_and_where_tokens_lie(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("matplotlib")
+    captions = []
+    for name, said in (("greedy", "A dog and a vase."), ("ReVisiT", "A dog.")):
+        file = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({"image_id": image, "caption": said}) for image in (2, 1)]
+        file.write_text("\n".join(lines), encoding="utf-8")
+        record = {"settings": {"data_path": str(HERE / "coco" / "val2014")}, "images": []}
+        file.with_name(f"{name}.jsonl.run.json").write_text(json.dumps(record), encoding="utf-8")
+        captions.append((name, file))
+    families = [
+        Results(name, HERE / "settings" / f"{name}.json", captions) for name in ("llava", "qwen")
+    ]
+    write_page(families, HERE / "coco" / "annotations", tmp_path / "demo.html")
+    page = (tmp_path / "demo.html").read_text("utf-8")
+    assert all(f'-title">{name}</h2>' in page for name in ("llava", "qwen"))
+    for name in ("llava", "qwen"):
+        searched = json.loads((HERE / "settings" / f"{name}.json").read_text("utf-8"))
+        greedy = f"The dashed line: greedy, {100 * searched['greedy']['CHAIRs']:.1f}"
+        assert f"on the {searched['images']} scenes of dev" in page and greedy in page
+    assert all(f"<td>{row[3]}</td>" in page for row in list(grounding())[1:])

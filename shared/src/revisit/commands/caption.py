@@ -4,7 +4,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, get_args
 
@@ -12,6 +11,7 @@ from revisit.commands import CommandError
 from revisit.config import Divergence, NamedLayers, ReVisiTConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.pictures.picture import Picture
+from revisit.evaluation.pictures.plots import check_matplotlib
 from revisit.evaluation.pictures.words import Word
 
 if TYPE_CHECKING:  # loaded once the arguments are checked
@@ -93,8 +93,7 @@ def _check_report(report: Path | None, images: int) -> None:
     if report.suffix.lower() == ".png":
         if images > 1:
             raise CommandError(f"--report {report}: a PNG shows one image; for {images}, an .html")
-        if find_spec("matplotlib") is None:
-            raise CommandError('--report: a PNG needs matplotlib: pip install "matplotlib"')
+        check_matplotlib("--report: a PNG")
     if not report.resolve().parent.is_dir():
         raise CommandError(f"--report {report}: there is no folder {report.resolve().parent}")
 

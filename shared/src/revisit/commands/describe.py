@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,27 +13,14 @@ from transformers.generation.streamers import BaseStreamer
 import revisit
 from revisit.commands import CommandError
 from revisit.commands.models import chat_inputs, load_model
+from revisit.commands.said import QUESTION, Heard, Said
 from revisit.config import ReVisiTConfig
 from revisit.core.trace import TraceStep
 from revisit.evaluation.pictures.picture import Box, Picture
-from revisit.evaluation.pictures.words import Word, join
+from revisit.evaluation.pictures.words import join
 from revisit.transformers.places import prompt_boxes
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.vision import locate
-
-QUESTION = "Please describe this image in detail."
-
-Heard = Callable[[list[Word]], None]
-"""Called with the words so far, the last of which may not be whole."""
-
-
-class Said(NamedTuple):
-    """A description, and what it takes to draw it."""
-
-    text: str
-    words: list[Word]
-    tokens: int
-    stopped: bool  # by the limit of tokens or of time, before the model was done
 
 
 def demo_model() -> str:
@@ -60,6 +47,8 @@ class Describer:
     Raises:
         CommandError: it cannot be loaded, or cannot be asked about an image; says what to do.
     """
+
+    origin = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -90,15 +79,7 @@ class Describer:
         max_seconds: float | None = None,
         heard: Heard | None = None,
     ) -> Said:
-        """Describe an image; `config` None decodes greedily.
-
-        Args:
-            max_seconds: the description ends there.
-            heard: called at every token; what it raises ends the description.
-
-        Raises:
-            CommandError: the model cannot read this image; the message says why.
-        """
+        """See `Speaker.describe`."""
         try:
             inputs = self.inputs([image], question).to(self.model.device, self.model.dtype)
         except ValueError as error:

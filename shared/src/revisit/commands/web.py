@@ -10,18 +10,16 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from revisit.commands import CommandError
 from revisit.commands.caption import parse_layers
 from revisit.commands.images import Opened, open_image
+from revisit.commands.said import Said, Speaker
 from revisit.config import Divergence, NamedLayers, ReVisiTConfig
 from revisit.evaluation.pictures.html import page
 from revisit.evaluation.pictures.picture import Picture, fit, trivial
 from revisit.evaluation.pictures.words import Word
-
-if TYPE_CHECKING:  # loaded once the arguments are checked
-    from revisit.commands.describe import Describer, Said
 
 MOST_PIXELS = 20_000_000
 MOST_BYTES = "20mb"
@@ -56,7 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until interrupted; returns the exit status, 2 for bad arguments."""
     parser = argparse.ArgumentParser(prog="revisit-web", description=__doc__)
     add = parser.add_argument
-    add("--model", help="a folder or a hub id (default: the demo's tiny Qwen2.5-VL, in a clone)")
+    add(
+        "--model",
+        help="a folder or a hub id (default: the demo's tiny Qwen2.5-VL, in a clone); with "
+        "--base_url the model's name there (default: the server's first)",
+    )
+    add(
+        "--base_url",
+        metavar="URL",
+        help="ask a vLLM server with ReVisiT, as http://127.0.0.1:8000/v1, instead of a model here",
+    )
     add(
         "--host",
         default="127.0.0.1",
@@ -75,13 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(args: argparse.Namespace) -> int:
     if find_spec("gradio") is None:
         raise CommandError('needs Gradio: pip install "revisit-decoding[web]"')
-    import transformers
-
-    from revisit.commands.describe import Describer, demo_model
-
-    transformers.logging.set_verbosity_error()
-    describer = Describer(args.model or demo_model())
-    app = build(describer, examples())
+    app = build(_speaker(args), examples())
     try:
         _, address, _ = launch(app, args.host, args.port or None)
     except OSError as error:
@@ -92,6 +93,19 @@ def _serve(args: argparse.Namespace) -> int:
     finally:
         app.close(verbose=False)
     return 0
+
+
+def _speaker(args: argparse.Namespace) -> Speaker:
+    if args.base_url is not None:
+        from revisit.commands.served import Served
+
+        return Served(args.base_url, args.model)
+    import transformers
+
+    from revisit.commands.describe import Describer, demo_model
+
+    transformers.logging.set_verbosity_error()
+    return Describer(args.model or demo_model())
 
 
 def examples() -> dict[str, Path]:
@@ -138,7 +152,7 @@ def launch(app: Any, host: str, port: int | None) -> tuple[Any, str, Any]:
     return served
 
 
-def build(describer: "Describer", scenes: dict[str, Path]) -> Any:
+def build(describer: Speaker, scenes: dict[str, Path]) -> Any:
     """The page, not served yet."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
     import gradio
@@ -147,6 +161,8 @@ def build(describer: "Describer", scenes: dict[str, Path]) -> Any:
         analytics_enabled=False, title="ReVisiT: see it", delete_cache=(600, 3600)
     ) as app:
         gradio.Markdown("# ReVisiT: see what each word came from")
+        if describer.origin:
+            gradio.HTML(f"<p>{escape(_served(describer.origin))}</p>")
         with gradio.Row():
             upload = gradio.File(label="Image", file_count="single", type="filepath")
             with gradio.Column():
@@ -159,6 +175,7 @@ def build(describer: "Describer", scenes: dict[str, Path]) -> Any:
                     label="layers",
                     info="or indices of hidden states, as 0,2,4",
                     allow_custom_value=True,
+                    visible=not describer.origin,
                 )
             with gradio.Column():
                 alpha = gradio.Number(1e-5, label="alpha", info="0 to 1: how likely a word must be")
@@ -187,7 +204,7 @@ def build(describer: "Describer", scenes: dict[str, Path]) -> Any:
 
 
 def answer(
-    describer: "Describer",
+    describer: Speaker,
     scenes: dict[str, Path],
     upload: str | None,
     scene: str | None,
@@ -235,7 +252,7 @@ def _config(layers: str, alpha: float | None, divergence: str) -> ReVisiTConfig:
 
 
 def _describe(
-    describer: "Describer", opened: Opened, name: str, config: ReVisiTConfig
+    describer: Speaker, opened: Opened, name: str, config: ReVisiTConfig
 ) -> Iterator[Shown]:
     """Both descriptions at once, each in a thread of its own."""
     heard: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
@@ -273,7 +290,7 @@ def _describe(
 
 
 def _listen(
-    describer: "Describer", opened: Opened, name: str, heard: "queue.SimpleQueue[tuple[int, Any]]"
+    describer: Speaker, opened: Opened, name: str, heard: "queue.SimpleQueue[tuple[int, Any]]"
 ) -> Iterator[Shown]:
     columns = [_column("Greedy decoding", []), _column("ReVisiT", [])]
     said: dict[int, Said] = {}
@@ -291,7 +308,19 @@ def _listen(
     if any(each.stopped for each in said.values()):
         notes.append("a description was cut at the limit of length or time")
     drawn = describer.picture(name, opened.image, said[1], "; ".join(notes))
+    if drawn is None:
+        notes.append("which patch each word came from, a server does not tell")
+        yield Shown(_status("Done."), columns[0], columns[1], _status("; ".join(notes)))
+        return
     yield Shown(_status("Done."), columns[0], columns[1], _frame(drawn), _table(drawn))
+
+
+def _served(origin: str) -> str:
+    return (
+        f"The model runs on the server {origin}, which decides about layers. It tells the words "
+        "and nothing of how they were chosen: neither patches nor what ReVisiT changed. One that "
+        "lacks ReVisiT decodes both greedily."
+    )
 
 
 def _status(text: str) -> str:

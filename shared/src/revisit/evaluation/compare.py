@@ -38,16 +38,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PNG",
         help="draw quality against cost (needs matplotlib)",
     )
+    add(
+        "--report",
+        type=Path,
+        metavar="HTML",
+        help="write a page too: the table, the images that changed most, and plots",
+    )
     return parser
 
 
 def _run(args: argparse.Namespace) -> None:
     inputs = [each.resolve() for each in args.results]
-    for flag in ("csv", "plot"):
+    for flag in ("csv", "plot", "report"):
         path = getattr(args, flag)
         if path and path.resolve() in inputs:
             raise EvaluationError(f"--{flag} {path} would overwrite a result")
-    groups = group([read_result(path) for path in args.results])
+    results = [read_result(path) for path in args.results]
+    groups = group(results)
     check_alike(groups)
     first = next(iter(groups[0].values()))
     found = rows(groups)
@@ -62,6 +69,10 @@ def _run(args: argparse.Namespace) -> None:
             raise EvaluationError(f"cannot write {args.csv}: {error.strerror}") from error
     if args.plot:
         write_tradeoff(found, first.kind, args.plot)
+    if args.report:
+        from revisit.evaluation.pictures.report import compare_report
+
+        compare_report(args.report, args.results, [each.name for each in results])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

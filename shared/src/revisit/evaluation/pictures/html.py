@@ -1,24 +1,15 @@
 """Captions and their patches as one HTML file that needs nothing else: no network, no server."""
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from PIL import Image
-
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.pictures.picture import Patch, Picture, describe, fit, trivial
+from revisit.evaluation.pictures.style import data_url, document
 from revisit.evaluation.pictures.words import Word
 
 _LONGEST_SIDE = 1024  # pixels of an image in the file
-
-# Nothing may be fetched, from anywhere: what the page needs is in it.
-_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'"
-)
 
 
 def write_html(pictures: Sequence[Picture], path: Path, title: str = "What each word saw") -> None:
@@ -32,30 +23,11 @@ def write_html(pictures: Sequence[Picture], path: Path, title: str = "What each 
 def page(pictures: Sequence[Picture], title: str = "What each word saw") -> str:
     """The page: point at a word (or reach it by the keyboard) to see its patch, and the reverse."""
     sections = "\n".join(_section(number, each) for number, each in enumerate(pictures))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape(title)}</h1>
-<p class="quiet">Point at a word, or tap it, to see the patch of the image that it came from; at a
-patch, to see its words. With the keyboard: Tab to the words or the patches, arrow keys among them,
-Escape to let go. <span class="changed">Underlined words</span> are those that ReVisiT changed:
-greedy decoding would have gone on otherwise.</p>
-{sections}
-</main>
-<script>{_SCRIPT}</script>
-</body>
-</html>
-"""
+    intro = """<p class="quiet">Point at a word, or tap it, to see the patch of the image that it
+came from; at a patch, to see its words. With the keyboard: Tab to the words or the patches, arrow
+keys among them, Escape to let go. <span class="changed">Underlined words</span> are those that
+ReVisiT changed: greedy decoding would have gone on otherwise.</p>"""
+    return document(title, f"{intro}\n{sections}", _STYLE, _SCRIPT)
 
 
 def _section(number: int, picture: Picture) -> str:
@@ -100,7 +72,7 @@ def _stage(picture: Picture, image: int) -> str:
     )
     shape = picture.images[image].width / picture.images[image].height
     return f"""<figure class="stage" style="--shape:{shape:.5f}">
-<img src="{_data_url(picture.images[image])}" alt="{escape(named)}">
+<img src="{data_url(picture.images[image], _LONGEST_SIDE, 90)}" alt="{escape(named)}">
 {tools}
 </figure>"""
 
@@ -142,31 +114,7 @@ def _details(picture: Picture, number: int) -> str:
     return f'<ul hidden data-of="{number}">{lines}</ul>'
 
 
-def _data_url(image: Image.Image) -> str:
-    small = image.convert("RGB")
-    small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=90)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 _STYLE = """
-:root { --paper:#fbfbfd; --card:#ffffff; --ink:#1d2330; --quiet:#535b6b; --line:#d5d9e2;
-  --changed:#9a3412; --on:#ffd400; --on-ink:#1d2330; --focus:#1d4ed8; }
-@media (prefers-color-scheme: dark) {
-  :root { --paper:#12151c; --card:#1b202a; --ink:#e8eaf0; --quiet:#aab1c1; --line:#39404f;
-    --changed:#ffb98a; --focus:#9db8ff; }
-}
-* { box-sizing:border-box; }
-body { margin:0; background:var(--paper); color:var(--ink);
-  font:16px/1.5 system-ui, sans-serif; }
-main { max-width:70rem; margin:0 auto; padding:1rem; }
-h1 { font-size:1.4rem; margin:0 0 .5rem; }
-h2 { font-size:1.1rem; margin:0 0 .5rem; overflow-wrap:anywhere; }
-.quiet { color:var(--quiet); font-size:.9rem; margin:.25rem 0 1rem; }
-.note { border-left:4px solid var(--changed); padding:.25rem .75rem; margin:0 0 .75rem; }
-section { background:var(--card); border:1px solid var(--line); border-radius:.5rem;
-  padding:1rem; margin:0 0 1rem; }
 .columns { display:flex; flex-wrap:wrap; gap:1.25rem; align-items:flex-start; }
 .images { flex:1 1 18rem; max-width:28rem; min-width:0; }
 .text { flex:2 1 18rem; min-width:0; }
@@ -188,7 +136,6 @@ section { background:var(--card); border:1px solid var(--line); border-radius:.5
 .word { font:inherit; color:inherit; background:transparent; border:0; border-radius:.2rem;
   padding:.1rem .12rem; margin:0; cursor:pointer; min-width:.7rem; }
 .word:hover, .word.on { background:var(--on); color:var(--on-ink); }
-.word:focus-visible { outline:3px solid var(--focus); outline-offset:1px; }
 .changed { color:var(--changed); font-weight:600; text-decoration:underline;
   text-decoration-thickness:2px; text-underline-offset:.2em; }
 .word.changed { color:var(--changed); }

@@ -1,16 +1,16 @@
 """Captions and their patches as a PNG, word by word."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.pictures.picture import Picture, fit, place, trivial, visible
+from revisit.evaluation.pictures.picture import Box, Picture, fit, place, trivial, visible
+from revisit.evaluation.pictures.plots import check_matplotlib
+from revisit.evaluation.pictures.style import LIGHT
 from revisit.evaluation.pictures.words import Word
 
-_INK, _CHANGED, _QUIET, _ON = "#1d2330", "#9a3412", "#535b6b", "#ffd400"
 _COLUMNS = 7
 
 
@@ -23,10 +23,7 @@ def write_png(picture: Picture, path: Path) -> None:
         EvaluationError: matplotlib is missing, there is nothing to draw, or the file cannot be
             written.
     """
-    if find_spec("matplotlib") is None:
-        raise EvaluationError(
-            'a PNG needs matplotlib: pip install "revisit-decoding[pictures]"; the HTML does not'
-        )
+    check_matplotlib("a PNG")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -40,7 +37,7 @@ def write_png(picture: Picture, path: Path) -> None:
         figsize=(_COLUMNS * 1.7, rows * (1.55 * tall + 0.65) + 0.4), layout="constrained"
     )
     FigureCanvasAgg(figure)
-    figure.suptitle(picture.title, color=_INK, fontsize=10)
+    figure.suptitle(picture.title, color=LIGHT["ink"], fontsize=10, parse_math=False)
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
     for axis in axes:
         axis.set_axis_off()
@@ -59,13 +56,14 @@ def _draw(axis: Any, picture: Picture, word: Word) -> None:
     for number, box in places:
         shown = visible(box)
         if shown is not None and number == places[0][0]:
-            _outline(axis, shown, image.size, dashed=all(map(trivial, word.tokens)))
+            outline(axis, shown, (0, 0, *image.size), dashed=all(map(trivial, word.tokens)))
     axis.set_title(
         word.text,
-        color=_CHANGED if word.changed else _INK,
+        color=LIGHT["changed"] if word.changed else LIGHT["ink"],
         fontsize=10,
         fontweight="bold" if word.changed else "normal",
         pad=3,
+        parse_math=False,
     )
     axis.text(
         0.5,
@@ -75,19 +73,28 @@ def _draw(axis: Any, picture: Picture, word: Word) -> None:
         ha="center",
         va="top",
         fontsize=7,
-        color=_CHANGED if word.changed else _QUIET,
+        parse_math=False,
+        color=LIGHT["changed"] if word.changed else LIGHT["quiet"],
     )
 
 
-def _outline(axis: Any, box: Sequence[float], size: tuple[int, int], dashed: bool) -> None:
+def outline(axis: Any, box: Box, frame: Sequence[float], dashed: bool = False) -> None:
+    """Show where a chosen vision token lies.
+
+    Args:
+        axis: of matplotlib, y downwards.
+        box: as fractions of the image.
+        frame: x, y, width and height of the image in the axis.
+        dashed: for a choice among vision tokens that all fitted alike.
+    """
     from matplotlib.patches import Rectangle
 
     left, top, right, bottom = box
-    width, height = size
-    corner = (left * width, top * height)
+    x, y, width, height = frame
+    corner = (x + left * width, y + top * height)
     sides = ((right - left) * width, (bottom - top) * height)
-    for colour, line in (("black", 3.5), (_ON, 1.8)):
-        style = "--" if dashed and colour == _ON else "-"
+    for colour, line in (("black", 3.5), (LIGHT["on"], 1.8)):
+        style = "--" if dashed and colour != "black" else "-"
         axis.add_patch(
             Rectangle(corner, *sides, fill=False, edgecolor=colour, linewidth=line, linestyle=style)
         )

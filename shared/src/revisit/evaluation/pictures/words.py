@@ -35,6 +35,15 @@ class Word(NamedTuple):
         return any(token.instead is not None for token in self.tokens)
 
 
+def split(text: str) -> list[Word]:
+    """The words of a caption of which no more is known than its text."""
+    words, last = [], 0
+    for match in _WORD.finditer(text):
+        words.append(Word(match[0], text[last : match.start()], ()))
+        last = match.end()
+    return words
+
+
 def join(tokens: Sequence[int], steps: Sequence[TraceStep | None], decode: Decode) -> list[Word]:
     """The words of a caption in order.
 

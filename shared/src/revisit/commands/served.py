@@ -1,0 +1,157 @@
+"""A model on a vLLM server with ReVisiT (docs/vllm.md), asked as OpenAI's API is."""
+
+import base64
+import io
+import json
+import os
+import time
+from importlib.util import find_spec
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from revisit.commands import CommandError
+from revisit.commands.said import QUESTION, Heard, Said
+from revisit.config import ReVisiTConfig
+from revisit.evaluation.pictures.picture import Picture
+from revisit.evaluation.pictures.words import split
+
+CONNECTING, SILENT = 5.0, 60.0
+"""Seconds to wait for a connection, and for each next word."""
+
+_LONGEST_MESSAGE = 300  # characters of what a server says went wrong
+
+
+class Served:
+    """Describes images by a server; none of it needs to be up before it is asked.
+
+    Args:
+        base_url: as `http://127.0.0.1:8000/v1`.
+        model: its name there; None takes the first that the server names.
+
+    Raises:
+        CommandError: the OpenAI client is not installed, or that is no address.
+    """
+
+    def __init__(self, base_url: str, model: str | None = None) -> None:
+        if find_spec("openai") is None:
+            raise CommandError('--base_url needs OpenAI: pip install "revisit-decoding[web]"')
+        parts = urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise CommandError(
+                f"--base_url {base_url} is no address; vLLM's is like http://127.0.0.1:8000/v1"
+            )
+        import openai
+
+        self.origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self.model = model
+        self.client = openai.OpenAI(
+            base_url=base_url,
+            api_key=os.environ.get("OPENAI_API_KEY") or "none",  # vLLM asks for none by default
+            timeout=openai.Timeout(SILENT, connect=CONNECTING),
+            max_retries=0,
+        )
+
+    def check(self, config: ReVisiTConfig) -> None:
+        """The server judges, once it is asked."""
+
+    def describe(
+        self,
+        image: Image.Image,
+        config: ReVisiTConfig | None,
+        *,
+        question: str = QUESTION,
+        max_new_tokens: int = 256,
+        max_seconds: float | None = None,
+        heard: Heard | None = None,
+    ) -> Said:
+        """See `Speaker.describe`. Of `config` only alpha and divergence are asked for."""
+        import openai
+
+        try:
+            asked = self._asked(image, config, question, max_new_tokens)
+            return self._listen(asked, max_seconds, heard)
+        except CommandError:
+            raise
+        except openai.APIStatusError as error:
+            told = _message(error.body) or "no reason given; does --base_url end in /v1?"
+            raise CommandError(
+                f"the server {self.origin} refuses this (HTTP {error.status_code}): "
+                f"{told[:_LONGEST_MESSAGE]}"
+            ) from error
+        except openai.APITimeoutError as error:
+            raise CommandError(f"the server {self.origin} does not answer in time") from error
+        except openai.APIConnectionError as error:
+            raise CommandError(
+                f"the server {self.origin} cannot be reached, or broke off: is it running, and "
+                "--base_url right?"
+            ) from error
+        except openai.APIError as error:  # told in the stream
+            told = _message(error.body) or error.message
+            raise CommandError(
+                f"the server {self.origin} failed: {told[:_LONGEST_MESSAGE]}"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CommandError(
+                f"the server {self.origin} says what is no answer of OpenAI's API: is it vLLM's, "
+                "and does --base_url end in /v1?"
+            ) from error
+
+    def picture(self, title: str, image: Image.Image, said: Said, note: str = "") -> Picture | None:
+        """None: a server does not tell which vision tokens it chose."""
+        return None
+
+    def _asked(
+        self, image: Image.Image, config: ReVisiTConfig | None, question: str, max_new_tokens: int
+    ) -> dict[str, Any]:
+        file = io.BytesIO()
+        image.save(file, "PNG", compress_level=1)
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": question},
+        ]
+        extra = {}
+        if config is not None:
+            settings = {"alpha": config.alpha, "divergence": config.divergence}
+            extra = {"vllm_xargs": {"revisit": json.dumps(settings)}}
+        return {
+            "model": self._model(),
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": max_new_tokens,
+            "extra_body": extra,
+        }
+
+    def _model(self) -> str:
+        if self.model is None:
+            served = list(self.client.models.list().data)
+            if not served:
+                raise CommandError(f"the server {self.origin} names no model: give --model")
+            self.model = str(served[0].id)
+        return self.model
+
+    def _listen(
+        self, asked: dict[str, Any], max_seconds: float | None, heard: Heard | None
+    ) -> Said:
+        began = time.monotonic()
+        text, reason = "", None
+        with self.client.chat.completions.create(**asked, stream=True) as stream:
+            for chunk in stream:
+                for choice in chunk.choices:
+                    text += choice.delta.content or ""
+                    reason = choice.finish_reason or reason
+                if heard is not None:
+                    heard(split(text))
+                if max_seconds is not None and time.monotonic() - began > max_seconds:
+                    reason = "time"
+                    break
+        if reason is None:
+            raise CommandError(f"the server {self.origin} ended in the middle; try again")
+        return Said(text.strip(), split(text), None, reason != "stop")
+
+
+def _message(body: object) -> str:
+    """What the body of an error says, where it is as OpenAI's are."""
+    return str(body["message"]) if isinstance(body, dict) and "message" in body else ""

@@ -1,0 +1,204 @@
+"""`revisit-web --base_url`: a model on a server that speaks OpenAI's API."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+from PIL import Image
+
+from openai_server import GREEDY, REFINED, serving
+from revisit.commands import CommandError, web
+
+pytest.importorskip("openai", reason="the server is asked with OpenAI's client")
+
+from revisit.commands import served
+from revisit.commands.served import Served
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def photo(tmp_path):
+    file = tmp_path / "my photo.png"
+    image = Image.new("RGB", (30, 20), (200, 30, 30))
+    image.putpixel((3, 4), (1, 2, 3))
+    image.save(file)
+    return file
+
+
+def ask(speaker, file, *, alpha=1e-3, divergence="js"):
+    return list(web.answer(speaker, {}, str(file), None, "last", alpha, divergence))
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:8000/v1", "ftp://there/v1", "http://", "", "file:/"]
+)
+def test_what_is_no_address_is_refused(address, capsys):
+    pytest.importorskip("gradio")
+    assert web.main(["--base_url", address]) == 2
+    assert "is no address; vLLM's is like http://127.0.0.1:8000/v1" in capsys.readouterr().err
+
+
+def test_both_columns_stream_what_the_server_says(server, photo):
+    seen = ask(Served(server.base_url), photo)
+    for column, pieces in (("greedy", GREEDY), ("refined", REFINED)):
+        shown = [getattr(each, column) for each in seen]
+        assert len(dict.fromkeys(shown)) == len(pieces) + 1
+        assert f"<p>{''.join(pieces)}</p>" in shown[-1]
+    assert "Done." in seen[-1].status
+    assert "a server does not tell" in seen[-1].picture and "iframe" not in seen[-1].picture
+    assert not any(each.table for each in seen)
+
+
+def test_the_image_and_the_settings_are_sent_as_vllm_takes_them(server, photo):
+    ask(Served(server.base_url), photo)
+    (refined,) = [each for each in server.asked if "vllm_xargs" in each]
+    (greedy,) = [each for each in server.asked if "vllm_xargs" not in each]
+    settings = {"alpha": 1e-3, "divergence": "js"}
+    assert json.loads(refined.pop("vllm_xargs")["revisit"]) == settings
+    assert refined == greedy
+    assert greedy["model"] == "tiny" and greedy["temperature"] == 0 and greedy["stream"] is True
+    image, text = greedy["messages"][0]["content"]
+    kind, _, data = image["image_url"]["url"].partition(",")
+    assert kind == "data:image/png;base64" and text["text"].startswith("Please describe")
+    sent = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert sent.tobytes() == Image.open(photo).tobytes()
+
+
+def test_a_model_is_asked_for_by_the_name_that_was_given(server, photo):
+    ask(Served(server.base_url, "other"), photo)
+    assert {each["model"] for each in server.asked} == {"other"}
+
+
+TROUBLE = {
+    "refuse": "refuses this (HTTP 400): revisit: alpha (relative_top) must be &lt;b&gt;in",
+    "cut": "broke off",
+    "end": "ended in the middle",
+    "fail": "failed: EngineCore died",
+    "page": "ended in the middle",
+    "odd": "no answer of OpenAI&#x27;s API",
+    "silent": "does not answer in time",
+}
+
+
+@pytest.mark.parametrize("manner", TROUBLE)
+def test_a_server_in_trouble_is_told_and_the_next_request_works(server, photo, manner, monkeypatch):
+    monkeypatch.setattr(served, "SILENT", 0.5)
+    speaker = Served(server.base_url)
+    server.manner = manner
+    before = threading.active_count()
+    last = ask(speaker, photo)[-1].status
+    assert 'role="alert"' in last and TROUBLE[manner] in last and server.base_url in last
+    server.done.set()
+    server.manner = "right"
+    assert "Done." in ask(speaker, photo)[-1].status
+    assert threading.active_count() <= before + 3  # the server's own, which wait for more
+
+
+def test_a_server_that_is_away_is_told_and_asked_again_once_it_is_there(photo):
+    with serving() as running:
+        port = running.server_address[1]
+        speaker = Served(running.base_url)
+    last = ask(speaker, photo)[-1].status
+    assert "cannot be reached" in last and f"127.0.0.1:{port}" in last
+    with serving(port):
+        assert "Done." in ask(speaker, photo)[-1].status
+
+
+@pytest.mark.parametrize("model", [None, "tiny"])
+def test_an_address_without_v1_is_told(server, photo, model):
+    last = ask(Served(server.base_url.removesuffix("/v1"), model), photo)[-1].status
+    assert "(HTTP 404): no reason given; does --base_url end in /v1?" in last
+
+
+def test_a_caption_that_was_cut_is_told(server, photo):
+    server.manner = "long"
+    assert "cut at the limit of length or time" in ask(Served(server.base_url), photo)[-1].picture
+
+
+def test_a_caption_ends_at_the_limit_of_time(server, photo, monkeypatch):
+    monkeypatch.setattr(web, "MOST_SECONDS", 0.2)
+    server.manner = "endless"
+    last = ask(Served(server.base_url), photo)[-1]
+    assert "cut at the limit of length or time" in last.picture
+    assert server.left.wait(5)
+
+
+def test_who_has_gone_is_not_listened_for_any_longer(server, photo):
+    server.manner = "endless"
+    asked = web.answer(Served(server.base_url), {}, str(photo), None, "last", 1e-5, "ag")
+    next(asked)
+    next(asked)
+    asked.close()
+    assert server.left.wait(5)
+
+
+def test_a_password_in_the_address_is_not_shown():
+    assert Served("http://me:secret@127.0.0.1:1/v1").origin == "http://127.0.0.1:1/v1"
+
+
+def test_settings_are_checked_before_the_server_is_asked(server, photo):
+    (only,) = ask(Served(server.base_url), photo, alpha=2)
+    assert "must be in [0, 1]" in only.status and not server.asked
+
+
+def test_transformers_is_not_loaded_for_a_model_elsewhere():
+    code = (
+        "import sys\n"
+        "from revisit.commands.served import Served\n"
+        "from revisit.commands import web\n"
+        "Served('http://127.0.0.1:1/v1')\n"
+        "print('transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_without_the_client_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr(served, "find_spec", lambda name: None)
+    with pytest.raises(CommandError, match=r"pip install .revisit-decoding\[web\]"):
+        Served("http://127.0.0.1:8000/v1")
+
+
+@pytest.fixture
+def address(server):
+    pytest.importorskip("gradio", reason="the page is made with Gradio")
+    app = web.build(Served(server.base_url), web.examples())
+    _, told, _ = web.launch(app, "127.0.0.1", None)
+    yield told
+    app.close(verbose=False)
+
+
+def test_the_page_shows_both_answers_and_says_what_a_server_does_not_tell(
+    visit, address, server, accessible
+):
+    view = visit(address, viewport={"width": 360, "height": 740})
+    view.get_by_role("button", name="Describe", exact=True).click()
+    view.get_by_text("Done.").wait_for(timeout=30_000)
+    for title, pieces in (("Greedy decoding", GREEDY), ("ReVisiT", REFINED)):
+        column = view.locator(".said", has=view.get_by_role("heading", name=title, exact=True))
+        assert column.locator("p").inner_text() == "".join(pieces)
+    assert view.get_by_text("which patch each word came from, a server does not tell").count()
+    assert view.get_by_text(f"The model runs on the server {server.base_url}").count()
+    assert not view.get_by_label("layers").count() and not view.locator("iframe").count()
+    assert view.evaluate("document.documentElement.scrollWidth") <= 360
+    accessible(view)
+
+
+def test_the_page_tells_of_a_refusal_and_goes_on(visit, address, server):
+    view = visit(address)
+    server.manner = "refuse"
+    view.get_by_role("button", name="Describe", exact=True).click()
+    view.get_by_role("alert").wait_for(timeout=30_000)
+    assert "HTTP 400" in view.get_by_role("alert").inner_text()
+    server.manner = "right"
+    view.get_by_role("button", name="Describe", exact=True).click()
+    view.get_by_text("Done.").wait_for(timeout=30_000)

@@ -1,0 +1,284 @@
+"""The report of evaluations, as text and in a real browser."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from revisit.evaluation import EvaluationError, chair, compare
+from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.pictures.plots import Axes, Point
+from revisit.evaluation.pictures.report import (
+    Group,
+    Table,
+    compare_report,
+    report,
+    write_report,
+)
+from revisit.evaluation.pictures.runs import scored_run
+
+pytest.importorskip("matplotlib")
+
+OBJECTS = {1: ["dog"], 2: ["cat", "chair"], 3: ["pizza"], 4: ["vase"], 7: ["cup"]}
+GREEDY = {
+    7: "A cup.",
+    1: "A dog, a dog and a cat.",
+    2: "A cat.",
+    3: "A pizza, a pizza and a <fork>.",
+    4: "A vase.",
+}
+REFINED = {1: "A dog.", 2: "A cat on a chair.", 3: "A pizza.", 4: "A vase, a bed.", 7: "A cup."}
+SETTINGS = {"question": "What is <b>this</b>?", "max_new_tokens": 48}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "images"
+    made.mkdir()
+    for image in (1, 2, 3, 4):  # not 7
+        Image.new("RGB", (900, 600), (40 * image, 90, 60)).save(made / f"COCO_{image:012d}.jpg")
+    return made
+
+
+def record(folder, seconds, **settings):
+    return {
+        "settings": SETTINGS | {"data_path": str(folder)} | settings,
+        "images": [f"COCO_{image:012d}.jpg" for image in OBJECTS],
+        "runs": [{"device": "cpu", "batch_size": 1, "captions": 5, "seconds": seconds}],
+    }
+
+
+def revisit(layers="last", alpha=1e-5):
+    return {"use_revisit": True, "early_exit_layers": layers, "relative_top": alpha}
+
+
+def run(name, captions, made):
+    return scored_run(name, chair.score(captions, OBJECTS, LEMMATIZERS["noun"]()), made)
+
+
+@pytest.fixture
+def runs(folder):
+    return [
+        run("greedy", GREEDY, record(folder, 5.0)),
+        run("ReVisiT & co", REFINED, record(folder, 5.5, **revisit())),
+        run("ReVisiT 2", REFINED, record(folder, 6.0, **revisit(alpha=1e-3))),
+    ]
+
+
+def test_differences_stand_in_the_table_as_the_bootstrap_tells_them(runs):
+    page = report([Group("Results", runs)])
+    gap = chair.paired_bootstrap(runs[0].counts, runs[1].counts)["CHAIRs"]
+    told = [f"{100 * gap[name]:+.1f}" for name in ("difference", "low", "high")]
+    assert "40.0" in page and "20.0<br>" in page and told[0] == "-20.0"
+    assert "{} [{}, {}]".format(*told) in page
+
+
+def cards(page):
+    """Heading by heading of the first run, the images under it."""
+    section = page.split("<section")[2]
+    parts = re.split(r"<h3>(Most \w+)</h3>", section)[1:]
+    images = [list(map(int, re.findall(r'data-image="(\d+)"', part))) for part in parts[1::2]]
+    return dict(zip(parts[::2], images, strict=True))
+
+
+def test_images_are_those_that_errors_left_and_those_that_errors_joined(runs):
+    """A hallucinated word and an object that is not named count alike."""
+    assert cards(report([Group("Results", runs)])) == {
+        "Most improved": [1, 2, 3],
+        "Most harmed": [4],
+    }
+    backwards = cards(report([Group("Results", [runs[1], runs[0]])]))
+    assert backwards == {"Most improved": [4], "Most harmed": [1, 2, 3]}
+
+
+def test_hallucinated_and_repeated_words_are_marked_and_told(runs):
+    page = report([Group("Results", runs)])
+    again = '<span class="again">dog</span><span class="hidden"> (said before)</span>'
+    wrong = '<span class="wrong">cat</span><span class="hidden"> (not in the image)</span>'
+    assert f'A <span class="right">dog</span>, a {again} and a {wrong}.' in page
+
+
+def test_images_are_thumbnails_and_one_that_cannot_be_read_is_told(runs, folder):
+    (folder / "COCO_000000000002.jpg").write_bytes(b"no image")
+    page = report([Group("Results", runs[:2])])
+    assert page.count('<img class="thumbnail" src="data:image/jpeg;base64,') == 3
+    assert page.count("The file of this image cannot be read") == 1
+    assert len(page) < 100_000 and str(folder) not in page
+
+
+def test_images_that_are_not_here_are_told(runs, tmp_path):
+    away = runs[0]._replace(record=record(tmp_path / "away", 5.0))
+    page = report([Group("Results", [away, runs[1]])])
+    assert "<img" not in page and f"{tmp_path / 'away'}, is not here" in page
+    page = report([Group("Results", [runs[0]._replace(record={}), runs[1]])])
+    assert "<img" not in page and "no record of the run says where they are" in page
+
+
+def numbers(page, key):
+    """The table below a plot: its rows of cells."""
+    (body,) = re.findall(rf'aria-label="Numbers: [^"]*, {key}">.*?<tbody>(.*?)</tbody>', page)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in body.split("</tr>")[:-1]]
+
+
+def test_plots_show_the_runs_and_their_numbers(runs):
+    grid = [Point("", "last", alpha, chairs, chairs, chairs) for alpha, chairs in ((0, 9), (1, 40))]
+    axes = Axes("On other scenes", "alpha", "CHAIRs, %", True, ("greedy", 50.0))
+    page = report([Group("Results", runs, [(grid, axes)])])
+    alphas = numbers(page, "g0-alpha")
+    assert [row[:3] for row in alphas] == [["2", "last, ag", "1e-05"], ["3", "last, ag", "0.001"]]
+    assert alphas[0][3].startswith("20.0 [")
+    assert [row[2] for row in numbers(page, "g0-cost")] == ["1", "1.1", "1.2"]
+    assert numbers(page, "g0-more0") == [["last", "0", "9.0"], ["last", "1", "40.0"]]
+    assert page.count("<svg") == 3 and "On other scenes. The dashed line: greedy, 50.0" in page
+
+
+def test_what_cannot_be_drawn_is_told(runs, folder):
+    plain = [run("greedy", GREEDY, {}), run("other", REFINED, {})]
+    page = report([Group("Results", plain)])
+    assert "<svg" not in page
+    assert "there is no alpha" in page and "nothing tells how long run 1 took" in page
+    elsewhere = record(folder, 5.0)
+    elsewhere["runs"][0]["device"] = "cuda"
+    page = report([Group("Results", [runs[0], runs[1]._replace(record=elsewhere)])])
+    assert "so times do not compare" in page
+
+
+def test_one_run_alone_is_told_without_a_comparison(runs):
+    page = report([Group("Results", runs[1:2])])
+    assert page.count("<section") == 1 and page.count("<svg") == 2 and "<h3>Most" not in page
+
+
+def test_what_captions_and_records_say_is_text_and_no_markup(runs):
+    page = report([Group("<i>group</i>", runs)], "<i>title</i>", [Table("<i>", "<i>", [["<i>"]])])
+    assert "<i>" not in page and "<fork>" not in page and "<b>this" not in page
+    assert "ReVisiT &amp; co" in page and "&lt;<span" in page
+
+
+def test_the_page_asks_nothing_of_the_network(runs):
+    page = report([Group("Results", runs)])
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", page)
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 10
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(ids)
+
+
+@pytest.fixture
+def address(runs, tmp_path):
+    path = tmp_path / "report.html"
+    tables = [Table("Where it lies", "A note.", [["model", "hits"], ["tiny", "98%"]])]
+    write_report([Group("One", runs), Group("Two", runs[:2])], path, tables=tables)
+    return path.as_uri()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_names_and_contrast_pass_axe(visit, address, accessible, scheme, width):
+    view = visit(address, color_scheme=scheme, viewport={"width": width, "height": 800})
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    for details in view.locator("summary").all():
+        details.click()
+    accessible(view)
+    assert view.evaluate("document.documentElement.scrollWidth") <= width
+    paper = view.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 200) == (scheme == "dark")
+
+
+def test_plots_take_the_page_s_colours_by_night(visit, address):
+    """The text of a plot is as dark or as light as that of the page."""
+    fill = "getComputedStyle(document.querySelector('svg text')).fill"
+    ink = "getComputedStyle(document.body).color"
+    found = set()
+    for scheme in ("light", "dark"):
+        view = visit(address, color_scheme=scheme)
+        assert view.evaluate(fill) == view.evaluate(ink)
+        found.add(view.evaluate(ink))
+    assert len(found) == 2
+
+
+def test_tables_and_numbers_are_reached_by_the_keyboard_alone(visit, address):
+    view = visit(address, viewport={"width": 360, "height": 740})
+    view.keyboard.press("Tab")
+    table = view.get_by_role("region", name="Results g0")
+    assert table.evaluate("each => each === document.activeElement")
+    table.evaluate("each => each.addEventListener('scroll', () => each.dataset.moved = 'yes')")
+    view.keyboard.press("ArrowRight")
+    view.locator("[data-moved]").wait_for()
+    view.keyboard.press("Tab")
+    view.keyboard.press("Enter")
+    assert view.get_by_role("region", name=re.compile("Numbers: CHAIRs")).first.is_visible()
+
+
+def test_numbers_open_by_touch_on_a_phone(visit, address):
+    view = visit(address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    view.locator("summary").first.tap()
+    assert view.get_by_role("region", name=re.compile("Numbers: CHAIRs")).first.is_visible()
+
+
+@pytest.fixture
+def results(tmp_path, folder):
+    """Files of `revisit-chair`, the baseline first."""
+    cache = tmp_path / "objects.json"
+    cache.write_text(json.dumps({"objects": {str(i): o for i, o in OBJECTS.items()}}))
+    files = []
+    for name, captions, settings in (("greedy", GREEDY, {}), ("refined", REFINED, revisit())):
+        file = tmp_path / f"{name}.jsonl"
+        lines = [json.dumps({"image_id": i, "caption": text}) for i, text in captions.items()]
+        file.write_text("\n".join(lines))
+        made = json.dumps(record(folder, 5.0, **settings))
+        (tmp_path / f"{name}.jsonl.run.json").write_text(made)
+        files.append(tmp_path / f"{name}.json")
+        flags = ["--cache", str(cache), "--lemmatizer", "noun", "--save_path", str(files[-1])]
+        assert chair.main(["--cap_file", str(file), *flags]) == 0
+    return list(map(str, files))
+
+
+def test_revisit_compare_writes_the_report_of_its_results(results, tmp_path, runs):
+    out = tmp_path / "out.html"
+    assert compare.main([*results, "--report", str(out)]) == 0
+    page = out.read_text("utf-8")
+    names = ["greedy", "revisit (early_exit_layers last, relative_top 1e-05)"]
+    group = [each._replace(name=name) for each, name in zip(runs, names, strict=False)]
+    group[1] = group[1]._replace(record=group[1].record | {"runs": group[0].record["runs"]})
+    assert page == report([Group("Results", group)])
+
+
+def test_times_are_those_of_tokens_where_all_records_count_them(runs):
+    for number, each in enumerate(runs, 1):
+        each.record["runs"][0]["tokens"] = 50 * number
+    page = report([Group("Results", runs)])
+    assert [row[2] for row in numbers(page, "g0-cost")] == ["1", "0.55", "0.4"]
+    assert "time of a token, run 1 = 1" in page
+    del runs[1].record["runs"][0]["tokens"]
+    assert "time of a caption, run 1 = 1" in report([Group("Results", runs)])
+
+
+def test_results_of_other_images_or_programs_are_refused(results, tmp_path):
+    saved = json.loads(Path(results[1]).read_text())
+    saved["sentences"].pop()
+    files = [Path(results[0]), tmp_path / "fewer.json", tmp_path / "answers.json"]
+    files[1].write_text(json.dumps(saved))
+    files[2].write_text('{"answered": []}')
+    with pytest.raises(EvaluationError, match="give results of one --seed"):
+        compare_report(tmp_path / "out.html", files[:2], ["a", "b"])
+    with pytest.raises(EvaluationError, match=r"answers\.json is not a result of .revisit-chair"):
+        compare_report(tmp_path / "out.html", files[::2], ["a", "b"])
+    with pytest.raises(EvaluationError, match="would overwrite a result"):
+        compare_report(tmp_path / "a.html", [tmp_path / "a.html"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("out.txt", "must end in .html"), ("missing/out.html", "cannot write")],
+)
+def test_a_report_that_cannot_be_written_is_told(results, tmp_path, capsys, name, message):
+    assert compare.main([*results, "--report", str(tmp_path / name)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_plots_without_matplotlib_are_refused_with_what_to_install(runs, monkeypatch):
+    monkeypatch.setattr("revisit.evaluation.pictures.plots.find_spec", lambda name: None)
+    with pytest.raises(EvaluationError, match=r"pip install .revisit-decoding\[pictures\]"):
+        report([Group("Results", runs)])
