@@ -1,9 +1,11 @@
 """The launcher's exit status and last words, where an evaluation has no results or is refused."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import yaml
 from lmms_eval.api.model import lmms
 
 from evaluations import MODEL, arguments
@@ -43,6 +45,20 @@ def test_an_evaluation_without_results_ends_with_1_and_the_reason(case, folder, 
     assert reason in capsys.readouterr().err.rpartition(FAILED)[2]
     assert not list(tmp_path.rglob("*_results.json"))
     assert vars(lmms)["create_from_arg_string"] is before
+
+
+def test_one_evaluation_of_a_file_that_fails_leaves_the_other_and_ends_with_1(
+    folder, tmp_path, capsys
+):
+    shared = {"model": "qwen2_5_vl", "include_path": str(folder), "device": "cpu"}
+    good = {"model_args": f"{MODEL},decoder=vcd", "tasks": "demo_captions"}
+    bad = {"model_args": f"{MODEL},vcd_alpha=1", "tasks": "demo_captions"}
+    file = tmp_path / "evaluations.yaml"
+    file.write_text(yaml.safe_dump([{**shared, **bad}, {**shared, **good}]))
+    assert main(["--config", str(file), "--output_path", str(tmp_path / "out")]) == 1
+    assert "vcd_alpha: decoder=revisit has" in capsys.readouterr().err.rpartition(FAILED)[2]
+    (results,) = tmp_path.rglob("*_results.json")
+    assert json.loads(results.read_text())["config"]["decoder"]["name"] == "vcd"
 
 
 def test_no_tasks_end_with_1(capsys):

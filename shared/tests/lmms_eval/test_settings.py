@@ -1,11 +1,12 @@
 """Which decoder model args ask for, and what they leave for the model. Needs no lmms-eval."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, VCDConfig
-from revisit.lmms_eval.settings import take
+from revisit.lmms_eval.settings import CONFIGS, NAMES, take
 
 PLAIN = ReVisiTConfig(no_vision="plain")
 ASKED = {
@@ -92,3 +93,12 @@ def test_all_settings_of_a_decoder_are_recorded():
     assert record.keys() == {"name", *fields}
     assert (record["name"], record["alpha"], record["no_vision"]) == ("revisit", 1e-3, "plain")
     assert take("decoder=greedy").record() == {"name": "greedy"}
+
+
+def test_the_page_tells_every_decoder_and_setting():
+    page = (Path(__file__).parents[3] / "docs" / "lmms-eval.md").read_text()
+    for name in NAMES:
+        assert f"`{name}`" in page
+    for name in {*NAMES} & CONFIGS.keys():
+        fields = {field.name for field in dataclasses.fields(CONFIGS[name])} - {"trace"}
+        assert not [field for field in fields if f"`{name}_{field}`" not in page]

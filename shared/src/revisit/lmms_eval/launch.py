@@ -35,13 +35,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if {"-h", "--help"} & set(flags):
         print(USAGE)
-    from lmms_eval.cli.dispatch import main as evaluate
+    from lmms_eval import __main__ as program
 
     failures: list[Exception] = []
     arguments, sys.argv = sys.argv, ["lmms-eval", *flags]
     try:
-        with _joined(failures):
-            evaluate()
+        with _joined(program, failures):
+            program.cli_evaluate()
     except Exception as error:  # with --verbosity DEBUG it lets them through
         traceback.print_exc()
         failures += [] if error in failures else [error]
@@ -53,12 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _joined(failures: list[Exception]) -> Iterator[None]:
-    """lmms-eval with decoders; `failures` is given what its evaluations raise, which it only logs.
+def _joined(program: Any, failures: list[Exception]) -> Iterator[None]:
+    """lmms-eval's `program` with decoders, which results tell among their `config`.
 
-    The results have the decoder's name and settings among their `config`.
+    `failures` is given what its evaluations raise: it only logs that.
     """
-    from lmms_eval import __main__ as program
     from lmms_eval.api.model import lmms
     from lmms_eval.loggers import EvaluationTracker
 
@@ -118,7 +117,7 @@ def _check(args: Any) -> None:
 
 def _check_saved(tracker: Any) -> None:
     """lmms-eval logs that it could not write its results, and goes on."""
-    if tracker.output_path is None:
+    if not tracker.output_path:
         return
     folder = Path(tracker.output_path, tracker.general_config_tracker.model_name_sanitized)
     name = f"{getattr(tracker, 'date_id', None)}_results.json"
