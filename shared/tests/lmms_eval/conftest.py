@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from functools import partial
 
 import pytest
 
@@ -15,9 +16,14 @@ else:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A folder with the tasks."""
+    """A folder with the tasks, the only ones that lmms-eval looks through (not its thousands)."""
+    from lmms_eval import __main__ as program
+
+    import float32
     import scenes_data
 
+    float32.register()
+    program.TaskManager = partial(program.TaskManager, include_defaults=False)
     os.environ["LMMS_EVAL_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
     folder = tmp_path_factory.mktemp("tasks")
     scenes_data.write_tasks(folder)
@@ -26,17 +32,17 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def evaluated(folder, tmp_path_factory):
-    """What the launcher's evaluation gave, by its settings and batch size."""
+    """What the launcher's evaluation gave, by its settings, batch size and model."""
     from evaluations import Evaluation, arguments
     from revisit.lmms_eval.launch import main
 
     done = {}
 
-    def evaluate(settings="", batch=4):
-        key = (settings, batch)
+    def evaluate(settings="", **options):
+        key = (settings, *options.items())
         if key not in done:
             output = tmp_path_factory.mktemp("results")
-            assert main(arguments(folder, output, settings, batch=batch)) == 0
+            assert main(arguments(folder, output, settings, **options)) == 0
             done[key] = Evaluation.read(output)
         return done[key]
 

@@ -9,11 +9,14 @@ CHECKPOINT = Path(__file__).parents[3] / "prerequisites" / "demo" / "qwen-tiny"
 MODEL = f"pretrained={CHECKPOINT},device_map=cpu,min_pixels=784,max_pixels=12544"
 
 
-def arguments(folder, output, settings="", *more, batch=4, tasks="demo_captions,demo_questions"):
+TASKS = "demo_captions,demo_questions"
+
+
+def arguments(folder, output, settings="", *more, batch=4, tasks=TASKS, model="qwen2_5_vl_float32"):
     """Arguments of lmms-eval for tasks in a folder; `settings` are model args besides."""
     model_args = ",".join(filter(None, [MODEL, settings]))
     return [
-        *("--model", "qwen2_5_vl", "--model_args", model_args, "--device", "cpu"),
+        *("--model", model, "--model_args", model_args, "--device", "cpu"),
         *("--tasks", tasks, "--include_path", str(folder), "--batch_size", str(batch)),
         *("--output_path", str(output), "--log_samples", *more),
     ]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lmms_eval.models import list_available_models
-from transformers import GenerationMixin, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from evaluations import CHECKPOINT
 from revisit import ReVisiTConfig
@@ -57,7 +57,7 @@ def model():
 
 
 TEXT = torch.tensor([[7, 8, 9]])
-IMAGE = torch.tensor([[525, 527, 527, 526, 7]])  # vision tokens, and no image
+IMAGE = torch.tensor([[525, 527, 527, 526, 7]])  # with two vision tokens
 
 
 def test_a_model_that_generates_answers(model):
@@ -70,11 +70,11 @@ def test_a_model_that_generates_answers(model):
 
 def test_a_failure_that_lmms_eval_catches_is_an_error(model):
     lm = Catching(model)
-    join(lm, CONFIG)
-    assert len(lm.generate_until([TEXT, TEXT])) == 2
+    join(lm, ReVisiTConfig(no_vision="error"))
+    assert len(lm.generate_until([IMAGE, IMAGE])) == 2
     with pytest.raises(ValueError, match="1 of 3 calls of generate failed, and Catching of lmms-"):
-        lm.generate_until([TEXT, IMAGE, TEXT])
-    assert len(lm.generate_until([TEXT])) == 1
+        lm.generate_until([IMAGE, TEXT, IMAGE])
+    assert len(lm.generate_until([IMAGE])) == 1
 
 
 def test_answers_without_generate_are_an_error(model):
@@ -99,6 +99,8 @@ class Chat(PreTrainedModel):
     Transformers 5 gives it no `generate`.
     """
 
+    _supports_sdpa = True
+
     def __init__(self, inner):
         super().__init__(inner.config)
         self.language_model = inner
@@ -109,10 +111,6 @@ class Chat(PreTrainedModel):
 
     def forward(self, input_ids):
         return self.language_model(input_ids)
-
-
-class GeneratingChat(Chat, GenerationMixin):
-    """The same as it was in Transformers 4.49."""
 
 
 def test_a_model_that_is_none_of_transformers_generating_ones_is_refused(model):

@@ -90,10 +90,7 @@ def test_the_list_of_tasks_is_lmms_evals_own(folder, capsys):
 
 def test_a_failed_evaluation_ends_the_process_with_1(folder, tmp_path):
     program = [sys.executable, "-m", "revisit.lmms_eval"]
-    run = subprocess.run(
-        [*program, *arguments(folder, tmp_path, tasks="demo_poems")],
-        capture_output=True,
-        text=True,
-    )
+    bad = arguments(folder, tmp_path, "revisit_aplha=1", model="qwen2_5_vl")
+    run = subprocess.run([*program, *bad], capture_output=True, text=True)
     assert run.returncode == 1
-    assert f"{FAILED}Tasks not found: demo_poems" in run.stderr
+    assert f"{FAILED}revisit_aplha: decoder=revisit has" in run.stderr

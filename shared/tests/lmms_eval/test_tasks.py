@@ -12,11 +12,11 @@ from revisit.lmms_eval.launch import main
 from scenes_data import LONGEST, SCENES, WITHOUT_IMAGE, captions, questions
 
 DECODERS = {
-    "decoder=revisit": ReVisiTConfig(no_vision="plain"),
+    "": ReVisiTConfig(no_vision="plain"),
     "revisit_layers=all,revisit_alpha=1e-3": ReVisiTConfig(
         layers="all", alpha=1e-3, no_vision="plain"
     ),
-    "decoder=vcd,vcd_noise_step=900": VCDConfig(noise_step=900),
+    "decoder=vcd,vcd_alpha=4,vcd_noise_step=999": VCDConfig(alpha=4, noise_step=999),
     "decoder=m3id,m3id_gamma=0.2": M3IDConfig(gamma=0.2),
 }
 by_decoder = pytest.mark.parametrize("settings", DECODERS)
@@ -26,9 +26,13 @@ by_decoder = pytest.mark.parametrize("settings", DECODERS)
 def directly():
     """What the model answers to the same prompts one by one, with `revisit.attach`."""
     processor = AutoProcessor.from_pretrained(CHECKPOINT, min_pixels=784, max_pixels=12544)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
 
-    def answer(row):
+    def load(dtype):
+        """As lmms-eval loads it; in float32 too the weights are those rounded to bfloat16."""
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+        return (model.float() if dtype == torch.float32 else model).eval()
+
+    def answer(model, row):
         image = [{"type": "image", "image": row["image"]}] if row["image"] else []
         asked = {"type": "text", "text": row["question"]}
         chat = [{"role": "user", "content": [*image, asked]}]
@@ -39,11 +43,12 @@ def directly():
         new = tokens[:, inputs.input_ids.shape[1] :]
         return processor.batch_decode(new, skip_special_tokens=True)[0]
 
-    def answers(config):
-        with revisit.attach(model.eval(), config):
+    def answers(config, dtype):
+        model = load(dtype)
+        with revisit.attach(model, config):
             return {
-                "demo_captions": list(map(answer, captions())),
-                "demo_questions": list(map(answer, questions())),
+                "demo_captions": [answer(model, row) for row in captions()],
+                "demo_questions": [answer(model, row) for row in questions()],
             }
 
     return answers
@@ -51,12 +56,20 @@ def directly():
 
 @by_decoder
 def test_answers_are_those_of_attach_on_the_same_prompts(settings, evaluated, directly):
-    assert evaluated(settings).answers == directly(DECODERS[settings])
+    assert evaluated(settings).answers == directly(DECODERS[settings], torch.float32)
 
 
-@by_decoder
+def test_also_in_bfloat16_by_lmms_evals_own_class(evaluated, directly):
+    settings = "revisit_layers=all,revisit_alpha=1e-3"
+    own = evaluated(settings, batch=1, model="qwen2_5_vl")
+    assert own.answers == directly(DECODERS[settings], torch.bfloat16)
+
+
+@pytest.mark.parametrize("settings", ["", "decoder=vcd,vcd_alpha=4,vcd_noise_step=999"])
 def test_a_batch_of_four_answers_as_single_prompts(settings, evaluated):
-    single, four = evaluated(settings, batch=1), evaluated(settings, batch=4)
+    single, four = evaluated(settings, batch=1), evaluated(settings)
+    assert single.results["config"]["batch_size"] == "1"
+    assert four.results["config"]["batch_size"] == "4"
     assert single.answers == four.answers
     assert single.results["results"] == four.results["results"]
 
@@ -78,9 +91,10 @@ def test_every_decoder_changes_captions_and_leaves_text_alone(settings, evaluate
     assert alone == plain.answers["demo_questions"][WITHOUT_IMAGE] != ""
 
 
-def test_without_a_decoder_named_it_is_revisit(evaluated):
-    assert evaluated().answers == evaluated("decoder=revisit").answers
-    assert evaluated().results["config"]["model_args"] == f"{MODEL},decoder=revisit"
+def test_without_a_decoder_named_it_is_revisit_and_the_model_args_say_so(evaluated):
+    config = evaluated().results["config"]
+    assert config["model_args"] == f"{MODEL},decoder=revisit"
+    assert config["decoder"]["name"] == "revisit"
 
 
 def test_the_results_tell_the_decoder_and_its_settings(evaluated):
