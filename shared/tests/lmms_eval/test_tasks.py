@@ -7,7 +7,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import revisit
 from evaluations import CHECKPOINT, MODEL, Evaluation, arguments
-from revisit import M3IDConfig, ReVisiTConfig, VCDConfig
+from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, VCDConfig
 from revisit.lmms_eval.launch import main
 from scenes_data import LONGEST, SCENES, WITHOUT_IMAGE, captions, questions
 
@@ -18,6 +18,7 @@ DECODERS = {
     ),
     "decoder=vcd,vcd_alpha=4,vcd_noise_step=999": VCDConfig(alpha=4, noise_step=999),
     "decoder=m3id,m3id_gamma=0.2": M3IDConfig(gamma=0.2),
+    "decoder=dola,dola_layers=[0,2]": DoLaConfig(layers=[0, 2]),
 }
 by_decoder = pytest.mark.parametrize("settings", DECODERS)
 

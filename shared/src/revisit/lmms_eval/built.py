@@ -19,8 +19,8 @@ _SGLANG = "runs in SGLang, not in this process"
 _SERVICE = "asks a service, and holds no model in this process"
 _WORKERS = "holds a model in each of its workers (--model huggingface holds one)"
 _EMBEDDINGS = (
-    "hands the embeddings of its prompts to language_model.generate, where the image's tokens can "
-    "no longer be told; --model internvl_hf has InternVL in Transformers' format (checkpoints -hf)"
+    "generates by code of its own, which hands embeddings to language_model.generate, where they "
+    "do not tell the image's tokens; --model internvl_hf has InternVL in Transformers' format"
 )
 ELSEWHERE = {
     **dict.fromkeys(
