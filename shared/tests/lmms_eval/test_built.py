@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lmms_eval.models import list_available_models
-from transformers import PreTrainedModel, Qwen2_5_VLForConditionalGeneration
+from transformers import GenerationMixin, PreTrainedModel, Qwen2_5_VLForConditionalGeneration
 
 from evaluations import CHECKPOINT
 from revisit import ReVisiTConfig
@@ -44,11 +44,35 @@ class Catching(Calling):
 
 
 class Inside(Calling):
-    """Calls its model's language model, as `auroracap` does."""
+    """Calls `generate` of the language model that its model holds, as `auroracap` does."""
 
     def generate_until(self, requests):
-        language = self.model.model.language_model
-        return [language(request).last_hidden_state for request in requests]
+        language = self.model.language_model
+        return [language.generate(request, max_new_tokens=2) for request in requests]
+
+
+class Chat(PreTrainedModel):
+    """A model with code of its own around a language model, as InternVL's: it hands embeddings on.
+
+    Transformers 5 gives it no `generate`.
+    """
+
+    _supports_sdpa = True
+
+    def __init__(self, inner):
+        super().__init__(inner.config)
+        self.language_model = inner
+
+    def generate(self, input_ids, **settings):
+        embeddings = self.language_model.get_input_embeddings()(input_ids)
+        return self.language_model.generate(inputs_embeds=embeddings, **settings)
+
+    def forward(self, input_ids):
+        return self.language_model(input_ids)
+
+
+class GeneratingChat(Chat, GenerationMixin):
+    """The same with Transformers' `generate` beside its own, as all models of 4.49 have it."""
 
 
 @pytest.fixture
@@ -78,7 +102,8 @@ def test_a_failure_that_lmms_eval_catches_is_an_error(model):
 
 
 def test_answers_without_generate_are_an_error(model):
-    lm = Inside(model)
+    lm = Inside(GeneratingChat(model))
+    assert len(lm.generate_until([TEXT])) == 1
     join(lm, CONFIG)
     with pytest.raises(
         ValueError, match="Inside of lmms-eval answered without calling its model's"
@@ -91,26 +116,6 @@ def test_probabilities_of_given_answers_are_no_decoders(model):
     join(lm, CONFIG)
     with pytest.raises(ValueError, match=r"loglikelihood.* run it with decoder=greedy"):
         lm.loglikelihood([TEXT])
-
-
-class Chat(PreTrainedModel):
-    """A model with code of its own around a language model, as InternVL's: it hands embeddings on.
-
-    Transformers 5 gives it no `generate`.
-    """
-
-    _supports_sdpa = True
-
-    def __init__(self, inner):
-        super().__init__(inner.config)
-        self.language_model = inner
-
-    def generate(self, input_ids, **settings):
-        embeddings = self.language_model.get_input_embeddings()(input_ids)
-        return self.language_model.generate(inputs_embeds=embeddings, **settings)
-
-    def forward(self, input_ids):
-        return self.language_model(input_ids)
 
 
 def test_a_model_that_is_none_of_transformers_generating_ones_is_refused(model):
