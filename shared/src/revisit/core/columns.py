@@ -149,7 +149,7 @@ class Pool:
         if columns.open:
             columns.open = False
             self.vacant.append(columns.row)
-            self.free = _merged([*self.free, *columns.runs])
+            self.free = merged([*self.free, *columns.runs])
             self.latest = None
 
     def take(self, size: int, count: int) -> list[range]:
@@ -367,7 +367,7 @@ def _heads(counts: Sequence[int], width: int) -> list[int]:
     return [*chain.from_iterable(range(i * width, i * width + n) for i, n in enumerate(counts))]
 
 
-def _merged(runs: list[range]) -> list[range]:
+def merged(runs: list[range]) -> list[range]:
     """Runs of grains in order, neighbours as one."""
     merged: list[range] = []
     for run in sorted(runs, key=lambda each: each.start):

@@ -13,6 +13,9 @@ PROCESSOR = "revisit.vllm:ReVisiT"
 RELEASES = ("0.32.0",)
 """Those that all of this was tested with: what is read of vLLM is not its public interface."""
 
+# What requests keep together, where `cache_bytes` is not named.
+_BYTES = 2**30
+
 # A request shares the engine's forward pass and memory, and there is no way back for a trace.
 _OF_ENGINE = ("layers", "cache_bytes")
 _OF_REQUEST = tuple(
@@ -60,7 +63,7 @@ def engine_settings(vllm_config: Any) -> ReVisiTConfig:
         raise ValueError(
             f"additional_config['revisit'] has no settings {unknown}; there are {sorted(allowed)}"
         )
-    return ReVisiTConfig(**given)
+    return ReVisiTConfig(**{"cache_bytes": _BYTES, **given})
 
 
 def check_engine(vllm_config: Any) -> ReVisiTConfig:
