@@ -42,6 +42,24 @@ def test_model_runner_v2_equals_transformers(family, layers, folders, references
     assert answers["tokens"] == expected
 
 
+def test_speculative_decoding_by_ngrams_equals_transformers(folders, references):
+    ngrams = {"method": "ngram", "num_speculative_tokens": 3}
+    lookup = {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+    options = json.dumps({"speculative_config": {**ngrams, **lookup}})
+    answers = elsewhere(folders["qwen"], "last", "--v2", "--options", options)
+    assert answers["runner"] == "RunnerV2"
+    assert answers["rows"] > 8  # drafts beside the tokens of eight requests
+    assert answers["tokens"] == references["qwen"].all(mixed("last", QUESTIONS[:4]))
+
+
+def test_a_compiled_model_equals_transformers(folders, references, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    options = json.dumps({"enforce_eager": False})
+    answers = elsewhere(folders["qwen"], "all", "--options", options)
+    assert answers["compiled"] not in ("NONE", None)
+    assert answers["tokens"] == references["qwen"].all(mixed("all", QUESTIONS[:4]))
+
+
 def test_two_ranks_of_tensor_parallelism_equal_transformers(folders, references):
     asked = mixed("all", QUESTIONS[:4])
     answers = elsewhere(folders["qwen"], "all", "--ranks", "2")
