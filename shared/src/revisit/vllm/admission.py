@@ -108,14 +108,16 @@ def asked_settings(asked: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
         return engine
     if not isinstance(asked, Mapping):
         raise ValueError(f"it must be an object or true, got {_short(asked)}")
-    if whole := [name for name in _OF_ENGINE if name in asked]:
-        raise ValueError(
-            f'{whole} are the engine\'s, for all requests: they stand under "revisit" in its '
-            "--additional-config"
-        )
-    if unknown := sorted(set(map(str, asked)) - set(_OF_REQUEST)):
+    for name in _OF_ENGINE:
+        if name in asked and _plain(asked[name]) != _plain(getattr(engine, name)):
+            raise ValueError(
+                f"{name} is the engine's, for all requests, and here {getattr(engine, name)!r}: it "
+                'stands under "revisit" in its --additional-config'
+            )
+    own = {name: value for name, value in asked.items() if name not in _OF_ENGINE}
+    if unknown := sorted(set(map(str, own)) - set(_OF_REQUEST)):
         raise ValueError(f"no settings {_short(unknown)}; there are {sorted(_OF_REQUEST)}")
-    settings = replace(engine, **asked)
+    settings = replace(engine, **own)
     if not -(2**63) <= settings.seed < 2**63:
         raise ValueError("seed must fit 64 bits")
     return settings
@@ -192,6 +194,10 @@ def _refusal(message: str) -> Exception:
 
     refusal: Exception = VLLMValidationError(message, parameter=KEY)
     return refusal
+
+
+def _plain(setting: Any) -> Any:
+    return list(setting) if isinstance(setting, tuple) else setting
 
 
 def _short(value: Any) -> str:
