@@ -243,7 +243,7 @@ def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[in
     pool.step += 1
     for columns in rows.prompts:
         columns.short = 0
-    words, beyond = positions(ranks, lengths)
+    words, beyond = positions(ranks, lengths, pool.numbers)
     indices = words + rows.begins
     pool.used.view(-1).index_fill_(0, indices[1].flatten(), pool.step)
     if any(coming):

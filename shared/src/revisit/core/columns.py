@@ -47,16 +47,21 @@ def put(values: Any, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def positions(ranks: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def positions(
+    ranks: Tensor, counts: Sequence[int], numbers: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """Where a mask (B, V) is true, from its running sums (B, V) int32 and its sums, at least one.
 
     `nonzero` would do the same, but a GPU would have to be waited for.
+
+    Args:
+        numbers: (V,) int32, from 1 on.
 
     Returns:
         (B, c) int64, ascending, c the largest count: a row with fewer is filled up with its last.
         And (B, c) bool, where it is; None if nowhere.
     """
-    order = torch.arange(1, max(counts) + 1, dtype=torch.int32, device=ranks.device)
+    order = numbers[: max(counts)]
     if min(counts) == max(counts):
         return torch.searchsorted(ranks, order.expand(len(counts), -1).contiguous()), None
     last = ranks[:, -1:]
@@ -81,6 +86,7 @@ class Pool:
         slots: (prompts, V) int32, where a word's column begins, in grains; any where it is absent.
         absent: (prompts, V) float32, 1 for the words that the table does not hold, else 0.
         used: (prompts, V) int32, the step that needed a word last.
+        numbers: (V,) int32, from 1 on.
         latest: what `refine` prepared for the rows of its last batch.
     """
 
@@ -95,6 +101,7 @@ class Pool:
         self.slots = torch.zeros((0, head.size), dtype=torch.int32, device=head.device)
         self.absent = torch.ones_like(self.slots, dtype=torch.float32)
         self.used = torch.zeros_like(self.slots)
+        self.numbers = torch.arange(1, head.size + 1, dtype=torch.int32, device=head.device)
         self.vacant: list[int] = []
         self.step = 0
         self.latest: Any = None
@@ -168,7 +175,7 @@ class Pool:
             seen += 1
         self.free[:seen] = left
         if taken:
-            self._span(max(run[-1] for run in taken) + size)
+            self._span(taken[-1][-1] + size)
         return taken
 
     def windows(self, start: int, width: int) -> Tensor:
@@ -195,7 +202,7 @@ class Pool:
             missing = missing.index_select(0, put(some, missing.device))
         prompts = [prompts[index] for index in some]
         coming = [coming[index] for index in some]
-        new, _ = positions(missing.int().cumsum_(1), coming)
+        new, _ = positions(missing.int().cumsum_(1), coming, self.numbers)
         rooms = [
             columns.take(count, in_use[index])
             for columns, count, index in zip(prompts, coming, some, strict=True)
@@ -233,9 +240,9 @@ class Pool:
         begins: list[Tensor] = []
         tokens = count = 0
         for columns, own, places in sorted(each, key=lambda one: one[0].tokens):
-            most = self.sizes.spilled // (columns.tokens * self.table.element_size())
             for some, begin in zip(columns.split(own), columns.split(places), strict=True):
-                if logits and (columns.tokens != tokens or count + some.shape[0] > most):
+                much = (count + some.shape[0]) * columns.bytes > self.sizes.spilled
+                if logits and (much or columns.tokens != tokens):
                     self._write(logits, begins)
                     logits, begins, count = [], [], 0
                 logits.append(self.head.project(some, columns.here()))
@@ -251,7 +258,8 @@ class Pool:
         if padding := size * grain - whole.shape[1]:
             whole = torch.nn.functional.pad(whole, (0, padding))
         if size > 1:
-            begins = (begins.unsqueeze(1) + torch.arange(size, device=begins.device)).flatten()
+            within = torch.arange(size, device=begins.device)
+            begins = (begins.unsqueeze(1) + within).flatten()
         grains = self.table[: self.reach * grain].view(-1, grain)
         grains.index_copy_(0, begins, whole.view(-1, grain))
 
@@ -304,7 +312,8 @@ class Columns:
     Attributes:
         states: (M, d) vision states, in the LM head's dtype, on any device.
         tokens: M.
-        size: of a column, in grains.
+        size: of a column, in grains; `bytes` without what fills it up to them.
+        row_bytes: of the LM head's row of a word, in float32.
         base: where its row begins in the pool's flat `slots`.
         held: how many columns it holds.
         short: how many words of the latest step found no room, and are absent.
@@ -318,6 +327,8 @@ class Columns:
         self.states = states
         self.tokens = states.shape[0]
         self.size = max(1, -(-self.tokens // pool.sizes.grain))
+        self.bytes = self.tokens * pool.table.element_size()
+        self.row_bytes = 4 * pool.head.width
         self.runs: list[range] = []
         self.held = 0
         self.short = 0
@@ -348,11 +359,10 @@ class Columns:
 
     def split(self, words: Tensor) -> tuple[Tensor, ...]:
         """As many words at a time as temporaries allow."""
-        sizes, head = self.pool.sizes, self.pool.head
-        column = self.tokens * self.pool.table.element_size()
-        most = max(1, min(sizes.gathered // (4 * head.width), sizes.spilled // column))
-        if words.shape[0] <= most:
+        sizes, count = self.pool.sizes, words.shape[0]
+        if count * self.row_bytes <= sizes.gathered and count * self.bytes <= sizes.spilled:
             return (words,)
+        most = max(1, min(sizes.gathered // self.row_bytes, sizes.spilled // self.bytes))
         parts: tuple[Tensor, ...] = torch.split(words, most)
         return parts
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from revisit.config import ReVisiTConfig
@@ -141,7 +141,7 @@ def admit(request: Any, vllm_config: Any) -> None:
         raise _refusal(f"revisit: {error}; {_EXAMPLE}") from None
     left = {name: value for name, value in extra.items() if name != KEY}
     if settings is not None and _has_vision(request):
-        left[KEY] = {name: asdict(settings)[name] for name in _OF_REQUEST}
+        left[KEY] = {name: getattr(settings, name) for name in _OF_REQUEST}
         # Of what a prefix cache serves nobody would see the hidden states.
         params.skip_reading_prefix_cache = True
     params.extra_args = left
