@@ -37,6 +37,9 @@ BATCH_SIZE="${BATCH_SIZE:-1}"
 DEVICE="${DEVICE:-}"
 DTYPE="${DTYPE:-}"
 
+# What starts the program: python, or "torchrun --nproc_per_node 2" for two GPUs.
+LAUNCHER="${LAUNCHER:-python}"
+
 # nltk is the published scoring and needs NLTK's data; noun needs none.
 LEMMATIZER="${LEMMATIZER:-nltk}"
 

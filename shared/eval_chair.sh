@@ -4,7 +4,9 @@
 # Where prerequisites/download_nltk.py puts NLTK's data; NLTK looks in its own places too.
 export NLTK_DATA="${NLTK_DATA:-$root/prerequisites/nltk_data}"
 
-exec python "$program" \
+# LAUNCHER may hold words, such as "torchrun --nproc_per_node 2".
+# shellcheck disable=SC2086
+exec ${LAUNCHER:-python} "$program" \
     --model_path "$MODEL_PATH" \
     --data_path "$DATA_PATH" \
     --anno_path "$ANNO_PATH" \

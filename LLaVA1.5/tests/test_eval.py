@@ -1,4 +1,4 @@
-"""The evaluation of COCO captions, from images to CHAIR."""
+"""The evaluation: COCO captions, from images to CHAIR, and POPE's questions."""
 
 import json
 import os
@@ -124,7 +124,14 @@ def test_another_decoder_s_captions_are_what_it_says_of_each_image(
     assert expected != plain
 
 
-def run_script(folder: Path, checkpoint: Path, coco: Path, *arguments: str, **settings: str) -> int:
+def run_script(
+    folder: Path,
+    checkpoint: Path,
+    coco: Path,
+    *arguments: str,
+    script: str = "eval_chair_llava.sh",
+    **settings: str,
+) -> int:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -140,7 +147,7 @@ def run_script(folder: Path, checkpoint: Path, coco: Path, *arguments: str, **se
         "LEMMATIZER": "noun",
         **settings,
     }
-    command = ["bash", str(FAMILY / "eval_chair_llava.sh"), *arguments]
+    command = ["bash", str(FAMILY / script), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
 
@@ -168,6 +175,61 @@ def test_the_script_takes_another_decoder(checkpoint, coco, tmp_path):
     recorded = json.loads((tmp_path / "out put" / "chair.json").read_text())["captions"]["run"]
     assert recorded["settings"]["decoder"] == "m3id"
     assert recorded["settings"]["m3id_gamma"] == 0.02
+
+
+QUESTIONS = [
+    "Is there a dog?",
+    "What is the colour of the car beside the two chairs and the table in this image?",
+    "A bus?",
+    "Is there a cat on the grass?",
+]
+
+
+def write_questions(folder: Path, name: str) -> None:
+    """A file of POPE's, with questions of unequal length."""
+    folder.mkdir(exist_ok=True)
+    images = [1, 2, 1, 4]
+    entries = [
+        {"question_id": 7 + number, "image": f"COCO_val2014_{image:012d}.jpg", "text": text}
+        for number, (image, text) in enumerate(zip(images, QUESTIONS, strict=True))
+    ]
+    lines = [json.dumps(entry | {"label": "yes"}) + "\n" for entry in entries]
+    (folder / name).write_text("".join(lines))
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "revisit", "ritual"])
+def test_the_script_asks_each_question_as_if_it_were_alone(checkpoint, coco, tmp_path, decoder):
+    write_questions(tmp_path / "pope", "coco_pope_random.json")
+    write_questions(tmp_path / "pope", "coco_pope_adversarial.json")
+    pope = {"SPLITS": "random,adversarial", "POPE_PATH": "pope", "MAX_NEW_TOKENS": "12"}
+    more = {"BATCH_SIZE": "3", "EARLY_EXIT_LAYERS": "last", "ONE_WORD": "true"}
+    more |= {"DECODER": decoder, "LAUNCHER": "python -u"}
+    script = "eval_pope_llava.sh"
+    assert run_script(tmp_path, checkpoint, coco, script=script, **pope, **more) == 0
+
+    tokenizer, model, processor = load_pretrained_model(checkpoint, device="cpu")
+    config = {"revisit": revisit.ReVisiTConfig(), "ritual": RITUALConfig()}.get(decoder)
+    if config is not None:
+        revisit.enable(model, config)
+    expected = {}
+    for number, (image_id, text) in enumerate(zip([1, 2, 1, 4], QUESTIONS, strict=True), 7):
+        asked = f"<image>\n{text} Please answer this question with one word."
+        ids = tokenizer_image_token(llava_v1_prompt([asked]), tokenizer, return_tensors="pt")[None]
+        image = Image.open(coco / "val2014" / f"COCO_val2014_{image_id:012d}.jpg")
+        pixels = process_images([image], processor, model.config)
+        second = {}
+        if decoder == "ritual":
+            turned = process_images([second_image(image)], processor, model.config)
+            second = {"second_inputs": {"images": turned}}
+        tokens = model.generate(ids, images=pixels, max_new_tokens=12, **second)
+        answer = tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True)
+        expected[number] = answer.strip()
+    for split in ("random", "adversarial"):
+        folder = tmp_path / "out put" / split
+        lines = map(json.loads, (folder / "answers.jsonl").read_text("utf-8").splitlines())
+        assert {line["question_id"]: line["answer"] for line in lines} == expected
+        assert json.loads((folder / "pope.json").read_text())["count"] == 4
+    assert len(set(expected.values())) > 1
 
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", "float16"), ("cpu", "float32")])

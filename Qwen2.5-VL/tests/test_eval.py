@@ -1,4 +1,4 @@
-"""The evaluation of COCO captions, on the demo's images and tiny checkpoint."""
+"""The evaluation, COCO captions and POPE's questions, on the demo's images and tiny checkpoint."""
 
 import json
 import os
@@ -21,10 +21,15 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "prerequisites" / "demo"
 CHECKPOINT = DEMO / "qwen-tiny"
 SCRIPTS = ("Qwen2.5-VL/eval_chair_qwenvl.sh", "Qwen2.5-VL/eval/chair_eval_qwenvl.py")
+POPE = "Qwen2.5-VL/eval_pope_qwenvl.sh"
 
 
 def run_script(
-    folder: Path, *arguments: str, root: Path = ROOT, **settings: str
+    folder: Path,
+    *arguments: str,
+    root: Path = ROOT,
+    script: str = SCRIPTS[0],
+    **settings: str,
 ) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
@@ -42,7 +47,7 @@ def run_script(
         "LEMMATIZER": "noun",
         **settings,
     }
-    command = ["bash", str(root / SCRIPTS[0]), *arguments]
+    command = ["bash", str(root / script), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -52,12 +57,17 @@ def captions_in(file: Path) -> dict[int, str]:
 
 
 @torch.no_grad()
-def caption_alone(image_id: int, other: object = None, **arguments: object) -> str:
+def caption_alone(
+    image_id: int,
+    other: object = None,
+    asked: str = "Please describe this image in detail.",
+    **arguments: object,
+) -> str:
     """What the model says of one image, by Transformers' own steps; `other`: another decoder."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(CHECKPOINT).float().eval()
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
     image = {"type": "image"}
-    question = {"type": "text", "text": "Please describe this image in detail."}
+    question = {"type": "text", "text": asked}
     conversation = [{"role": "user", "content": [image, question]}]
     text = processor.apply_chat_template(conversation, add_generation_prompt=True)
     picture = Image.open(DEMO / "coco" / "val2014" / f"COCO_val2014_{image_id:012d}.jpg")
@@ -110,6 +120,34 @@ def test_the_script_captions_by_another_decoder(tmp_path, flags, config):
     recorded = result["captions"]["run"]["settings"]
     assert recorded["decoder"] == flags[0]
     assert recorded[flags[1].removeprefix("--")] == getattr(config, flags[1].split("_", 1)[1])
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "revisit"])
+def test_the_script_asks_popes_questions_and_scores_the_answers(tmp_path, decoder):
+    asked = [
+        (1, "Is there a suitcase in the image?", "yes"),
+        (2, "Is there a dog, a cat, a bear or any other animal in the image?", "no"),
+        (1, "A handbag?", "no"),
+    ]
+    entries = [
+        {"question_id": n, "image": f"COCO_val2014_{image:012d}.jpg", "text": text, "label": label}
+        for n, (image, text, label) in enumerate(asked)
+    ]
+    (tmp_path / "pope").mkdir()
+    for split in ("random", "popular", "adversarial"):
+        lines = "".join(json.dumps(entry) + "\n" for entry in entries)
+        (tmp_path / "pope" / f"coco_pope_{split}.json").write_text(lines)
+    settings = {"POPE_PATH": "pope", "DECODER": decoder, "BATCH_SIZE": "3"}
+    done = run_script(tmp_path, script=POPE, **settings)
+    assert done.returncode == 0, done.stderr
+    arguments = {"use_revisit": True, "relative_top": 0.001} if decoder == "revisit" else {}
+    alone = [caption_alone(image, asked=text, **arguments) for image, text, _ in asked]
+    for split in ("random", "popular", "adversarial"):
+        folder = tmp_path / "out put" / split
+        lines = map(json.loads, (folder / "answers.jsonl").read_text("utf-8").splitlines())
+        assert [line["answer"] for line in lines] == alone
+        assert json.loads((folder / "pope.json").read_text())["count"] == 3
+    assert done.stdout.count("Accuracy") == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The driver, on captioners without a model: what is under test is the run around them."""
 
+import hashlib
 import json
 import os
 import runpy
@@ -14,6 +15,7 @@ pytest.importorskip("transformers")
 
 from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answering import Answer
 from revisit.evaluation.captioning import main
 from revisit.evaluation.chair import read_captions
 from revisit.evaluation.flags import decoding_arguments, other_decoder
@@ -25,6 +27,7 @@ CAPTIONER = """
 import os, signal, sys
 from pathlib import Path
 import torch
+from revisit.evaluation.answering import Answer
 from revisit.evaluation.captioning import main
 
 class Sizes:
@@ -34,12 +37,13 @@ class Sizes:
         self.args = args
         self.left = int(os.environ.get("KILLED_AFTER", 10**9))
 
-    def caption(self, images):
+    def answer(self, images, questions):
         self.left -= 1
         if self.left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         draw = torch.rand(len(images), 1).tolist()
-        return [f"{image.size} {image.mode} {number}" for image, number in zip(images, draw)]
+        texts = [f"{image.size} {image.mode} {number}" for image, number in zip(images, draw)]
+        return [Answer(text, 3) for text in texts]
 
 if __name__ == "__main__":
     sys.exit(main(Sizes, "Describe sizes.", results=Path("results"), own_dtype=str))
@@ -56,11 +60,11 @@ class Sizes:
     def __init__(self, args):
         type(self).batches = []
 
-    def caption(self, images):
+    def answer(self, images, questions):
         self.batches.append(len(images))
         if self.fails_at == len(self.batches):
             raise RuntimeError("out of memory")
-        return [f"{image.width} by {image.height}" for image in images]
+        return [Answer(f"{image.width} by {image.height}", image.width) for image in images]
 
 
 @pytest.fixture
@@ -104,7 +108,10 @@ def test_the_run_record_says_what_made_the_captions(run):
     assert record["captioner"] == {"prompt": "v1"}
     assert record["failed"] == []
     assert record["runs"][0]["captions"] == 10
-    assert record["runs"][0]["batch_size"] == 3
+    run_of_it = record["runs"][0]
+    assert run_of_it["batch_size"] == 3
+    assert run_of_it["tokens"] == sum(range(11, 21))
+    assert run_of_it["peak_bytes"] > 10**7 and run_of_it["peak_bytes_of"] == "process"
 
 
 def test_a_finished_run_is_not_done_again_and_loads_no_model(run):
@@ -361,6 +368,40 @@ def test_settings_are_recorded_under_the_names_that_they_always_had(run):
     assert run() == 0
     plain = decoding - {"use_revisit", "early_exit_layers", "relative_top", "revisit_divergence"}
     assert run.record()["settings"].keys() == always | plain | versions
+
+
+def test_a_batch_has_the_seed_that_its_images_names_always_gave(run, images):
+    seeds = []
+
+    class Seeds(Sizes):
+        def answer(self, images, questions):
+            seeds.append(torch.initial_seed())
+            return super().answer(images, questions)
+
+    assert run(load=Seeds) == 0
+    sample = run.record()["images"]
+    batches = [sample[start : start + 3] for start in range(0, 10, 3)]
+    digests = [hashlib.sha256(f"42\n{batch}".encode()).digest() for batch in batches]
+    assert seeds == [int.from_bytes(digest[:8], "big") >> 1 for digest in digests]
+
+
+def test_a_file_of_an_earlier_version_continues(run):
+    assert run("--do_sample") == 0
+    whole = run.out.read_bytes()
+    record = run.record()
+    for name_of_now in ("tokens", "peak_bytes", "peak_bytes_of"):
+        del record["runs"][0][name_of_now]
+    run.out.with_name("captions.jsonl.run.json").write_text(json.dumps(record))
+    run.out.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
+    assert run("--do_sample") == 0
+    assert run.out.read_bytes() == whole
+    assert ["tokens" in each for each in run.record()["runs"]] == [False, True]
+
+
+def test_a_captioner_that_batches_by_itself_is_given_as_many_as_it_takes(run):
+    Own = type("Own", (Sizes,), {"batch_size": 7})
+    assert run(load=Own) == 0
+    assert Own.batches == [7, 3]
 
 
 def test_use_revisit_is_the_decoder_of_that_name_and_the_last_flag_counts(run, capsys):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.captions import CaptionStore
+from revisit.evaluation.captions import ANSWERS, CAPTIONS, CaptionStore
 from revisit.evaluation.chair import read_captions
 
 SETTINGS = {"seed": 1, "relative_top": 1e-5, "layers": [1, 2]}
@@ -16,7 +16,7 @@ SETTINGS = {"seed": 1, "relative_top": 1e-5, "layers": [1, 2]}
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "out" / "captions.jsonl"
-    with CaptionStore(path) as store:
+    with CaptionStore(path, CAPTIONS) as store:
         store.agree("settings", SETTINGS)
         store.append(7, "A dog.")
         store.append(8, 'A "cat"\non a bed. ☕')
@@ -24,8 +24,8 @@ def path(tmp_path):
 
 
 def test_captions_are_there_again_on_opening(path):
-    with CaptionStore(path) as store:
-        assert store.captions == {7: "A dog.", 8: 'A "cat"\non a bed. ☕'}
+    with CaptionStore(path, CAPTIONS) as store:
+        assert store.texts == {7: "A dog.", 8: 'A "cat"\non a bed. ☕'}
         store.agree("settings", SETTINGS)
         store.append(9, "")
     assert read_captions(path) == {7: "A dog.", 8: 'A "cat"\non a bed. ☕', 9: ""}
@@ -36,15 +36,15 @@ def test_captions_are_there_again_on_opening(path):
 def test_a_file_cut_anywhere_opens_with_its_whole_lines(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("cut") / "captions.jsonl"
     captions = {1: "A dog.", 2: "Zwei Äpfel", 3: "line\nline"}
-    with CaptionStore(path) as store:
+    with CaptionStore(path, CAPTIONS) as store:
         store.agree("settings", SETTINGS)
         for image, caption in captions.items():
             store.append(image, caption)
     content = path.read_bytes()
     path.write_bytes(content[:cut])
     whole = content[:cut].count(b"\n")
-    with CaptionStore(path) as store:
-        assert list(store.captions) == list(captions)[:whole]
+    with CaptionStore(path, CAPTIONS) as store:
+        assert list(store.texts) == list(captions)[:whole]
         for image in list(captions)[whole:]:
             store.append(image, captions[image])
     assert path.read_bytes() == content
@@ -52,7 +52,7 @@ def test_a_file_cut_anywhere_opens_with_its_whole_lines(tmp_path_factory, cut):
 
 def test_other_settings_are_refused_with_the_difference_and_nothing_changes(path):
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    with CaptionStore(path) as store, pytest.raises(EvaluationError) as error:
+    with CaptionStore(path, CAPTIONS) as store, pytest.raises(EvaluationError) as error:
         store.agree("settings", SETTINGS | {"relative_top": 0.1})
     assert "relative_top: 1e-05, now 0.1" in str(error.value)
     assert "seed" not in str(error.value)
@@ -64,9 +64,9 @@ def test_captions_without_their_run_record_are_refused(path):
     record = path.with_name("captions.jsonl.run.json")
     record.unlink()
     with pytest.raises(EvaluationError, match=record.name):
-        CaptionStore(path)
+        CaptionStore(path, CAPTIONS)
     path.write_text("")
-    with CaptionStore(path) as store:
+    with CaptionStore(path, CAPTIONS) as store:
         store.agree("settings", {"seed": 2})
 
 
@@ -74,15 +74,15 @@ def test_a_damaged_line_is_named_and_the_file_left_as_it_was(path):
     content = b'{"image_id": 1, "caption": "a"}\nrubbish\n'
     path.write_bytes(content)
     with pytest.raises(EvaluationError, match="line 2 is not JSON"):
-        CaptionStore(path)
+        CaptionStore(path, CAPTIONS)
     assert path.read_bytes() == content
 
 
 def test_a_second_process_is_refused(path):
     code = "import sys; from pathlib import Path; from revisit.evaluation.captions import *;"
-    code += "CaptionStore(Path(sys.argv[1]))"
+    code += "CaptionStore(Path(sys.argv[1]), CAPTIONS)"
     command = [sys.executable, "-c", code, str(path)]
-    with CaptionStore(path):
+    with CaptionStore(path, CAPTIONS):
         run = subprocess.run(command, capture_output=True, text=True)
         assert run.returncode != 0
         assert "another process is writing" in run.stderr
@@ -95,8 +95,8 @@ def test_a_full_disk_leaves_whole_lines_and_a_clear_error(path):
     code = """
 import resource, sys
 from pathlib import Path
-from revisit.evaluation.captions import CaptionStore
-with CaptionStore(Path(sys.argv[1])) as store:
+from revisit.evaluation.captions import CAPTIONS, CaptionStore
+with CaptionStore(Path(sys.argv[1]), CAPTIONS) as store:
     limit = Path(sys.argv[1]).stat().st_size + 100
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     store.append(9, "A bird.")
@@ -109,8 +109,23 @@ with CaptionStore(Path(sys.argv[1])) as store:
     assert path.read_bytes().endswith(b"\n")
 
 
+def test_answers_are_kept_by_the_keys_of_their_own(tmp_path):
+    path = tmp_path / "answers.jsonl"
+    with CaptionStore(path, ANSWERS) as store:
+        store.agree("settings", SETTINGS)
+        store.append(3, "Yes.")
+        store.append("b", "No")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"question_id": 3, "answer": "Yes."}
+    assert lines[1] == {"question_id": "b", "answer": "No"}
+    with CaptionStore(path, ANSWERS) as store:
+        assert store.texts == {3: "Yes.", "b": "No"}
+    with pytest.raises(EvaluationError, match="has no key 'image_id'"):
+        CaptionStore(path, CAPTIONS)
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(EvaluationError, match="cannot open"):
-        CaptionStore(file / "captions.jsonl")
+        CaptionStore(file / "captions.jsonl", CAPTIONS)

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
 import revisit
 from revisit.commands import CommandError
+from revisit.commands.models import chat_inputs, load_model
 from revisit.config import ReVisiTConfig
 from revisit.core.trace import TraceStep
 from revisit.evaluation.pictures.picture import Box, Picture
 from revisit.evaluation.pictures.words import Word, join
-from revisit.transformers.checkpoint import check_files, reading
-from revisit.transformers.parts import Model
 from revisit.transformers.places import prompt_boxes
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.vision import locate
@@ -67,19 +65,9 @@ class Describer:
         self.name = name
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            check_files(name)
-            with reading(name):
-                self.processor = transformers.AutoProcessor.from_pretrained(name)
-                self.model: Model = transformers.AutoModelForImageTextToText.from_pretrained(
-                    name, torch_dtype="auto"
-                )
-        except ImportError as error:
-            raise CommandError(f"{name} cannot be loaded: {str(error).strip()}") from error
+            self.model, self.processor = load_model(name, device)
         except (OSError, ValueError) as error:
             raise CommandError(f"{name} cannot be loaded: {error}") from error
-        self.model = self.model.to(device).eval()
-        if not getattr(self.processor, "chat_template", None):
-            raise CommandError(f"{name} has no chat template, so it cannot be asked a question")
 
     def check(self, config: ReVisiTConfig) -> None:
         """Raises `CommandError` where this model cannot decode so."""
@@ -90,11 +78,7 @@ class Describer:
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> Any:
         """What the model is given to read."""
-        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": question}]
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return self.processor(text=[prompt], images=list(images), return_tensors="pt")
+        return chat_inputs(self.processor, [images], [question])
 
     def describe(
         self,

@@ -1,4 +1,4 @@
-"""Evaluation: captioning a sample of COCO images, and scoring captions by CHAIR."""
+"""Evaluation: captions of COCO images scored by CHAIR, answers to the questions of POPE."""
 
 from importlib.util import find_spec
 

@@ -1,107 +1,70 @@
 """The program that captions a sample of COCO images and scores them, for every model family.
 
-A family's script stays thin: it says how to load its model and how to caption a batch::
+A family's script says how to load its model and how to make the model's inputs::
 
+    from revisit.commands.captioner import TransformersCaptioner
     from revisit.evaluation.captioning import main
-    from revisit.evaluation.flags import decoding_arguments, other_decoder
 
-    class Llava:
+    class LlavaCaptioner(TransformersCaptioner):
         def __init__(self, args):
-            self.model = ...  # args.model_path, args.device, args.dtype
-            self.question = args.question
-            self.decoding = decoding_arguments(args)
-            if (config := other_decoder(args)) is not None:
-                revisit.enable(self.model, config)
-            self.settings = {"conversation": "llava_v1"}
+            model = ...  # args.model_path, args.device, args.dtype
+            super().__init__(model, processor, args)
 
-        def caption(self, images):
+        def inputs(self, images, questions):
             ...
-            output = self.model.generate(input_ids, images=..., **self.decoding)
-            return [text for text in ...]
 
     if __name__ == "__main__":
-        raise SystemExit(main(Llava, "Caption COCO images with LLaVA-1.5.", ...))
+        raise SystemExit(main(LlavaCaptioner, "Caption COCO images with LLaVA-1.5.", ...))
 
-Everything else is here: the sample of images, batches, the progress bar, resuming, images that
-cannot be read, the record of what made the captions, and the order: what scoring needs is looked
-for first, and scoring comes last.
+`revisit.evaluation.answering` has the rest of the run. Here is the sample of images, and the order:
+what scoring needs is looked for first, and scoring comes last.
 """
 
 import argparse
-import hashlib
-import platform
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from PIL import Image
-from tqdm import tqdm
-
-from revisit import __version__
 from revisit.evaluation import EvaluationError, chair
-from revisit.evaluation.captions import CaptionStore
+from revisit.evaluation.answering import (
+    Load,
+    Outcome,
+    Task,
+    answer_tasks,
+    common_settings,
+    exit_status,
+    settle_dtype,
+)
+from revisit.evaluation.captions import CAPTIONS
 from revisit.evaluation.coco import check_covered, image_id, sample_images
-from revisit.evaluation.flags import decoder_settings, decoding_arguments, make_parser, settle
+from revisit.evaluation.flags import caption_parser, settle
 from revisit.evaluation.lemmas import LEMMATIZERS
-
-# Files of a model folder that decide what the model says.
-_MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".pt", ".safetensors", ".txt"}
-
-
-class Captioner(Protocol):
-    """A loaded model with the decoding settings of the command line applied."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What decides the captions and is no flag: prompt template, revision of a hub model...
-
-        Values are JSON values. A rerun whose captioner has other settings is refused.
-        """
-
-    def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """One caption for each RGB image, in order; at most `--batch_size` images at once.
-
-        The random generators of torch are seeded before each call: draw from no other.
-        An exception ends the run; the captions of earlier batches are kept.
-        """
-
-
-Load = Callable[[argparse.Namespace], Captioner]
-"""Loads a model as settled flags say: in them `model_path` is the str given; `device` is "cpu",
-"cuda", "cuda:N" or "auto" (Transformers' `device_map="auto"`); `dtype` a torch dtype's name;
-`question` a str; `seed` an int; the decoding flags are best read by `decoding_arguments(args)` and
-`other_decoder(args)`.
-
-An `OSError` or `ValueError` ends the program with its message: say there what is wrong with the
-checkpoint, or with a flag that only the model can judge (a layer out of its range).
-"""
+from revisit.evaluation.parts import open_store
 
 
 def main(
     load: Load,
     description: str,
     *,
-    results: Path,
+    results: Path | None,
     own_dtype: Callable[[str], str],
     gpu_dtype: str = "auto",
     defaults: Mapping[str, Any] | None = None,
     argv: Sequence[str] | None = None,
+    program: str | None = None,
 ) -> int:
     """Caption a sample of images as the command line says, score it where asked to.
 
     Args:
         load: called once, after everything that can be checked without the model has been; not at
             all where every caption is there already.
-        results: the folder that gets a folder for each setting, where `--output_path` is left out.
+        results: the folder that gets a folder for each setting, where `--output_path` is left out;
+            None: one of the model's name in results/ of the working folder.
         own_dtype: from `model_path`, the dtype that `--dtype auto` means. Raises as `load` does.
         gpu_dtype: what `--dtype` is on a GPU where it is left out.
         defaults: replaces defaults of other flags: `{"early_exit_layers": "all"}`.
+        program: what it is called, where that is not the name of the script.
 
     Returns:
         The exit status: 0 when every image that can be read has its caption (those that cannot be
@@ -111,32 +74,35 @@ def main(
     """
     import torch
 
-    parser = make_parser(description, gpu_dtype)
+    parser = caption_parser(description, gpu_dtype)
+    parser.prog = program or parser.prog
     parser.set_defaults(**(defaults or {}))
     args = parser.parse_args(argv)
-    try:
+
+    def run() -> int:
+        if args.lemmatizer is not None and args.anno_path is None:
+            raise EvaluationError(
+                "--lemmatizer: the scorer needs the annotations; give --anno_path"
+            )
         settle(args, results, gpu_dtype, torch.cuda.device_count())
+        if args.output_path.suffix not in (".jsonl", ".json"):
+            args.output_path /= "captions.jsonl"
         if args.lemmatizer is not None:
             LEMMATIZERS[args.lemmatizer]()
-        status = _run(load, own_dtype, args)
-        return status if status or args.lemmatizer is None else _score(args)
-    except EvaluationError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
+        status, whole = _run(load, own_dtype, args)
+        return status if args.lemmatizer is None or not whole else _score(args)
+
+    return exit_status(parser.prog, run)
 
 
-def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> int:
+def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) -> Outcome:
     sample = sample_images(args.data_path, args.num_eval_samples, args.seed)
     if args.anno_path is not None:
         check_covered([image_id(name) for name in sample], args.anno_path)
-    if args.dtype == "auto":
-        with _loading(args.model_path):
-            args.dtype = own_dtype(args.model_path)
-    settings = _settings(args)
-    with CaptionStore(args.output_path) as store:
+    settle_dtype(args, own_dtype)
+    settings = common_settings(args)
+    settings |= {"question": args.question, "num_eval_samples": args.num_eval_samples}
+    with open_store(args.output_path, CAPTIONS, args.process) as store:
         store.agree("settings", settings)
         # A rerun goes on with the sample it began, whatever was added to the folder or lost.
         sample = store.record.setdefault("images", sample)
@@ -146,28 +112,8 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
                 f"--num_eval_samples {args.num_eval_samples}: all are captioned",
                 file=sys.stderr,
             )
-        store.record["failed"] = []
-        if any(image_id(name) not in store.captions for name in sample):
-            with _loading(args.model_path):
-                captioner = load(args)
-            store.agree("captioner", captioner.settings)
-            try:
-                _caption(captioner, sample, store, args)
-            except EvaluationError:
-                raise
-            except Exception as error:
-                _report_stop(error, store, sample)
-                return 1
-        _report(store, sample)
-    return 0
-
-
-@contextmanager
-def _loading(model_path: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise EvaluationError(f"cannot load {model_path}: {error}") from error
+        tasks = [Task(image_id(name), name, args.question) for name in sample]
+        return answer_tasks(lambda: load(args), tasks, store, args)
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -178,125 +124,3 @@ def _score(args: argparse.Namespace) -> int:
             *("--lemmatizer", args.lemmatizer),
         ]
     )
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the captions, as far as the command line says it."""
-    settings: dict[str, Any] = {
-        "model": _fingerprint(args.model_path),
-        "dtype": args.dtype,
-        "question": args.question,
-        "data_path": str(args.data_path.resolve()),
-        "num_eval_samples": args.num_eval_samples,
-        "seed": args.seed,
-        **decoding_arguments(args),
-        **decoder_settings(args),
-        **{f"{name} version": version(name) for name in ("torch", "transformers")},
-        "revisit version": __version__,
-    }
-    if args.do_sample:
-        settings["batch_size"] = args.batch_size  # rows of a batch share a stream of draws
-    return settings
-
-
-def _fingerprint(model_path: str) -> dict[str, str | None]:
-    """Name and digest of a model folder: names, sizes, first and last MiB of its files."""
-    folder = Path(model_path)
-    if not folder.is_dir():
-        return {"name": model_path, "sha256": None}
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in _MODEL_FILES and path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder)}\n{size}\n".encode())
-            with path.open("rb") as file:
-                digest.update(file.read(2**20))
-                file.seek(max(2**20, size - 2**20))
-                digest.update(file.read())
-    return {"name": folder.resolve().name, "sha256": digest.hexdigest()}
-
-
-def _caption(
-    captioner: Captioner, sample: Sequence[str], store: CaptionStore, args: argparse.Namespace
-) -> None:
-    """Caption the images of the sample that have no caption yet.
-
-    A batch is the same `batch_size` neighbours of the sample, with the same seed, in every run:
-    where a rerun finds half of one done it decodes all of it again, and gets what one run gets.
-    """
-    import torch
-
-    run = _new_run(args)
-    store.record.setdefault("runs", []).append(run)
-    with tqdm(total=len(sample), initial=len(store.captions), unit="image") as progress:
-        for start in range(0, len(sample), args.batch_size):
-            names = sample[start : start + args.batch_size]
-            missing = [name for name in names if image_id(name) not in store.captions]
-            if not missing:
-                continue
-            images, errors = _open(names, args.data_path)
-            for name in [name for name in missing if name in errors]:
-                progress.write(f"{name} cannot be read: {errors[name]}", file=sys.stderr)
-                entry = {"image_id": image_id(name), "file": name, "error": errors[name]}
-                store.record["failed"].append(entry)
-            if any(name in images for name in missing):
-                torch.manual_seed(_batch_seed(args.seed, names))
-                began = time.perf_counter()
-                captions = captioner.caption(list(images.values()))
-                run["seconds"] += time.perf_counter() - began
-                for name, caption in zip(images, captions, strict=True):
-                    if name in missing:
-                        store.append(image_id(name), caption)
-                        run["captions"] += 1
-            store.save_record()
-            progress.update(len(missing))
-
-
-def _new_run(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model_path": args.model_path,
-        "device": args.device,
-        "batch_size": args.batch_size,
-        "python": platform.python_version(),
-        "captions": 0,
-        "seconds": 0.0,
-    }
-
-
-def _open(names: Iterable[str], folder: Path) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    """By name, the RGB images that can be read, and what is wrong with the others."""
-    images, errors = {}, {}
-    for name in names:
-        try:
-            with Image.open(folder / name) as image:
-                images[name] = image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            errors[name] = str(error)
-    return images, errors
-
-
-def _batch_seed(seed: int, names: Sequence[str]) -> int:
-    digest = hashlib.sha256(f"{seed}\n{names}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _report_stop(error: Exception, store: CaptionStore, sample: Sequence[str]) -> None:
-    traceback.print_exc()
-    print(
-        f"stopped by {type(error).__name__}: {error}\n"
-        f"{len(store.captions)} of {len(sample)} captions are in {store.path}; the same command "
-        "continues (out of memory: with a smaller --batch_size)",
-        file=sys.stderr,
-    )
-
-
-def _report(store: CaptionStore, sample: Sequence[str]) -> None:
-    store.save_record()
-    print(f"{len(store.captions)} of {len(sample)} captions in {store.path}")
-    if failed := store.record["failed"]:
-        print(
-            f"WARNING: {len(failed)} images could not be read and have no caption; they are listed "
-            f"in {store.record_path}, and the same command tries them again",
-            file=sys.stderr,
-        )

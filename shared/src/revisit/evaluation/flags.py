@@ -2,16 +2,21 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from revisit.config import OTHERS, PUBLISHED, OtherConfig, from_published
+from revisit.config import OTHERS, PUBLISHED, DecoderConfig, OtherConfig, from_published
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.processes import this_process
 
 _DEFAULT = " (default: %(default)s)"
+
+SPLITS = ("random", "popular", "adversarial")
+"""POPE's question files: how the objects were chosen that are not in the image."""
 
 # What the settings of the other decoders mean, by their names there.
 _MEANINGS = {
@@ -28,13 +33,37 @@ _SHARED_MEANINGS = {
 }
 
 
-def make_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
-    """The parser of a family's program; `gpu_dtype` is what its help calls the default on a GPU."""
-    parser = argparse.ArgumentParser(
-        description=f"{description} Captions go to a JSON Lines file, image by image; the same "
-        "command continues a run that was cut short."
+def caption_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
+    """The parser of a program that captions; `gpu_dtype` is what its help calls the default on a
+    GPU."""
+    return _make_parser(
+        f"{description} Captions go to a JSON Lines file, image by image; the same command "
+        "continues a run that was cut short.",
+        _add_captioning,
+        gpu_dtype,
     )
-    _add_data(parser.add_argument_group("what"))
+
+
+def question_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
+    """The same of a program that asks POPE's questions."""
+    parser = _make_parser(
+        f"{description} Answers go to JSON Lines files, one by one, and are scored; the same "
+        "command continues a run that was cut short.",
+        _add_questions,
+        gpu_dtype,
+    )
+    parser.set_defaults(max_new_tokens=64)  # the scorer reads the first sentence
+    return parser
+
+
+def _make_parser(
+    description: str, add_data: Callable[[Any], None], gpu_dtype: str
+) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=f"{description} Started by torchrun or accelerate launch, several processes "
+        "share the work."
+    )
+    add_data(parser.add_argument_group("what"))
     _add_decoding(parser.add_argument_group("how the model decodes"))
     _add_revisit(parser.add_argument_group("ReVisiT"))
     for name in OTHERS:
@@ -43,48 +72,64 @@ def make_parser(description: str, gpu_dtype: str) -> argparse.ArgumentParser:
     return parser
 
 
-def settle(args: argparse.Namespace, results: Path, gpu_dtype: str, gpus: int) -> None:
+def settle(
+    args: argparse.Namespace, results: Path | None, gpu_dtype: str, gpus: int, prefix: str = ""
+) -> None:
     """Check together what the parser read flag by flag, and fill in what was left out.
 
     Then `early_exit_layers` is a name or a list of int, `relative_top` a float, the other decoders'
-    settings are what their configs take, `output_path` is the captions file, `device` and `dtype`
-    are those in force (`dtype` may be `"auto"`).
+    settings are what their configs take, `output_path` is set, `device` and `dtype` are those in
+    force (`dtype` may be `"auto"`), and `process` tells which of several processes this is.
 
     Args:
-        results: the folder of the family's results, where `--output_path` is left out.
+        results: the folder of the family's results, where `--output_path` is left out; None: a
+            folder of the model's name, in results/ of the working folder.
         gpu_dtype: the dtype on a GPU, where `--dtype` is left out.
         gpus: how many GPUs there are.
+        prefix: of the name of the folder there.
 
     Raises:
         EvaluationError: flags that do not fit together or do not fit this machine.
     """
-    if args.lemmatizer is not None and args.anno_path is None:
-        raise EvaluationError("--lemmatizer: the scorer needs the annotations; give --anno_path")
+    args.process = this_process(os.environ)
     _settle_place(args, gpu_dtype, gpus)
     folders = {"greedy": "plain", "revisit": _settle_revisit(args)}
     folders |= {name: _settle_other(args, name) for name in OTHERS}
     if args.output_path is None:
-        args.output_path = results / f"{folders[args.decoder]}-seed{args.seed}"
-    if args.output_path.suffix not in (".jsonl", ".json"):
-        args.output_path /= "captions.jsonl"
+        folder = results or Path("results") / Path(args.model_path).resolve().name
+        args.output_path = folder / f"{prefix}{folders[args.decoder]}-seed{args.seed}"
 
 
 def decoding_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for the fork's `model.generate`, from settled flags.
 
+    Those of `plain_arguments`; with ReVisiT also `use_revisit, early_exit_layers, relative_top,
+    revisit_divergence` (so that other decoding also runs on an unpatched release). The decoders of
+    `other_decoder` are no arguments.
+    """
+    revisit = {"use_revisit": True, **_revisit_flags(args)}
+    return plain_arguments(args) | (revisit if args.decoder == "revisit" else {})
+
+
+def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments for `model.generate` of any release, from settled flags.
+
     Always `max_new_tokens, do_sample, num_beams`; `repetition_penalty` where it is given; with
-    sampling also `temperature, top_p, top_k`; with ReVisiT also `use_revisit, early_exit_layers,
-    relative_top, revisit_divergence` (so that other decoding also runs on an unpatched release).
-    The decoders of `other_decoder` are no arguments.
+    sampling also `temperature, top_p, top_k`.
     """
     names = ["max_new_tokens", "do_sample", "num_beams"]
     if args.repetition_penalty is not None:
         names.append("repetition_penalty")
     if args.do_sample:
         names += ["temperature", "top_p", "top_k"]
-    chosen = {name: getattr(args, name) for name in names}
-    revisit = {"use_revisit": True, **_revisit_flags(args)}
-    return chosen | (revisit if args.decoder == "revisit" else {})
+    return {name: getattr(args, name) for name in names}
+
+
+def chosen_decoder(args: argparse.Namespace) -> DecoderConfig | None:
+    """What `revisit.enable` takes for `--decoder`, from settled flags; None for greedy decoding."""
+    if args.decoder == "revisit":
+        return from_published(**_revisit_flags(args))
+    return other_decoder(args)
 
 
 def other_decoder(args: argparse.Namespace) -> OtherConfig | None:
@@ -160,6 +205,13 @@ def _words(given: str | list[str]) -> list[str]:
 def _settle_place(args: argparse.Namespace, gpu_dtype: str, gpus: int) -> None:
     if args.device is None:
         args.device = "cuda" if gpus else "cpu"
+    if args.process.world_size > 1 and args.device == "cuda":
+        args.device = f"cuda:{args.process.local_rank}"
+    if args.process.world_size > 1 and args.device == "auto":
+        raise EvaluationError(
+            "--device auto spreads one model over all GPUs, and there are several processes: give "
+            "each a GPU (leave out --device), or start one process"
+        )
     here = ["cpu", "auto", *["cuda"][:gpus], *(f"cuda:{index}" for index in range(gpus))]
     if args.device not in here:
         raise EvaluationError(
@@ -170,9 +222,17 @@ def _settle_place(args: argparse.Namespace, gpu_dtype: str, gpus: int) -> None:
 
 
 def _add_data(group: Any) -> None:
+    group.add_argument(
+        "--model_path", "--model", required=True, help="folder of the model, or its hub id"
+    )
+    group.add_argument(
+        "--data_path", type=Path, required=True, help="folder of COCO's images (val2014)"
+    )
+
+
+def _add_captioning(group: Any) -> None:
+    _add_data(group)
     add = group.add_argument
-    add("--model_path", required=True, help="folder of the model, or its hub id")
-    add("--data_path", type=Path, required=True, help="folder of COCO's images")
     add(
         "--anno_path",
         type=Path,
@@ -200,6 +260,32 @@ def _add_data(group: Any) -> None:
     add("--seed", type=_whole(0), default=42, help="of the draw and of sampling" + _DEFAULT)
 
 
+def _add_questions(group: Any) -> None:
+    _add_data(group)
+    add = group.add_argument
+    add("--pope_path", type=Path, required=True, help="folder of POPE's question files")
+    add(
+        "--splits",
+        choices=SPLITS,
+        nargs="+",
+        default=list(SPLITS),
+        help="which of them, one after another (default: all)",
+    )
+    add(
+        "--one_word",
+        **_SWITCH,
+        help='ask for one word: behind each question stands "Please answer this question with one '
+        'word." (default: the question alone)',
+    )
+    add(
+        "--output_path",
+        type=Path,
+        help="a folder, which gets a folder for each split with answers.jsonl and pope.json in it "
+        "(default: one named by decoding and seed, in the family's folder of results/)",
+    )
+    add("--seed", type=_whole(0), default=42, help="of sampling" + _DEFAULT)
+
+
 def _add_decoding(group: Any) -> None:
     add = group.add_argument
     add(
@@ -209,7 +295,7 @@ def _add_decoding(group: Any) -> None:
         help="what decodes; greedy is the model's own scores, also with --do_sample or --num_beams"
         + _DEFAULT,
     )
-    add("--max_new_tokens", type=_whole(1), default=512, help="longest caption" + _DEFAULT)
+    add("--max_new_tokens", type=_whole(1), default=512, help="longest answer" + _DEFAULT)
     add("--do_sample", **_SWITCH, help="sample tokens")
     add("--temperature", type=_real("]", 0), default=1.0, help="with --do_sample" + _DEFAULT)
     add("--top_p", type=_real("]", 0, 1), default=1.0, help="with --do_sample; 1 is off" + _DEFAULT)
@@ -274,11 +360,11 @@ def _add_other(group: Any, decoder: str) -> None:
 
 def _add_place(group: Any, gpu_dtype: str) -> None:
     add = group.add_argument
-    add("--batch_size", type=_whole(1), default=1, help="images captioned at once" + _DEFAULT)
+    add("--batch_size", type=_whole(1), default=1, help="images asked about at once" + _DEFAULT)
     add(
         "--device",
         help="cpu, cuda, cuda:N, or auto to spread the model over the GPUs (default: the first "
-        "GPU, or the CPU where there is none)",
+        "GPU, or the CPU where there is none; of several processes each takes one of its own)",
     )
     add(
         "--dtype",

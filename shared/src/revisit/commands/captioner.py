@@ -1,0 +1,73 @@
+"""A model of Transformers as the evaluation asks it: all but its loading and its prompts."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import revisit
+from revisit.config import DecoderConfig, RITUALConfig
+from revisit.decoders.transformations import second_image
+from revisit.evaluation.answering import Answer
+from revisit.transformers.parts import Model
+
+
+class TransformersCaptioner:
+    """Answers by `model.generate`; a subclass says how its inputs are made.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: what has the `batch_decode` of the model's tokens.
+        config: the decoder that is enabled, where `decoding` does not ask for one.
+        decoding: more keyword arguments of `generate`.
+        settings: see `revisit.evaluation.answering.Captioner`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Any,
+        config: DecoderConfig | None,
+        decoding: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.decoding = decoding
+        self.settings = settings
+        if config is not None:
+            revisit.enable(model, config)
+
+    def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Mapping[str, Any]:
+        """What `generate` is given of some RGB images and the question about each: a row for each
+        in `input_ids` (B, T), padded on the left."""
+        raise NotImplementedError
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+        """The answer to each question about the image beside it."""
+        inputs = self.inputs(images, questions)
+        second = {}
+        if isinstance(self.config, RITUALConfig):
+            turned = [second_image(image, self.config.seed) for image in images]
+            second = {"second_inputs": self.inputs(turned, questions)}
+        sequences = self.model.generate(**inputs, **second, **self.decoding)
+        new = sequences[:, inputs["input_ids"].shape[1] :]
+        texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+        counts = token_counts(new, self._ends())
+        return [Answer(text.strip(), n) for text, n in zip(texts, counts, strict=True)]
+
+    def _ends(self) -> list[int]:
+        told = self.model.generation_config.eos_token_id
+        return [] if told is None else told if isinstance(told, list) else [told]
+
+
+def token_counts(tokens: Tensor, ends: Collection[int]) -> list[int]:
+    """How many of each row's tokens (B, T) int64 are its answer: up to and with the first of
+    `ends`, all T where there is none. What follows is padding."""
+    ended = torch.isin(tokens, torch.tensor(list(ends), dtype=tokens.dtype, device=tokens.device))
+    first = ended.long().argmax(1) + 1
+    counts: list[int] = torch.where(ended.any(1), first, tokens.shape[1]).tolist()
+    return counts

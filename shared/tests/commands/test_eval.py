@@ -1,0 +1,283 @@
+"""`revisit-eval` on the embedded demo, alone and by several processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
+
+pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs it")
+
+import transformers
+
+import revisit
+from releases import RELEASE
+from revisit.commands import eval as command
+from revisit.commands.captioner import token_counts
+from revisit.commands.describe import demo_model
+from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit.decoders.transformations import second_image
+from revisit.evaluation.captions import CAPTIONS
+from revisit.evaluation.pope import read_answers
+
+if RELEASE < (4, 57):
+    pytest.skip("written for stock releases", allow_module_level=True)
+
+COCO = Path(demo_model()).parent / "coco"
+QUESTION = "Please describe this image in detail."
+PLAIN = {"max_new_tokens": 24, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The demo's model by Transformers' own steps: what it says of an image alone."""
+    transformers.logging.disable_progress_bar()
+    processor = transformers.AutoProcessor.from_pretrained(demo_model())
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        demo_model(), torch_dtype=torch.float32
+    )
+
+    def say(file, question, config=None, **settings):
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        image = Image.open(COCO / "val2014" / file)
+        inputs = processor(text=[text], images=[image], return_tensors="pt")
+        second = {}
+        if isinstance(config, RITUALConfig):
+            turned = [second_image(image, config.seed)]
+            pixels = processor(text=[text], images=turned, return_tensors="pt").pixel_values
+            second = {"second_inputs": {"pixel_values": pixels}}
+        if config is None:
+            output = model.generate(**inputs, **PLAIN, **settings)
+        else:
+            with revisit.attach(model, config):
+                output = model.generate(**inputs, **PLAIN, **settings, **second)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        ends = (new == model.generation_config.eos_token_id).nonzero()
+        count = int(ends[0]) + 1 if len(ends) else len(new)
+        return processor.tokenizer.decode(new, skip_special_tokens=True).strip(), count
+
+    return say
+
+
+def flags(out: Path, *more: str) -> list[str]:
+    where = ["--data_path", str(COCO / "val2014"), "--output_path", str(out), "--device", "cpu"]
+    return ["--model", demo_model(), *where, "--max_new_tokens", "24", "--batch_size", "2", *more]
+
+
+def image_of(key: int) -> str:
+    return f"COCO_val2014_{key:012d}.jpg"
+
+
+DECODERS = [
+    (["greedy"], None),
+    (["revisit", "--early_exit_layers", "all"], ReVisiTConfig(layers="all")),
+    (["vcd", "--vcd_alpha", "2"], VCDConfig(alpha=2)),
+    (["ritual", "--ritual_seed", "5"], RITUALConfig(seed=5)),
+    (["m3id", "--m3id_gamma", "0.3"], M3IDConfig(gamma=0.3)),
+    (["dola", "--dola_layers", "high"], DoLaConfig(layers="high")),
+]
+
+
+@pytest.mark.parametrize(("decoder", "config"), DECODERS, ids=str)
+def test_captions_are_what_the_model_says_of_each_image(tmp_path, reference, decoder, config):
+    out = tmp_path / "captions.jsonl"
+    annotations = ["--anno_path", str(COCO / "annotations"), "--lemmatizer", "noun"]
+    asked = flags(out, "--num_eval_samples", "3", "--decoder", *decoder, *annotations)
+    assert command.main(["chair", *asked]) == 0
+    captions = CAPTIONS.read(out)
+    expected = {key: reference(image_of(key), QUESTION, config) for key in captions}
+    assert captions == {key: text for key, (text, _) in expected.items()}
+    assert len(set(captions.values())) == 3
+    result = json.loads((tmp_path / "chair.json").read_text())
+    run = result["captions"]["run"]
+    assert run["runs"][0]["tokens"] == sum(count for _, count in expected.values())
+    assert run["captioner"]["prompt"].count("<question>") == 1
+    if decoder[0] == "revisit":
+        assert run["settings"]["early_exit_layers"] == "all"
+
+
+def test_answers_to_questions_of_unequal_length_are_what_the_model_says_alone(
+    tmp_path, reference, capsys
+):
+    questions = [
+        (1, "Is there a dog in the image?", "no"),
+        (2, "Is there a sheep, a goat or any other animal with four legs in the image?", "no"),
+        (1, "A cat?", "yes"),
+        (3, "Is there a traffic light in the image?", "no"),
+    ]
+    entries = [
+        {"question_id": number, "image": image_of(key), "text": text, "label": label}
+        for number, (key, text, label) in enumerate(questions)
+    ]
+    pope = tmp_path / "pope"
+    pope.mkdir()
+    (pope / "random.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
+    asked = ["--pope_path", str(pope), "--splits", "random", "--batch_size", "4"]
+    assert command.main(["pope", *flags(tmp_path / "out", *asked)]) == 0
+    answers = read_answers(tmp_path / "out" / "random" / "answers.jsonl")
+    alone = {n: reference(image_of(key), text)[0] for n, (key, text, _) in enumerate(questions)}
+    assert answers == alone
+    assert "Accuracy" in capsys.readouterr().out
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endfor %} Answer:"
+)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """A tiny LLaVA of random weights; its template begins with what its tokenizer begins with."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo_model())
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<image>"]})
+    begin = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", None, [begin])
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 4}
+    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 2, "initializer_range": 0.4, "vocab_size": len(tokenizer)}
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(**vision),
+        text_config=transformers.LlamaConfig(**text),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )
+    side = {"height": 16, "width": 16}
+    processor = transformers.LlavaProcessor(
+        transformers.CLIPImageProcessor(size=side, crop_size=side),
+        tokenizer,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=TEMPLATE,
+    )
+    folder = tmp_path_factory.mktemp("llava")
+    torch.manual_seed(3)
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("decoder", ["greedy", "revisit"])
+def test_a_template_that_writes_the_beginning_is_read_as_transformers_reads_it(
+    llava, tmp_path, decoder
+):
+    questions = ["A cat?", "Is there a dog, a bear or any other animal in the image?", "Is it?"]
+    entries = [
+        {"question_id": n, "image": image_of(n), "text": text, "label": "no"}
+        for n, text in enumerate(questions, 1)
+    ]
+    (tmp_path / "random.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
+    asked = ["--pope_path", str(tmp_path), "--splits", "random", "--batch_size", "3"]
+    asked += ["--decoder", decoder, "--model", str(llava)]
+    assert command.main(["pope", *flags(tmp_path / "out", *asked)]) == 0
+
+    processor = transformers.AutoProcessor.from_pretrained(llava)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(llava)
+    if decoder == "revisit":
+        revisit.enable(model, ReVisiTConfig())
+    alone = {}
+    for n, text in enumerate(questions, 1):
+        image = {"type": "image", "image": Image.open(COCO / "val2014" / image_of(n))}
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": [image, {"type": "text", "text": text}]}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert (inputs["input_ids"] == processor.tokenizer.bos_token_id).sum() == 1
+        output = model.generate(**inputs, **PLAIN)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        alone[n] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+    assert read_answers(tmp_path / "out" / "random" / "answers.jsonl") == alone
+    assert len(set(alone.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--decoder", "revisit", "--early_exit_layers", "0,99"], "99"),
+        (["--model", "/nowhere/at/all"], "cannot load /nowhere/at/all: no checkpoint at"),
+        (["--device", "cuda:7"], "PyTorch finds no such device"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_named(tmp_path, arguments, message, capsys):
+    assert command.main(["chair", *flags(tmp_path / "captions.jsonl"), *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("revisit-eval chair: error: ") and message in err
+
+
+def test_a_benchmark_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["mme"])
+    assert "invalid choice: 'mme'" in capsys.readouterr().err
+
+
+def test_tokens_count_up_to_the_first_end():
+    rows = torch.tensor([[5, 6, 2, 0, 0], [5, 6, 7, 8, 9], [3, 2, 2, 2, 2], [5, 3, 0, 0, 2]])
+    assert token_counts(rows, [2, 3]) == [3, 5, 1, 2]
+    assert token_counts(rows, []) == [5, 5, 5, 5]
+
+
+# `revisit-eval`, whose process of the rank DIES is killed before its second batch.
+PROGRAM = """
+import os, signal, sys
+from revisit.commands import eval, stock
+
+if os.environ.get("DIES") == os.environ.get("RANK", "alone"):
+    answer, batches = stock.StockCaptioner.answer, []
+
+    def dying(self, images, questions):
+        batches.append(len(images))
+        if len(batches) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer(self, images, questions)
+
+    stock.StockCaptioner.answer = dying
+sys.exit(eval.main())
+"""
+
+
+def test_torchrun_gives_one_process_s_bytes_also_after_a_kill_and_with_another_number(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    sample = ["--num_eval_samples", "10", "--do_sample", "--temperature", "2"]
+
+    def run(name: str, count: int, **settings: str) -> int:
+        launcher = [sys.executable]
+        if count > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone"]
+            launcher += ["--nproc_per_node", str(count)]
+        out = tmp_path / name / "captions.jsonl"
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | settings
+        done = subprocess.run(
+            [*launcher, str(program), "chair", *flags(out, *sample)],
+            env=environment,
+            timeout=300,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 or "DIES" in settings, done.stderr
+        return done.returncode
+
+    run("one", 1)
+    assert run("many", 2, DIES="1") != 0
+    made = sorted(path.name for path in (tmp_path / "many").glob("*.part-*"))
+    assert "captions.jsonl.part-1-of-2" in made
+    assert len(CAPTIONS.read(tmp_path / "many" / "captions.jsonl.part-1-of-2")) == 2
+    run("many", 3)
+    one, many = ((tmp_path / name / "captions.jsonl").read_bytes() for name in ("one", "many"))
+    assert many == one and one.count(b"\n") == 10
+    assert not list((tmp_path / "many").glob("*.part-*"))

@@ -1,0 +1,266 @@
+"""Several processes that write one file, on a captioner without a model: real processes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from revisit.evaluation import EvaluationError, parts
+from revisit.evaluation.answering import Answer
+from revisit.evaluation.captioning import main
+from revisit.evaluation.captions import CAPTIONS, CaptionStore
+from revisit.evaluation.parts import open_store
+from revisit.evaluation.processes import Process, this_process
+
+FORK = multiprocessing.get_context("fork")  # a process with PyTorch is there at once
+
+
+class Sizes:
+    """Says of an image its size and the number that it drew; may be killed at a batch."""
+
+    settings = {"prompt": "v1"}  # noqa: RUF012
+
+    def __init__(self, args):
+        self.left = int(os.environ.get("BATCHES", 10**9))
+        Path(os.environ["STARTED"]).touch()
+        while not Path(os.environ.get("WAITS_FOR", "/")).exists():
+            time.sleep(0.02)
+
+    def answer(self, images, questions):
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        draw = torch.rand(len(images), 1).tolist()
+        pairs = zip(images, draw, strict=True)
+        return [Answer(f"{image.size} {number}", 3) for image, number in pairs]
+
+
+class Started:
+    """A process of its own that captions, and what it says."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], argv: list[str]) -> None:
+        self.files = [folder / f"{uuid.uuid4()}.{name}" for name in ("out", "err")]
+        self.process = FORK.Process(target=self._run, args=(environment, argv))
+        self.process.start()
+
+    def _run(self, environment: dict[str, str], argv: list[str]) -> None:
+        os.environ.update(environment)
+        sys.stdout, sys.stderr = (file.open("w") for file in self.files)
+        status = main(Sizes, "Test.", results=Path("results"), own_dtype=str, argv=argv)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    def wait(self) -> tuple[int, str, str]:
+        """The exit status, and what it said and complained of."""
+        self.process.join(100)
+        return (self.process.exitcode, *(file.read_text() for file in self.files))
+
+
+class Launch:
+    """Runs of the captioner over ten images, in batches of two; `out` is their file."""
+
+    def __init__(self, images, folder) -> None:
+        self.folder = folder
+        (folder / "model").mkdir()
+        self.flags = ["--model_path", str(folder / "model"), "--data_path", str(images)]
+        self.flags += ["--num_eval_samples", "10", "--batch_size", "2", "--device", "cpu"]
+        self.use("out")
+
+    def use(self, name: str) -> None:
+        self.out = self.folder / name / "captions.jsonl"
+
+    def start(self, rank: int, count: int, *flags: str, **settings: str) -> Started:
+        """One process, which is killed after `BATCHES`, and waits for a file `WAITS_FOR`."""
+        place = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+        place["STARTED"] = str(self.folder / f"started-{rank}-of-{count}")
+        argv = [*self.flags, "--output_path", str(self.out), *flags]
+        return Started(self.folder, place | settings, argv)
+
+    def run(self, count: int, *flags: str, **settings: str) -> list[str]:
+        """All processes at once; what they said."""
+        started = [self.start(rank, count, *flags, **settings) for rank in range(count)]
+        said = [process.wait() for process in started]
+        assert [status for status, _, _ in said] == [0] * count, said
+        return [out for _, out, _ in said]
+
+    @property
+    def record(self):
+        return json.loads(self.out.with_name("captions.jsonl.run.json").read_text())
+
+    @property
+    def sample(self) -> list[str]:
+        return json.loads((self.folder / "alone" / "captions.jsonl.run.json").read_text())["images"]
+
+    @property
+    def parts(self) -> list[str]:
+        return sorted(path.name for path in self.out.parent.iterdir() if ".part-" in path.name)
+
+
+@pytest.fixture
+def launch(images, tmp_path):
+    return Launch(images, tmp_path)
+
+
+@pytest.fixture
+def whole(launch) -> bytes:
+    """What one process writes, with sampling."""
+    launch.use("alone")
+    launch.run(1, "--do_sample")
+    content = launch.out.read_bytes()
+    launch.use("out")
+    return content
+
+
+def test_two_processes_write_what_one_writes_and_the_last_one_scores(launch, whole, annotations):
+    flags = ["--do_sample", "--anno_path", str(annotations), "--lemmatizer", "noun"]
+    said = launch.run(2, *flags)
+    assert launch.out.read_bytes() == whole
+    assert launch.parts == []
+    assert sum("10 of 10 captions" in out for out in said) == 1
+    assert sum("CHAIRs" in out for out in said) == 1
+    runs = launch.record["runs"]
+    assert sorted((run["process"], run["processes"], run["captions"]) for run in runs) == [
+        (0, 2, 6),
+        (1, 2, 4),
+    ]
+    result = json.loads(launch.out.with_name("chair.json").read_text())
+    assert result["captions"]["run"] == launch.record
+
+
+def test_a_killed_process_loses_its_batch_and_another_number_of_processes_goes_on(launch, whole):
+    status, _, err = launch.start(0, 2, "--do_sample", BATCHES="1").wait()
+    assert status == -signal.SIGKILL, err
+    # Killed while it wrote: half of a line.
+    part = launch.out.with_name("captions.jsonl.part-0-of-2")
+    with part.open("ab") as file:
+        file.write(whole.splitlines()[4][:20])
+    status, out, err = launch.start(1, 2, "--do_sample").wait()
+    assert status == 0, err
+    assert "process 0 lacks 4 of its 6 captions" in out
+    assert "the same command continues" in out
+    assert launch.out.read_bytes() == b""
+    assert len(launch.parts) == 4  # and their records
+    launch.run(3, "--do_sample")
+    assert launch.out.read_bytes() == whole
+    assert launch.parts == []
+    by_processes = [0, 0, 0, 0]
+    for run in launch.record["runs"]:
+        by_processes[run["processes"]] += run["captions"]
+    assert by_processes == [0, 0, 6, 4]
+
+
+def test_one_process_takes_over_the_parts_of_several(launch, whole):
+    launch.start(1, 3, "--do_sample").wait()
+    assert launch.parts[0] == "captions.jsonl.part-1-of-3"
+    (said,) = launch.run(1, "--do_sample")
+    assert launch.out.read_bytes() == whole
+    assert launch.parts == []
+    assert "10 of 10 captions" in said
+
+
+def test_several_processes_take_over_the_file_of_one(launch, whole):
+    launch.start(0, 1, "--do_sample", BATCHES="2").wait()
+    assert launch.out.read_bytes().count(b"\n") == 4
+    launch.run(2, "--do_sample")
+    assert launch.out.read_bytes() == whole
+    assert launch.parts == []
+
+
+def test_a_process_that_begins_when_the_others_have_ended_merges(launch, whole):
+    _, first, _ = launch.start(0, 2, "--do_sample").wait()
+    assert "process 1 lacks 4 of its 4 captions" in first
+    _, second, _ = launch.start(1, 2, "--do_sample").wait()
+    assert "10 of 10 captions" in second
+    assert launch.out.read_bytes() == whole
+
+
+def test_the_first_to_end_leaves_the_file_to_the_last(launch, whole, tmp_path, monkeypatch):
+    slow = launch.start(1, 2, "--do_sample", WAITS_FOR=str(tmp_path / "go"))
+    while not (tmp_path / "started-1-of-2").exists():
+        assert slow.process.is_alive()
+        time.sleep(0.02)
+    _, out, _ = launch.start(0, 2, "--do_sample").wait()
+    assert "the one that ends last merges" in out
+    assert launch.out.read_bytes() == b""
+    monkeypatch.setattr(parts, "_PATIENCE_S", 0.2)
+    status, _, err = launch.start(0, 1, "--do_sample").wait()  # one process is another run
+    assert status == 2 and "another process is writing" in err
+    (tmp_path / "go").touch()
+    slow.wait()
+    assert launch.out.read_bytes() == whole
+
+
+def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whole, images):
+    name = launch.sample[3]  # the last of its batch: the other one draws what it always draws
+    sound = (images / name).read_bytes()
+    (images / name).write_bytes(b"no image")
+    launch.run(2, "--do_sample")
+    assert launch.out.read_bytes().count(b"\n") == 9
+    assert [entry["file"] for entry in launch.record["failed"]] == [name]
+    (images / name).write_bytes(sound)
+    launch.run(3, "--do_sample")
+    assert launch.record["failed"] == []
+    assert launch.out.read_bytes() == whole
+
+
+def test_other_settings_are_refused_while_there_are_only_parts(launch):
+    launch.start(0, 2).wait()
+    before = {path: path.read_bytes() for path in launch.out.parent.iterdir()}
+    for count in (1, 2, 3):
+        status, _, err = launch.start(0, count, "--seed", "5").wait()
+        assert status == 2
+        assert "seed: 42, now 5" in err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    for rank in (0, 1):
+        with CaptionStore(path.with_name(f"captions.jsonl.part-{rank}-of-2"), CAPTIONS) as store:
+            store.agree("settings", {"seed": rank})
+            store.append(rank, "A dog.")
+    with pytest.raises(EvaluationError, match=r"part-0-of-2 and .*part-1-of-2 .*different sett"):
+        open_store(path, CAPTIONS, Process())
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    path = tmp_path / "captions.jsonl"
+    path.with_name("captions.jsonl.part-1-of-2").write_text("rubbish\n")
+    with pytest.raises(EvaluationError, match=r"part-1-of-2, line 1 is no line of captions"):
+        open_store(path, CAPTIONS, Process(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("environment", "process"),
+    [
+        ({}, Process()),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, Process()),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Process(5, 8, 1)),
+    ],
+)
+def test_the_environment_tells_which_process_this_is(environment, process):
+    assert this_process(environment) == process
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "one", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+    ],
+)
+def test_an_environment_that_does_not_fit_together_is_refused(environment):
+    with pytest.raises(EvaluationError, match="RANK is below WORLD_SIZE"):
+        this_process(environment)

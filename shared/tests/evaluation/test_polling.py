@@ -1,0 +1,195 @@
+"""The program that asks POPE's questions, on a captioner without a model."""
+
+import json
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from revisit.evaluation.answering import Answer
+from revisit.evaluation.polling import main
+from revisit.evaluation.pope import read_answers
+from revisit.transformers.checkpoint import own_dtype
+
+SPLITS = ("random", "popular", "adversarial")
+OBJECTS = ("dog", "cat", "bus", "cow")
+
+
+class Wide:
+    """Says yes where the image's width is even; keeps what it was asked."""
+
+    settings = {"prompt": "v1"}  # noqa: RUF012
+    fails_at = None
+    loaded = 0
+    asked: list[tuple[int, str]]
+
+    def __init__(self, args):
+        type(self).asked, type(self).loaded = [], type(self).loaded + 1
+
+    def answer(self, images, questions):
+        if self.fails_at is not None and len(self.asked) >= self.fails_at:
+            raise RuntimeError("out of memory")
+        self.asked.extend(
+            (image.width, text) for image, text in zip(images, questions, strict=True)
+        )
+        return [Answer("No, there is not." if image.width % 2 else "Yes.", 4) for image in images]
+
+
+@pytest.fixture
+def pope(tmp_path):
+    """Question files about three of the images, by the published names and, one, the demo's."""
+    folder = tmp_path / "pope"
+    folder.mkdir()
+    for number, split in enumerate(SPLITS):
+        questions = [
+            {
+                "question_id": key,
+                "image": f"COCO_val2014_{1 + key // 4:012d}.jpg",
+                "text": f"Is there a {OBJECTS[(key + number) % 4]} in the image?",
+                "label": "yes" if key % 2 else "no",
+            }
+            for key in range(12)
+        ]
+        name = f"{split}.jsonl" if split == "popular" else f"coco_pope_{split}.json"
+        (folder / name).write_text("".join(json.dumps(each) + "\n" for each in questions))
+    return folder
+
+
+@pytest.fixture
+def run(images, tmp_path, pope):
+    model = tmp_path / "model"
+    model.mkdir()
+    out = tmp_path / "out"
+    flags = ["--model_path", str(model), "--data_path", str(images), "--pope_path", str(pope)]
+    flags += ["--output_path", str(out), "--batch_size", "5", "--device", "cpu"]
+
+    def run(*more: str, load=Wide) -> int:
+        Wide.loaded = 0
+        family = {"results": tmp_path / "results", "own_dtype": own_dtype}
+        return main(load, "Test.", argv=[*flags, *more], **family)
+
+    run.flags, run.out, run.folder = flags, out, pope
+    run.record = lambda split: json.loads((out / split / "answers.jsonl.run.json").read_text())
+    return run
+
+
+def test_every_question_of_all_splits_is_asked_about_its_image_and_scored(run, capsys):
+    assert run() == 0
+    assert Wide.loaded == 1
+    expected = [
+        (11 + key // 4, f"Is there a {OBJECTS[(key + number) % 4]} in the image?")
+        for number in range(3)
+        for key in range(12)
+    ]
+    assert Wide.asked == expected
+    for split in SPLITS:
+        answers = read_answers(run.out / split / "answers.jsonl")
+        assert list(answers) == list(range(12))
+        assert answers[0] == "No, there is not." and answers[4] == "Yes."
+        metrics = json.loads((run.out / split / "pope.json").read_text())["overall_metrics"]
+        assert metrics["Yes"] == pytest.approx(1 / 3) and metrics["Accuracy"] == 0.5
+        assert run.record(split)["runs"][0]["tokens"] == 48
+        assert run.record(split)["runs"][0]["answers"] == 12
+    out = capsys.readouterr().out
+    assert [line[:-1] for line in out.splitlines() if line[:-1] in SPLITS] == list(SPLITS)
+    assert out.count("Accuracy") == 3
+
+
+def test_some_splits_and_one_word_more_may_be_asked_for(run):
+    assert run("--splits", "popular", "--one_word", "true", "--max_new_tokens", "3") == 0
+    assert [path.name for path in run.out.iterdir()] == ["popular"]
+    assert Wide.asked[0][1] == (
+        "Is there a cat in the image? Please answer this question with one word."
+    )
+    settings = run.record("popular")["settings"]
+    assert settings["question"] == "<text> Please answer this question with one word."
+    assert settings["split"] == "popular" and len(settings["questions"]) == 64
+    assert settings["max_new_tokens"] == 3
+
+
+def test_a_run_that_stopped_continues_and_a_finished_one_loads_no_model(run):
+    Broken = type("Broken", (Wide,), {"fails_at": 15})
+    assert run(load=Broken) == 1
+    assert len(read_answers(run.out / "popular" / "answers.jsonl")) == 5
+    assert not (run.out / "popular" / "pope.json").exists()
+    assert run() == 0
+    assert len(Wide.asked) == 7 + 12
+    before = {path: path.read_bytes() for path in run.out.rglob("answers.jsonl")}
+    assert len(before) == 3
+
+    def load(args):
+        raise AssertionError("loaded")
+
+    assert run(load=load) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_other_settings_on_a_rerun_are_refused(run, capsys):
+    assert run("--splits", "random") == 0
+    before = (run.out / "random" / "answers.jsonl").read_bytes()
+    file = run.folder / "coco_pope_random.json"
+    for flags, difference in (
+        (["--one_word"], 'question: "<text>", now "<text> Please answer'),
+        (["--decoder", "m3id"], 'decoder: not set, now "m3id"'),
+        (["--seed", "5"], "seed: 42, now 5"),
+    ):
+        assert run("--splits", "random", *flags) == 2
+        err = capsys.readouterr().err
+        assert difference in err and "holds 12 answers made with other settings" in err
+    file.write_text(file.read_text().replace("dog", "cup"))
+    assert run("--splits", "random") == 2
+    assert "questions: " in capsys.readouterr().err
+    assert (run.out / "random" / "answers.jsonl").read_bytes() == before
+
+
+def test_questions_about_an_image_that_cannot_be_read_leave_nothing_to_score(run, images, capsys):
+    image = images / "COCO_val2014_000000000002.jpg"
+    sound = image.read_bytes()
+    image.write_bytes(b"no image")
+    assert run("--splits", "random") == 2
+    err = capsys.readouterr().err
+    assert "WARNING: 1 images could not be read" in err
+    assert "4 of 12 questions have no answer" in err
+    assert not (run.out / "random" / "pope.json").exists()
+    failed = run.record("random")["failed"]
+    assert [entry["question_id"] for entry in failed] == [4, 5, 6, 7]
+    image.write_bytes(sound)
+    assert run("--splits", "random") == 0
+    assert len(read_answers(run.out / "random" / "answers.jsonl")) == 12
+
+
+def test_without_an_output_path_the_folder_is_named_by_the_settings(run, tmp_path):
+    at = run.flags.index("--output_path")
+    run.flags[at : at + 2] = []
+    assert run("--use_revisit", "--splits", "random") == 0
+    assert run("--one_word", "--splits", "random") == 0
+    made = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert made == ["pope-one-word-plain-seed42", "pope-revisit-last-1e-5-ag-seed42"]
+
+
+def test_bad_input_is_refused_before_the_model_loads(run, images, capsys, tmp_path):
+    def load(args):
+        raise AssertionError("loaded")
+
+    for flags, message in (
+        (["--pope_path", str(tmp_path)], "has no coco_pope_random.json or random.jsonl"),
+        (["--pope_path", str(tmp_path)], "download_pope.py"),
+        (["--output_path", "answers.jsonl"], "so give a folder"),
+        (["--data_path", str(tmp_path)], "holds none of the images"),
+        (["--data_path", str(tmp_path / "none")], "is not a folder of images"),
+    ):
+        assert run(*flags, load=load) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--splits", "hard", load=load)
+    assert "invalid choice: 'hard'" in capsys.readouterr().err
+    file = run.folder / "coco_pope_random.json"
+    for line, message in (
+        ('{"question_id": 1, "label": "yes", "image": "a.jpg"}', "'image' and 'text'"),
+        ('{"question_id": 1, "label": "maybe", "image": "a.jpg", "text": "?"}', "'maybe'"),
+        ("", "holds no questions"),
+    ):
+        file.write_text(line)
+        assert run(load=load) == 2
+        assert message in capsys.readouterr().err
+    assert not run.out.exists()
