@@ -52,7 +52,7 @@ def started(folders):
 @pytest.fixture(scope="session")
 def server(folders, tmp_path_factory):
     """The address of a server of the tiny Qwen2.5-VL, all layers, on this machine."""
-    import servers
+    import a_server
 
-    with servers.served(folders["qwen"], tmp_path_factory.mktemp("server") / "log") as address:
+    with a_server.served(folders["qwen"], tmp_path_factory.mktemp("server") / "log") as address:
         yield address
