@@ -65,6 +65,7 @@ def test_the_kv_cache_of_a_cpu_gets_so_much_less(started, monkeypatch):
 def test_profiling_sees_a_step_of_all_requests(started, monkeypatch):
     llm = started("qwen", "last")
     serving, runner = engines.serving(llm), worker(llm).model_runner
+    llm.llm_engine.step()  # tells the worker which requests have ended
     rows, original = [], serving.pool.keep
     monkeypatch.setattr(
         serving.pool,

@@ -2,15 +2,18 @@
 
 import os
 import random
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import engines
+import revisit
 from revisit import ReVisiTConfig
 from revisit.core.step import step
-from tiny_models import QUESTIONS, mixed
+from tiny_models import QUESTIONS, Question, mixed
 
 FAMILIES = ("qwen", "llava")
 
@@ -136,6 +139,42 @@ def test_in_half_precision_every_step_is_that_of_the_formulas(started):
         del serving.refine
     assert len(seen) == 16 * sum(config is not None for _, config in asked)
     assert sum(seen) > 0.99 * len(seen)  # near ties of the rounding aside
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_a_video_equals_transformers(layers, started, references):
+    frames = np.stack([np.asarray(each) for each in Question("", (0, 1, 2, 3)).opened()])
+    told = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
+    prompt = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>And?<|im_end|>\n"
+    reference = references["qwen"]
+    inputs = reference.processor(
+        text=[prompt],
+        videos=[frames],
+        video_metadata=[told],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    assert (inputs["input_ids"] == reference.model.config.video_token_id).sum() > 64
+    expected = []
+    settings = [None, *(ReVisiTConfig(layers=layers, alpha=alpha) for alpha in (1e-5, 1e-2))]
+    for config in settings:
+        attached = revisit.attach(reference.model, config) if config else nullcontext()
+        with attached:
+            output = reference.model.generate(
+                **inputs, max_new_tokens=16, do_sample=False, eos_token_id=None
+            )
+        expected.append(output[0, inputs["input_ids"].shape[1] :].tolist())
+    llm = started("qwen", layers, limit_mm_per_prompt={"image": 0, "video": 1})
+    asked = {
+        "prompt": prompt,
+        "multi_modal_data": {"video": [(frames, {**told, "do_sample_frames": False})]},
+        "mm_processor_kwargs": {"do_sample_frames": False},
+    }
+    outputs = llm.generate(
+        [asked] * 3, [engines.params(config) for config in settings], use_tqdm=False
+    )
+    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+    assert len({tuple(tokens) for tokens in expected}) == 3
 
 
 def test_several_sequences_of_a_request(started, references):

@@ -102,7 +102,7 @@ def llava(folder: Path) -> Trained:
 def _write_llava(folder: Path, placeholder: int) -> None:
     told = json.loads((LLAVA / "config.json").read_text())
     tower = LLAVA / told["mm_vision_tower"]
-    own = set(transformers.LlamaConfig().to_dict()) - {"model_type", "transformers_version"}
+    own = set(transformers.LlamaConfig().to_dict()) - {"architectures", "model_type"}
     vision = json.loads((tower / "config.json").read_text())
     transformers.LlavaConfig(
         architectures=["LlavaForConditionalGeneration"],
