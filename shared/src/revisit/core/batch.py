@@ -303,6 +303,9 @@ def _groups(kinds: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str],
 
 def _parts(group: range, found: Candidates, limit: int) -> Iterator[slice]:
     """Rows that are taken together: as many as fit, and alone those of which columns are absent."""
+    if isinstance(found.order, range):  # all fit, as `_order` has seen
+        yield slice(group.start, group.stop)
+        return
     start = group.start
     words = states = 0
     for place in group:
