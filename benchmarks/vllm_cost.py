@@ -105,14 +105,13 @@ def one_after_another(args: Any, images: list[Any]) -> Callable[[], Captions]:
     import transformers
 
     import published
-    from revisit.transformers.parts import text_decoder
 
     torch.set_num_threads(1)
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         args.model, dtype=torch.float32
     ).eval()
     processor: Any = transformers.AutoProcessor.from_pretrained(args.model)
-    decoder: Any = text_decoder(model)
+    norm = model.model.language_model.norm
 
     class Published(transformers.LogitsProcessor):  # type: ignore[misc]
         def __init__(self, kept: list[torch.Tensor]) -> None:
@@ -128,7 +127,7 @@ def one_after_another(args: Any, images: list[Any]) -> Callable[[], Captions]:
         inputs = processor(text=[PROMPT], images=[image], return_tensors="pt")
         mask = inputs["input_ids"][0] == model.config.image_token_id
         kept: list[torch.Tensor] = []
-        hook = decoder.norm.register_forward_hook(
+        hook = norm.register_forward_hook(
             lambda _, __, output: None if kept else kept.append(output[0, mask])
         )
         output = model.generate(

@@ -52,6 +52,7 @@ def test_speculative_decoding_by_ngrams_equals_transformers(folders, references)
         assert got == right or (config is not None and config.selection == "random")
 
 
+@pytest.mark.skipif("REVISIT_SLOW" not in os.environ, reason="compiles for a minute or two")
 def test_a_compiled_model_equals_transformers(folders, references, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     options = json.dumps({"enforce_eager": False})

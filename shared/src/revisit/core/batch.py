@@ -197,7 +197,9 @@ def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, Decided]:
         penalty = beyond * _IMPOSSIBLE
     log_p = log_p.log_softmax(1)
     firsts = pool.slots.take(places)
-    lengths, columns = [lengths[row] for row in order], [rows.columns[row] for row in order]
+    columns = rows.columns
+    if not isinstance(order, range):
+        lengths, columns = [lengths[row] for row in order], [columns[row] for row in order]
     found = Candidates(order, lengths, columns, words, penalty, places, firsts, log_p)
     distances, choice = _choose(found, rows, void)
     vision = _at(found, choice)

@@ -171,8 +171,10 @@ def vision_positions(features: Any) -> list[int]:
     for feature in features or ():
         if feature.modality in _MODALITIES:
             at = feature.mm_position
-            inside = range(at.length) if at.is_embed is None else at.is_embed.nonzero().flatten()
-            places.update(at.offset + int(place) for place in inside)
+            if at.is_embed is None:
+                places.update(range(at.offset, at.offset + at.length))
+            else:
+                places.update((at.is_embed.nonzero().flatten() + at.offset).tolist())
     return sorted(places)
 
 

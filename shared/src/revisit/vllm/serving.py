@@ -107,6 +107,7 @@ class Serving:
         prompts: by request, from its first pass until vLLM says that it has ended.
         reading: those of which vision tokens are yet to be read.
         unfinished: those of which the pass that ran leaves tokens to read.
+        latest: the requests of the latest step and their sessions, while none comes, goes or reads.
 
     Raises:
         ValueError: the model's LM head or inner layers cannot be read.
@@ -127,6 +128,7 @@ class Serving:
         self.prompts: dict[str, Prompt] = {}
         self.reading: dict[str, Prompt] = {}
         self.unfinished: set[str] = set()
+        self.latest: tuple[list[str], list[Session | None]] | None = None
 
     def _take_memory(self) -> None:
         # A column is as long as a prompt has vision states, and a state as wide as the LM head:
@@ -152,6 +154,8 @@ class Serving:
     @_guarded
     def before(self, scheduled: Any) -> None:
         """Requests that end and that begin, before the pass that `scheduled` tells."""
+        if scheduled.finished_req_ids or scheduled.scheduled_new_reqs:
+            self.latest = None
         for request in scheduled.finished_req_ids:
             self.reading.pop(request, None)
             if prompt := self.prompts.pop(request, None):
@@ -189,7 +193,11 @@ class Serving:
     @_guarded
     def _refine(self, logits: Tensor, context: Any) -> Tensor | None:
         requests = self.runner.rows(logits.shape[0], context)
-        sessions = [self._session(request) for request in requests]
+        if self.unfinished or self.latest is None or self.latest[0] != requests:
+            sessions = [self._session(request) for request in requests]
+            self.latest = None if self.unfinished else (list(requests), sessions)
+        else:
+            sessions = self.latest[1]
         if not any(sessions):
             return None
         try:
