@@ -1,9 +1,12 @@
 """`revisit-eval` on the embedded demo, alone and by several processes."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from releases import RELEASE
 from revisit.commands import eval as command
 from revisit.commands.captioner import token_counts
 from revisit.commands.describe import demo_model
+from revisit.commands.stock import StockCaptioner
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.decoders.transformations import second_image
 from revisit.evaluation.captions import CAPTIONS
@@ -60,7 +64,7 @@ def reference():
             with revisit.attach(model, config):
                 output = model.generate(**inputs, **PLAIN, **settings, **second)
         new = output[0, inputs["input_ids"].shape[1] :]
-        ends = (new == model.generation_config.eos_token_id).nonzero()
+        ends = torch.isin(new, torch.tensor(model.generation_config.eos_token_id)).nonzero()
         count = int(ends[0]) + 1 if len(ends) else len(new)
         return processor.tokenizer.decode(new, skip_special_tokens=True).strip(), count
 
@@ -231,53 +235,79 @@ def test_tokens_count_up_to_the_first_end():
     assert token_counts(rows, []) == [5, 5, 5, 5]
 
 
-# `revisit-eval`, whose process of the rank DIES is killed before its second batch.
-PROGRAM = """
-import os, signal, sys
-from revisit.commands import eval, stock
+SAMPLE = ["--num_eval_samples", "10", "--do_sample", "--temperature", "2"]
 
-if os.environ.get("DIES") == os.environ.get("RANK", "alone"):
-    answer, batches = stock.StockCaptioner.answer, []
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """What one process writes, with sampling."""
+    out = tmp_path_factory.mktemp("one") / "captions.jsonl"
+    assert command.main(["chair", *flags(out, *SAMPLE)]) == 0
+    return out.read_bytes()
+
+
+def run_forked(out: Path, count: int, before: Callable[[int], None] | None = None) -> list[int]:
+    """Several processes at once; forked, since each would take long to load Transformers.
+
+    `before` is called in each, with its rank. Returns their exit statuses.
+    """
+
+    def process(rank: int) -> None:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        sys.stdout = sys.stderr = (out.parent / f"said-{rank}").open("w")
+        if before is not None:
+            before(rank)
+        status = command.main(["chair", *flags(out, *SAMPLE)])
+        sys.stdout.flush()
+        os._exit(status)
+
+    out.parent.mkdir(exist_ok=True)
+    fork = multiprocessing.get_context("fork")
+    started = [fork.Process(target=process, args=(rank,)) for rank in range(count)]
+    for each in started:
+        each.start()
+    for each in started:
+        each.join(300)
+    return [each.exitcode for each in started]
+
+
+def second_of_process_1_kills(rank: int) -> None:
+    """Process 1 is killed at its second batch."""
+    answer, batches = StockCaptioner.answer, []
 
     def dying(self, images, questions):
         batches.append(len(images))
-        if len(batches) == 2:
+        if len(batches) == 2 and rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer(self, images, questions)
 
-    stock.StockCaptioner.answer = dying
-sys.exit(eval.main())
-"""
+    StockCaptioner.answer = dying  # of this process alone
 
 
-def test_torchrun_gives_one_process_s_bytes_also_after_a_kill_and_with_another_number(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    sample = ["--num_eval_samples", "10", "--do_sample", "--temperature", "2"]
+def test_after_a_kill_three_processes_go_on_to_the_bytes_of_one(tmp_path, one):
+    out = tmp_path / "out" / "captions.jsonl"
+    assert run_forked(out, 2, second_of_process_1_kills) == [0, -signal.SIGKILL]
+    assert len(CAPTIONS.read(out.with_name("captions.jsonl.part-0-of-2"))) == 6
+    assert len(CAPTIONS.read(out.with_name("captions.jsonl.part-1-of-2"))) == 2
+    assert run_forked(out, 3) == [0, 0, 0]
+    assert out.read_bytes() == one
+    assert one.count(b"\n") == 10
+    assert not list(out.parent.glob("*.part-*"))
 
-    def run(name: str, count: int, **settings: str) -> int:
-        launcher = [sys.executable]
-        if count > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone"]
-            launcher += ["--nproc_per_node", str(count)]
-        out = tmp_path / name / "captions.jsonl"
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | settings
-        done = subprocess.run(
-            [*launcher, str(program), "chair", *flags(out, *sample)],
-            env=environment,
-            timeout=300,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0 or "DIES" in settings, done.stderr
-        return done.returncode
 
-    run("one", 1)
-    assert run("many", 2, DIES="1") != 0
-    made = sorted(path.name for path in (tmp_path / "many").glob("*.part-*"))
-    assert "captions.jsonl.part-1-of-2" in made
-    assert len(CAPTIONS.read(tmp_path / "many" / "captions.jsonl.part-1-of-2")) == 2
-    run("many", 3)
-    one, many = ((tmp_path / name / "captions.jsonl").read_bytes() for name in ("one", "many"))
-    assert many == one and one.count(b"\n") == 10
-    assert not list((tmp_path / "many").glob("*.part-*"))
+def test_two_processes_of_torchrun_write_the_bytes_of_one(tmp_path, one):
+    out = tmp_path / "out" / "captions.jsonl"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc_per_node", "2", "-m", "revisit.commands.eval"]
+    done = subprocess.run(
+        [*launcher, "chair", *flags(out, *SAMPLE)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == one
+    record = json.loads(out.with_name("captions.jsonl.run.json").read_text())
+    assert sorted(run["captions"] for run in record["runs"]) == [4, 6]

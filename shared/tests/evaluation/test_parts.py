@@ -18,6 +18,7 @@ from revisit.evaluation import EvaluationError, parts
 from revisit.evaluation.answering import Answer
 from revisit.evaluation.captioning import main
 from revisit.evaluation.captions import CAPTIONS, CaptionStore
+from revisit.evaluation.flags import caption_parser, settle
 from revisit.evaluation.parts import open_store
 from revisit.evaluation.processes import Process, this_process
 
@@ -213,6 +214,27 @@ def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whol
     assert launch.out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("at", ["the file's writing", "the parts' removal"])
+def test_a_merge_that_is_cut_short_is_made_again(launch, whole, monkeypatch, at):
+    def die(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    launch.start(0, 2, "--do_sample").wait()
+    with monkeypatch.context() as patch:
+        if at == "the file's writing":
+            patch.setattr(parts, "_write", die)
+        else:
+            patch.setattr(Path, "unlink", die)
+        status, _, _ = launch.start(1, 2, "--do_sample").wait()
+    assert status == -signal.SIGKILL
+    assert len(launch.parts) == 4
+    launch.run(2, "--do_sample")
+    assert launch.out.read_bytes() == whole
+    assert launch.parts == []
+    assert sum(run["captions"] for run in launch.record["runs"]) == 10
+    assert len(launch.record["runs"]) == 2
+
+
 def test_other_settings_are_refused_while_there_are_only_parts(launch):
     launch.start(0, 2).wait()
     before = {path: path.read_bytes() for path in launch.out.parent.iterdir()}
@@ -250,6 +272,39 @@ def test_a_damaged_part_is_named(tmp_path):
 )
 def test_the_environment_tells_which_process_this_is(environment, process):
     assert this_process(environment) == process
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "device"),
+    [
+        ([], 2, "cuda:1"),
+        (["--device", "cuda"], 2, "cuda:1"),
+        (["--device", "cuda:0"], 2, "cuda:0"),
+        (["--device", "cpu"], 2, "cpu"),
+        ([], 0, "cpu"),
+    ],
+)
+def test_each_process_takes_the_gpu_of_its_number(monkeypatch, tmp_path, flags, gpus, device):
+    for variable, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(variable, value)
+    parser = caption_parser("Test.", "auto")
+    args = parser.parse_args(["--model_path", "model", "--data_path", "images", *flags])
+    settle(args, tmp_path, "auto", gpus)
+    assert args.device == device
+    assert args.process == Process(3, 4, 1)
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch, tmp_path):
+    for variable, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(variable, value)
+    parser = caption_parser("Test.", "auto")
+    for flags, gpus, message in (
+        ([], 1, "cuda:1: PyTorch finds no such device"),
+        (["--device", "auto"], 2, "there are several processes"),
+    ):
+        args = parser.parse_args(["--model_path", "model", "--data_path", "images", *flags])
+        with pytest.raises(EvaluationError, match=message):
+            settle(args, tmp_path, "auto", gpus)
 
 
 @pytest.mark.parametrize(

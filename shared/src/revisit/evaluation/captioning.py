@@ -4,11 +4,12 @@ A family's script says how to load its model and how to make the model's inputs:
 
     from revisit.commands.captioner import TransformersCaptioner
     from revisit.evaluation.captioning import main
+    from revisit.evaluation.flags import decoding_arguments, other_decoder
 
     class LlavaCaptioner(TransformersCaptioner):
         def __init__(self, args):
             model = ...  # args.model_path, args.device, args.dtype
-            super().__init__(model, processor, args)
+            super().__init__(model, tokenizer, other_decoder(args), decoding_arguments(args), {})
 
         def inputs(self, images, questions):
             ...

@@ -108,7 +108,6 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
     once = cache(lambda: load(args))
     scored = 0
     for split, file in files.items():
-        print(f"{split}:", flush=True)
         settings = common | {"split": split, "questions": sha256(file)}
         path = args.output_path / split / "answers.jsonl"
         status, whole = _ask(once, tasks[split], settings, path, args)
