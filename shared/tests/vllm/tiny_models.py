@@ -124,7 +124,8 @@ def _qwen(folder: Path) -> Any:
     for name in ("preprocessor_config.json", "chat_template.json"):
         shutil.copy(DEMO / "qwen-tiny" / name, folder / name)
     rope = {"type": "mrope", "rope_type": "default", "mrope_section": [4, 6, 6]}
-    vision = {**_QWEN["vision_config"], "depth": 2, "out_hidden_size": TEXT["hidden_size"]}
+    heads = {"hidden_size": 64, "num_heads": 2}  # which two ranks can share
+    vision = {**_QWEN["vision_config"], "depth": 2, "out_hidden_size": 64, **heads}
     named = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(
