@@ -226,6 +226,34 @@ def test_a_cpu_takes_memory_as_columns_come_and_a_gpu_at_once():
     assert all(b - a <= max(320, a * 0.26) for a, b in pairwise(sizes))
 
 
+def test_what_is_reserved_is_there_at_once_and_nothing_more_is_taken():
+    budget = 100 * 32 * 4
+    pool = Pool(counted(50), budget)
+    pool.reserve(prompts=3, tokens=70)
+    memory = [each.data_ptr() for each in (pool.table, pool.slots, pool.absent, pool.used)]
+    assert pool.table.numel() == (100 + 3) * 32  # the budget, and one window
+    assert pool.slots.shape == (3, 50)
+    for _ in range(3):
+        several = [session(pool, tokens) for tokens in (70, 20, 33)]
+        for start in range(0, 50, 10):
+            exact(likely(*[range(start, start + 10)] * 3, size=50), several)
+        for one in several:
+            one.close()
+    assert memory == [each.data_ptr() for each in (pool.table, pool.slots, pool.absent, pool.used)]
+    more = [session(pool, 90) for _ in range(5)]  # than were reserved
+    exact(likely(*[range(10)] * 5, size=50), more)
+
+
+def test_columns_of_prompts_of_any_size_are_written_where_they_belong():
+    head = counted(60, 4)
+    spilled = 13 * 33 * 4  # a part of what a step needs
+    pool = Pool(head, BIG, CPU._replace(spilled=spilled))
+    several = [session(pool, tokens) for tokens in (33, 5, 33, 64, 5, 33, 1)]
+    for start in (0, 20, 10):
+        words = [range(start, start + 9 + row) for row in range(len(several))]
+        exact(likely(*words, size=60), several)
+
+
 def test_the_sizes_follow_the_device():
     assert Pool(counted(3), 0).sizes == CPU
     assert Pool(LMHead(torch.zeros(3, 2, device="meta")), 0).sizes == GPU

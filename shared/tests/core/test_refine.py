@@ -316,6 +316,29 @@ def test_a_step_takes_as_many_operators_for_many_ragged_rows_as_for_one(one_pass
     assert watch.operators <= operators[64] <= 60
 
 
+def test_new_words_cost_a_product_and_two_operators_more_for_each_prompt_that_has_some():
+    generator = torch.Generator().manual_seed(6)
+    operators = []
+    for rows in (2, 32):
+        columns = prompts(rows, 1)
+        for _ in range(2):  # each word is new to its prompt in one of them
+            logits = torch.randn(rows, VOCABULARY, generator=generator) * 4
+            watch = watched(logits, columns, CONFIG)
+        assert all(each.held for each in columns)
+        operators.append(watch.operators)
+    assert operators[1] - operators[0] < 3.5 * 30
+
+
+def test_what_was_decided_is_told_row_by_row():
+    (columns,) = prompts(1, 1)
+    session = on(columns, CONFIG)
+    _, steps = refine(torch.randn(3, VOCABULARY), [session, None, session])
+    assert len(steps) == len(list(steps)) == 3
+    assert [one is None for one in steps] == [False, True, False]
+    with pytest.raises(IndexError, match="row 3 of 3"):
+        steps[3]
+
+
 @pytest.mark.parametrize("budget", [0, 2**14, 2**30])
 def test_no_tensor_has_the_size_of_vision_tokens_times_vocabulary(budget):
     vocabulary, tokens = 20_000, 500

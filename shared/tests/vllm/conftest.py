@@ -47,3 +47,12 @@ def started(folders):
         return running[key]
 
     return start
+
+
+@pytest.fixture(scope="session")
+def server(folders, tmp_path_factory):
+    """The address of a server of the tiny Qwen2.5-VL, all layers, on this machine."""
+    import a_server
+
+    with a_server.served(folders["qwen"], tmp_path_factory.mktemp("server") / "log") as address:
+        yield address

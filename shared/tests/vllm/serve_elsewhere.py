@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def on_a_cpu() -> None:
@@ -24,6 +25,19 @@ def on_a_cpu() -> None:
     triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=Driver)
 
 
+def watch(serving: Any) -> list[int]:
+    """How many rows of logits each step has, from now on."""
+    widths: list[int] = []
+    original = serving.refine
+
+    def refine(logits: Any, context: Any) -> Any:
+        widths.append(len(logits))
+        return original(logits, context)
+
+    serving.refine = refine
+    return widths
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
@@ -31,6 +45,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--v2", action="store_true")
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--options", type=json.loads, default={}, help="more of the engine's")
     args = parser.parse_args()
     if args.v2:
         on_a_cpu()
@@ -47,11 +62,16 @@ def main() -> None:
         args.layers,
         tensor_parallel_size=args.ranks,
         distributed_executor_backend=backend,
+        **args.options,
     )
+    widths = watch(engines.serving(llm)) if args.v2 else []
     tokens = engines.generate(llm, mixed(args.layers, QUESTIONS[:4]))
-    answers = {"tokens": tokens, "runner": None}
-    if args.v2:
-        answers["runner"] = type(engines.serving(llm).runner).__name__
+    answers = {
+        "tokens": tokens,
+        "runner": type(engines.serving(llm).runner).__name__ if args.v2 else None,
+        "rows": max(widths, default=None),
+        "compiled": llm.llm_engine.vllm_config.compilation_config.mode.name,
+    }
     args.out.write_text(json.dumps(answers))
 
 

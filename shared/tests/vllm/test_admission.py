@@ -29,7 +29,9 @@ REFUSED = {
     "a divergence of a wrong type": ({"divergence": ["ag"]}, "divergence must be one of"),
     "an unknown selection": ({"selection": "median"}, "selection must be one of"),
     "a seed beyond 64 bits": (f'{{"seed": {2**80}}}', "seed must fit 64 bits"),
-    "layers": ({"layers": "all"}, r"\['layers'\] are the engine's"),
+    "layers": ({"layers": "all"}, "layers is the engine's, for all requests, and here 'last'"),
+    "some layers": ({"layers": [1, 2]}, "layers is the engine's"),
+    "a cache": ({"cache_bytes": 7}, "cache_bytes is the engine's, .* here 1073741824"),
     "a trace": ({"trace": True}, r"no settings \['trace'\]"),
 }
 
@@ -194,3 +196,10 @@ def test_settings_that_a_request_names_replace_the_engines():
     engine = ReVisiTConfig(layers="all", alpha=1e-2, divergence="js")
     asked = asked_settings('{"alpha": 0.5}', engine)
     assert asked == ReVisiTConfig(layers="all", alpha=0.5, divergence="js")
+
+
+def test_a_request_may_name_the_layers_that_the_engine_has():
+    for layers in ("all", [1, 3]):
+        engine = ReVisiTConfig(layers=layers)
+        asked = asked_settings({"layers": layers, "alpha": 0.5}, engine)
+        assert asked == ReVisiTConfig(layers=layers, alpha=0.5)

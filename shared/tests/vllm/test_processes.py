@@ -2,12 +2,8 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -42,60 +38,33 @@ def test_model_runner_v2_equals_transformers(family, layers, folders, references
     assert answers["tokens"] == expected
 
 
+def test_speculative_decoding_by_ngrams_equals_transformers(folders, references):
+    ngrams = {"method": "ngram", "num_speculative_tokens": 3}
+    lookup = {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+    options = json.dumps({"speculative_config": {**ngrams, **lookup}})
+    answers = elsewhere(folders["qwen"], "last", "--v2", "--options", options)
+    assert answers["runner"] == "RunnerV2"
+    assert answers["rows"] > 8  # drafts beside the tokens of eight requests
+    asked = mixed("last", QUESTIONS[:4])
+    expected = references["qwen"].all(asked)
+    for (_, config), got, right in zip(asked, answers["tokens"], expected, strict=True):
+        # Drafts that are refused have drawn too.
+        assert got == right or (config is not None and config.selection == "random")
+
+
+@pytest.mark.skipif("REVISIT_SLOW" not in os.environ, reason="compiles for a minute or two")
+def test_a_compiled_model_equals_transformers(folders, references, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    options = json.dumps({"enforce_eager": False})
+    answers = elsewhere(folders["qwen"], "all", "--options", options)
+    assert answers["compiled"] not in ("NONE", None)
+    assert answers["tokens"] == references["qwen"].all(mixed("all", QUESTIONS[:4]))
+
+
 def test_two_ranks_of_tensor_parallelism_equal_transformers(folders, references):
     asked = mixed("all", QUESTIONS[:4])
     answers = elsewhere(folders["qwen"], "all", "--ranks", "2")
     assert answers["tokens"] == references["qwen"].all(asked)
-
-
-@pytest.fixture(scope="module")
-def server(folders, tmp_path_factory):
-    """The address of a server on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = {
-        "--model": folders["qwen"],
-        "--served-model-name": "tiny",
-        "--host": "127.0.0.1",
-        "--port": port,
-        "--dtype": "float32",
-        "--max-model-len": 512,
-        "--kv-cache-memory-bytes": 64 * 2**20,
-        "--limit-mm-per-prompt": '{"image": 2}',
-        "--logits-processors": "revisit.vllm:ReVisiT",
-        "--additional-config": '{"revisit": {"layers": "all"}}',
-    }
-    words = [str(word) for pair in flags.items() for word in pair]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    module = "vllm.entrypoints.openai.api_server"
-    log = tmp_path_factory.mktemp("server") / "log"
-    with log.open("w") as lines:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, "--enforce-eager", "--skip-mm-profiling", *words],
-            env=environment,
-            stdout=lines,
-            stderr=subprocess.STDOUT,
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait(address, process, log)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _wait(address, process, log):
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-6000:]
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-6000:])
 
 
 def ask(server, question, **settings):

@@ -24,7 +24,10 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
     "special_tokens_map.json",
 )
-VOCABULARY, IMAGE_ID, EOS = 650, 648, 645
+_QWEN = json.loads((DEMO / "qwen-tiny" / "config.json").read_text())
+VOCABULARY, IMAGE_ID, EOS = (
+    _QWEN[name] for name in ("vocab_size", "image_token_id", "eos_token_id")
+)
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 STEPS = 16
 
@@ -38,7 +41,7 @@ TEXT = {
     "max_position_embeddings": 1024,
     "bos_token_id": None,
     "eos_token_id": EOS,
-    "pad_token_id": 643,
+    "pad_token_id": _QWEN["pad_token_id"],
     "tie_word_embeddings": False,
 }
 
@@ -120,16 +123,16 @@ def _rename(path: Path, old: str, new: str) -> None:
 def _qwen(folder: Path) -> Any:
     for name in ("preprocessor_config.json", "chat_template.json"):
         shutil.copy(DEMO / "qwen-tiny" / name, folder / name)
-    config = json.loads((DEMO / "qwen-tiny" / "config.json").read_text())
     rope = {"type": "mrope", "rope_type": "default", "mrope_section": [4, 6, 6]}
-    vision = {**config["vision_config"], "depth": 2, "out_hidden_size": TEXT["hidden_size"]}
+    heads = {"hidden_size": 64, "num_heads": 2}  # which two ranks can share
+    vision = {**_QWEN["vision_config"], "depth": 2, "out_hidden_size": 64, **heads}
     named = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return transformers.Qwen2_5_VLForConditionalGeneration(
         transformers.Qwen2_5_VLConfig(
             vision_config={**vision, "fullatt_block_indexes": [1]},
             text_config={**TEXT, "rope_scaling": rope},
             tie_word_embeddings=False,
-            **{name: config[name] for name in named},
+            **{name: _QWEN[name] for name in named},
         )
     )
 

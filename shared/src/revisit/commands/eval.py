@@ -1,13 +1,16 @@
 """`revisit-eval chair|pope --model MODEL ...`: the evaluation of any model of a stock Transformers.
 
-The model is loaded by `AutoModelForImageTextToText` and asked by its processor and chat template.
+The model is loaded by `AutoModelForImageTextToText` and asked by its processor and chat template;
+or it is served by vLLM, here or elsewhere (`--engine`).
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from revisit.commands import engines
 from revisit.evaluation import captioning, polling
 
 if TYPE_CHECKING:
@@ -26,24 +29,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="revisit-eval",
         description="Evaluate any model of Transformers that reads images: caption COCO images and "
         "score the captions by CHAIR, or ask POPE's questions. `revisit-eval chair --help` and "
-        "`revisit-eval pope --help` have the settings.",
+        "`revisit-eval pope --help` have the other settings.",
     )
     parser.add_argument("benchmark", choices=sorted(PROGRAMS))
+    engines.add_flags(parser)
     benchmark = parser.parse_args(given[:1]).benchmark
+    chosen = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+    engines.add_flags(chosen)
+    told, rest = chosen.parse_known_args(given[1:])
+    if (told.engine == "openai") != (told.base_url is not None):
+        parser.error("--base_url and --engine openai: one needs the other")
     program, description = PROGRAMS[benchmark]
     from revisit.transformers.checkpoint import own_dtype
 
+    served = told.engine == "openai"
     return program(
-        _load,
+        partial(_load, told.engine, told.base_url),
         description,
         results=None,
-        own_dtype=own_dtype,
-        argv=given[1:],
+        own_dtype=(lambda _: engines.THE_SERVERS) if served else own_dtype,
+        defaults={"dtype": "auto"} if served else None,
+        argv=rest,
         program=f"revisit-eval {benchmark}",
     )
 
 
-def _load(args: argparse.Namespace) -> "Captioner":
+def _load(engine: str, base_url: str | None, args: argparse.Namespace) -> "Captioner":
+    if engine != "transformers":
+        return engines.load(args, engine, base_url)
     from revisit.commands.stock import StockCaptioner  # once the arguments are checked
 
     return StockCaptioner(args)

@@ -25,7 +25,7 @@ from revisit.core.step import LARGEST, Step, check, divergence, select
 _IMPOSSIBLE = -1e20
 
 
-def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, list[Step | None]]:
+def refine(scores: Tensor, sessions: Sequence[Session | None]) -> "tuple[Tensor, Decided]":
     """Refine a batch: each row by its own session, whatever its neighbours are.
 
     Args:
@@ -40,19 +40,16 @@ def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, 
         ValueError: the scores of a row with a session hold NaN, or are -inf for every token; the
             sessions are not of one pool, or one of them is closed.
     """
-    steps: list[Step | None] = [None] * len(sessions)
-    seeing = [session for session in sessions if session is not None]
-    if not seeing:
-        return scores.to(torch.float32, copy=True), steps
-    pool = seeing[0].columns.pool
+    first = next((session for session in sessions if session is not None), None)
+    if first is None:
+        return scores.to(torch.float32, copy=True), Decided(len(sessions))
+    pool = first.columns.pool
     if pool.latest is None or pool.latest.sessions != list(sessions):
         pool.latest = Rows(sessions)
     rows: Rows = pool.latest
     logits = scores.detach().to(pool.table.device, torch.float32)
     own = logits if rows.index is None else logits.index_select(0, rows.index)
-    refined, decided = _refine(own, rows)
-    for row, step in zip(rows.seeing, decided, strict=True):
-        steps[row] = step
+    refined, steps = _refine(own, rows)
     if rows.index is not None:
         refined = logits.index_copy(0, rows.index, refined)
     return refined.to(scores.device), steps
@@ -140,7 +137,48 @@ class Candidates(NamedTuple):
         return Candidates(order, lengths, columns, words, penalty, places, firsts, log_p)
 
 
-def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
+class _Made(NamedTuple):
+    """What a step has decided, for the rows that have a session."""
+
+    refined: Tensor  # (R, V)
+    seeing: Sequence[int]  # of each, its row in the batch
+    found: Candidates
+    distances: Tensor  # (R, M), in the order of `found`
+    choice: Tensor  # (R,) the same
+
+
+class Decided:
+    """What was decided for each row of a batch, None where a row has no session.
+
+    A row's tensors are views that are made when it is asked for: who reads none pays nothing.
+    """
+
+    def __init__(self, count: int, made: _Made | None = None) -> None:
+        self._count = count
+        self._made = made
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Step | None]:
+        return map(self.__getitem__, range(self._count))
+
+    def __getitem__(self, row: int) -> Step | None:
+        if not 0 <= row < self._count:
+            raise IndexError(f"row {row} of {self._count}")
+        if self._made is None or row not in self._made.seeing:
+            return None
+        refined, seeing, found, distances, choice = self._made
+        place = found.order.index(seeing.index(row))
+        return Step(
+            refined[seeing.index(row)],
+            found.words[place, : found.lengths[place]],
+            choice[place],
+            distances[place, : found.columns[place].tokens],
+        )
+
+
+def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, Decided]:
     """Refine rows (R, V) float32 that all have a session."""
     pool = rows.pool
     words, beyond, lengths, indices = _look_up(logits, rows)
@@ -159,7 +197,9 @@ def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
         penalty = beyond * _IMPOSSIBLE
     log_p = log_p.log_softmax(1)
     firsts = pool.slots.take(places)
-    lengths, columns = [lengths[row] for row in order], [rows.columns[row] for row in order]
+    columns = rows.columns
+    if not isinstance(order, range):
+        lengths, columns = [lengths[row] for row in order], [columns[row] for row in order]
     found = Candidates(order, lengths, columns, words, penalty, places, firsts, log_p)
     distances, choice = _choose(found, rows, void)
     vision = _at(found, choice)
@@ -171,16 +211,8 @@ def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, list[Step]]:
         refined.put_(at, values)
     else:  # what is repeated is less than the word itself
         refined.view(-1).scatter_reduce_(0, at.flatten(), values.flatten(), "amax")
-    steps = {
-        row: Step(
-            refined[row],
-            words[place, : lengths[place]],
-            choice[place],
-            distances[place, : columns[place].tokens],
-        )
-        for place, row in enumerate(order)
-    }
-    return refined, [steps[row] for row in range(len(order))]
+    made = _Made(refined, rows.seeing, found, distances, choice)
+    return refined, Decided(len(rows.sessions), made)
 
 
 def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[int], Tensor]:
@@ -213,7 +245,7 @@ def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[in
     pool.step += 1
     for columns in rows.prompts:
         columns.short = 0
-    words, beyond = positions(ranks, lengths)
+    words, beyond = positions(ranks, lengths, pool.numbers)
     indices = words + rows.begins
     pool.used.view(-1).index_fill_(0, indices[1].flatten(), pool.step)
     if any(coming):
@@ -273,6 +305,9 @@ def _groups(kinds: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str],
 
 def _parts(group: range, found: Candidates, limit: int) -> Iterator[slice]:
     """Rows that are taken together: as many as fit, and alone those of which columns are absent."""
+    if isinstance(found.order, range):  # all fit, as `_order` has seen
+        yield slice(group.start, group.stop)
+        return
     start = group.start
     words = states = 0
     for place in group:

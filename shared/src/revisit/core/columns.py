@@ -10,6 +10,7 @@ serves columns of any length: what a window shows behind a shorter column belong
 the caller leaves it out.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
@@ -46,16 +47,21 @@ def put(values: Any, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def positions(ranks: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+def positions(
+    ranks: Tensor, counts: Sequence[int], numbers: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """Where a mask (B, V) is true, from its running sums (B, V) int32 and its sums, at least one.
 
     `nonzero` would do the same, but a GPU would have to be waited for.
+
+    Args:
+        numbers: (V,) int32, from 1 on.
 
     Returns:
         (B, c) int64, ascending, c the largest count: a row with fewer is filled up with its last.
         And (B, c) bool, where it is; None if nowhere.
     """
-    order = torch.arange(1, max(counts) + 1, dtype=torch.int32, device=ranks.device)
+    order = numbers[: max(counts)]
     if min(counts) == max(counts):
         return torch.searchsorted(ranks, order.expand(len(counts), -1).contiguous()), None
     last = ranks[:, -1:]
@@ -80,6 +86,7 @@ class Pool:
         slots: (prompts, V) int32, where a word's column begins, in grains; any where it is absent.
         absent: (prompts, V) float32, 1 for the words that the table does not hold, else 0.
         used: (prompts, V) int32, the step that needed a word last.
+        numbers: (V,) int32, from 1 on.
         latest: what `refine` prepared for the rows of its last batch.
     """
 
@@ -94,12 +101,15 @@ class Pool:
         self.slots = torch.zeros((0, head.size), dtype=torch.int32, device=head.device)
         self.absent = torch.ones_like(self.slots, dtype=torch.float32)
         self.used = torch.zeros_like(self.slots)
+        self.numbers = torch.arange(1, head.size + 1, dtype=torch.int32, device=head.device)
         self.vacant: list[int] = []
         self.step = 0
         self.latest: Any = None
 
     def open(self, states: Tensor) -> "Columns":
         """Room for a prompt with vision states (M, d).
+
+        They stay where they are: those of another device are copied for each of their products.
 
         Raises:
             ValueError: there are none, or they are not as wide as the LM head.
@@ -113,25 +123,40 @@ class Pool:
         if not states.shape[0]:
             raise ValueError("a prompt without vision states has nothing to be compared with")
         if not self.vacant:
-            count = self.slots.shape[0]
-            self.slots, self.absent, self.used = (
-                _grown(each, max(1, 2 * count)) for each in (self.slots, self.absent, self.used)
-            )
-            self.vacant = list(range(count, self.slots.shape[0]))
+            self._rows_for(max(1, 2 * self.slots.shape[0]))
         row = self.vacant.pop(0)
         self.slots[row] = 0
         self.absent[row] = 1
-        columns = Columns(self, row, states.detach().to(head.device, head.dtype))
+        columns = Columns(self, row, states.detach().to(head.dtype))
         self.widest = max(self.widest, columns.size)
         self._span(self.limit if self.sizes.at_once else self.reach)
         return columns
+
+    def reserve(self, prompts: int, tokens: int) -> None:
+        """Take at once the memory of the whole budget, and of so many prompts.
+
+        Args:
+            prompts: how many are open at a time, at most; for more, memory is taken as they come.
+            tokens: vision states of a prompt, at most; the same holds.
+        """
+        self.widest = max(self.widest, math.ceil(tokens / self.sizes.grain))
+        self._rows_for(prompts)
+        self._span(self.limit)
+
+    def _rows_for(self, prompts: int) -> None:
+        count = self.slots.shape[0]
+        if prompts > count:
+            self.slots, self.absent, self.used = (
+                _grown(each, prompts) for each in (self.slots, self.absent, self.used)
+            )
+            self.vacant += range(count, prompts)
 
     def close(self, columns: "Columns") -> None:
         """The prompt has ended: its room is free for others."""
         if columns.open:
             columns.open = False
             self.vacant.append(columns.row)
-            self.free = _merged([*self.free, *columns.runs])
+            self.free = merged([*self.free, *columns.runs])
             self.latest = None
 
     def take(self, size: int, count: int) -> list[range]:
@@ -150,7 +175,7 @@ class Pool:
             seen += 1
         self.free[:seen] = left
         if taken:
-            self._span(max(run[-1] for run in taken) + size)
+            self._span(taken[-1][-1] + size)
         return taken
 
     def windows(self, start: int, width: int) -> Tensor:
@@ -177,7 +202,7 @@ class Pool:
             missing = missing.index_select(0, put(some, missing.device))
         prompts = [prompts[index] for index in some]
         coming = [coming[index] for index in some]
-        new, _ = positions(missing.int().cumsum_(1), coming)
+        new, _ = positions(missing.int().cumsum_(1), coming, self.numbers)
         rooms = [
             columns.take(count, in_use[index])
             for columns, count, index in zip(prompts, coming, some, strict=True)
@@ -189,7 +214,7 @@ class Pool:
             [
                 [*chain.from_iterable([*fresh, *[0] * old] for fresh, old in rooms)],
                 _heads(kept, new.shape[1]),
-                self._rows(prompts, kept),
+                self._bases(prompts, kept),
             ],
             new.device,
         )
@@ -200,9 +225,43 @@ class Pool:
         places = words + plan[2]
         self.slots.view(-1).index_copy_(0, places, firsts.int())
         self.absent.view(-1).index_fill_(0, places, 0)
+        self._fill(prompts, words, firsts, kept)
+
+    @torch.no_grad()
+    def _fill(
+        self, prompts: Sequence["Columns"], words: Tensor, firsts: Tensor, kept: list[int]
+    ) -> None:
+        """Compute the columns of words (n,) and write them where they begin, in grains (n,).
+
+        Those of prompts with as many vision states are written at once, as many as memory allows.
+        """
         each = zip(prompts, torch.split(words, kept), torch.split(firsts, kept), strict=True)
-        for columns, own, begin in each:
-            columns.fill(own, begin)
+        logits: list[Tensor] = []
+        begins: list[Tensor] = []
+        tokens = count = 0
+        for columns, own, places in sorted(each, key=lambda one: one[0].tokens):
+            for some, begin in zip(columns.split(own), columns.split(places), strict=True):
+                much = (count + some.shape[0]) * columns.bytes > self.sizes.spilled
+                if logits and (much or columns.tokens != tokens):
+                    self._write(logits, begins)
+                    logits, begins, count = [], [], 0
+                logits.append(self.head.project(some, columns.here()))
+                begins.append(begin)
+                tokens, count = columns.tokens, count + some.shape[0]
+        self._write(logits, begins)
+
+    def _write(self, logits: list[Tensor], firsts: list[Tensor]) -> None:
+        """Write columns, each (c, M), where they begin in the table, each (c,) grains."""
+        whole, begins = _joined(logits), _joined(firsts)
+        grain = self.sizes.grain
+        size = math.ceil(whole.shape[1] / grain)
+        if padding := size * grain - whole.shape[1]:
+            whole = torch.nn.functional.pad(whole, (0, padding))
+        if size > 1:
+            within = torch.arange(size, device=begins.device)
+            begins = (begins.unsqueeze(1) + within).flatten()
+        grains = self.table[: self.reach * grain].view(-1, grain)
+        grains.index_copy_(0, begins, whole.view(-1, grain))
 
     def _replace(
         self,
@@ -223,7 +282,7 @@ class Pool:
         plan = put(
             [
                 _heads(olds, oldest.shape[1]),
-                self._rows(prompts, olds),
+                self._bases(prompts, olds),
                 [*chain.from_iterable(range(e - n, e) for e, n in zip(ends, olds, strict=True))],
             ],
             firsts.device,
@@ -232,7 +291,7 @@ class Pool:
         firsts.index_copy_(0, plan[2], self.slots.take(places).long())
         self.absent.view(-1).index_fill_(0, places, 1)
 
-    def _rows(self, prompts: Sequence["Columns"], counts: Sequence[int]) -> list[int]:
+    def _bases(self, prompts: Sequence["Columns"], counts: Sequence[int]) -> list[int]:
         """Where the row of a prompt begins in flat `slots`, so many times for each."""
         each = zip(prompts, counts, strict=True)
         return [place for columns, count in each for place in [columns.base] * count]
@@ -251,9 +310,10 @@ class Columns:
     """What one prompt holds in a pool: made by `Pool.open`.
 
     Attributes:
-        states: (M, d) vision states, in the LM head's dtype.
+        states: (M, d) vision states, in the LM head's dtype, on any device.
         tokens: M.
-        size: of a column, in grains.
+        size: of a column, in grains; `bytes` without what fills it up to them.
+        row_bytes: of the LM head's row of a word, in float32.
         base: where its row begins in the pool's flat `slots`.
         held: how many columns it holds.
         short: how many words of the latest step found no room, and are absent.
@@ -267,6 +327,8 @@ class Columns:
         self.states = states
         self.tokens = states.shape[0]
         self.size = max(1, -(-self.tokens // pool.sizes.grain))
+        self.bytes = self.tokens * pool.table.element_size()
+        self.row_bytes = 4 * pool.head.width
         self.runs: list[range] = []
         self.held = 0
         self.short = 0
@@ -282,32 +344,32 @@ class Columns:
         self.short = coming - len(fresh) - old
         return fresh, old
 
-    def fill(self, words: Tensor, firsts: Tensor) -> None:
-        """Compute the columns of words (n,) and write them where they begin, in grains (n,)."""
-        pool, grain = self.pool, self.pool.sizes.grain
-        grains = pool.table[: pool.reach * grain].view(-1, grain)
-        within = torch.arange(self.size, device=firsts.device)
-        for some, begin in zip(self._split(words), self._split(firsts), strict=True):
-            logits = self.project(some)
-            padding = self.size * grain - self.tokens
-            whole = torch.nn.functional.pad(logits, (0, padding)) if padding else logits
-            places = (begin.unsqueeze(1) + within).flatten()
-            grains.index_copy_(0, places, whole.view(-1, grain))
-
     @torch.no_grad()
-    def project(self, words: Tensor, states: slice | Tensor = slice(None)) -> Tensor:
-        """The logits (c, b) of words (c,) at some of the states."""
-        some = self.states[states]
-        parts = [self.pool.head.project(each, some) for each in self._split(words)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def project(self, words: Tensor, states: slice | Tensor | None = None) -> Tensor:
+        """The logits (c, b) of words (c,) at some of the states, all if None."""
+        some = self.here(states)
+        return _joined([self.pool.head.project(each, some) for each in self.split(words)])
 
-    def _split(self, words: Tensor) -> tuple[Tensor, ...]:
+    def here(self, states: slice | Tensor | None = None) -> Tensor:
+        """Some of the states, all if None, where the LM head is."""
+        if isinstance(states, Tensor):
+            states = states.to(self.states.device)
+        some = self.states if states is None else self.states[states]
+        return some.to(self.pool.head.device)
+
+    def split(self, words: Tensor) -> tuple[Tensor, ...]:
         """As many words at a time as temporaries allow."""
-        sizes, head = self.pool.sizes, self.pool.head
-        column = self.tokens * self.pool.table.element_size()
-        most = max(1, min(sizes.gathered // (4 * head.width), sizes.spilled // column))
+        sizes, count = self.pool.sizes, words.shape[0]
+        if count * self.row_bytes <= sizes.gathered and count * self.bytes <= sizes.spilled:
+            return (words,)
+        most = max(1, min(sizes.gathered // self.row_bytes, sizes.spilled // self.bytes))
         parts: tuple[Tensor, ...] = torch.split(words, most)
         return parts
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One behind the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _heads(counts: Sequence[int], width: int) -> list[int]:
@@ -315,7 +377,7 @@ def _heads(counts: Sequence[int], width: int) -> list[int]:
     return [*chain.from_iterable(range(i * width, i * width + n) for i, n in enumerate(counts))]
 
 
-def _merged(runs: list[range]) -> list[range]:
+def merged(runs: list[range]) -> list[range]:
     """Runs of grains in order, neighbours as one."""
     merged: list[range] = []
     for run in sorted(runs, key=lambda each: each.start):

@@ -83,7 +83,7 @@ class LMHead(NamedTuple):
         rounding, and several times faster.
         """
         weight = self.weight.index_select(0, words)
-        if native(self.dtype, self.device.type):
+        if weight.dtype == torch.float32 or native(self.dtype, self.device.type):
             return self.finish(torch.mm(weight, states.T), words)
         weight = weight.float()
         logits = self.weight.new_empty((words.shape[0], states.shape[0]))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from revisit.config import ReVisiTConfig
@@ -12,6 +12,9 @@ KEY = "revisit"
 PROCESSOR = "revisit.vllm:ReVisiT"
 RELEASES = ("0.32.0",)
 """Those that all of this was tested with: what is read of vLLM is not its public interface."""
+
+# What requests keep together, where `cache_bytes` is not named.
+_BYTES = 2**30
 
 # A request shares the engine's forward pass and memory, and there is no way back for a trace.
 _OF_ENGINE = ("layers", "cache_bytes")
@@ -60,7 +63,7 @@ def engine_settings(vllm_config: Any) -> ReVisiTConfig:
         raise ValueError(
             f"additional_config['revisit'] has no settings {unknown}; there are {sorted(allowed)}"
         )
-    return ReVisiTConfig(**given)
+    return ReVisiTConfig(**{"cache_bytes": _BYTES, **given})
 
 
 def check_engine(vllm_config: Any) -> ReVisiTConfig:
@@ -105,14 +108,16 @@ def asked_settings(asked: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
         return engine
     if not isinstance(asked, Mapping):
         raise ValueError(f"it must be an object or true, got {_short(asked)}")
-    if whole := [name for name in _OF_ENGINE if name in asked]:
-        raise ValueError(
-            f'{whole} are the engine\'s, for all requests: they stand under "revisit" in its '
-            "--additional-config"
-        )
-    if unknown := sorted(set(map(str, asked)) - set(_OF_REQUEST)):
+    for name in _OF_ENGINE:
+        if name in asked and _plain(asked[name]) != _plain(getattr(engine, name)):
+            raise ValueError(
+                f"{name} is the engine's, for all requests, and here {getattr(engine, name)!r}: it "
+                'stands under "revisit" in its --additional-config'
+            )
+    own = {name: value for name, value in asked.items() if name not in _OF_ENGINE}
+    if unknown := sorted(set(map(str, own)) - set(_OF_REQUEST)):
         raise ValueError(f"no settings {_short(unknown)}; there are {sorted(_OF_REQUEST)}")
-    settings = replace(engine, **asked)
+    settings = replace(engine, **own)
     if not -(2**63) <= settings.seed < 2**63:
         raise ValueError("seed must fit 64 bits")
     return settings
@@ -136,7 +141,7 @@ def admit(request: Any, vllm_config: Any) -> None:
         raise _refusal(f"revisit: {error}; {_EXAMPLE}") from None
     left = {name: value for name, value in extra.items() if name != KEY}
     if settings is not None and _has_vision(request):
-        left[KEY] = {name: asdict(settings)[name] for name in _OF_REQUEST}
+        left[KEY] = {name: getattr(settings, name) for name in _OF_REQUEST}
         # Of what a prefix cache serves nobody would see the hidden states.
         params.skip_reading_prefix_cache = True
     params.extra_args = left
@@ -166,8 +171,10 @@ def vision_positions(features: Any) -> list[int]:
     for feature in features or ():
         if feature.modality in _MODALITIES:
             at = feature.mm_position
-            inside = range(at.length) if at.is_embed is None else at.is_embed.nonzero().flatten()
-            places.update(at.offset + int(place) for place in inside)
+            if at.is_embed is None:
+                places.update(range(at.offset, at.offset + at.length))
+            else:
+                places.update((at.is_embed.nonzero().flatten() + at.offset).tolist())
     return sorted(places)
 
 
@@ -189,6 +196,10 @@ def _refusal(message: str) -> Exception:
 
     refusal: Exception = VLLMValidationError(message, parameter=KEY)
     return refusal
+
+
+def _plain(setting: Any) -> Any:
+    return list(setting) if isinstance(setting, tuple) else setting
 
 
 def _short(value: Any) -> str:

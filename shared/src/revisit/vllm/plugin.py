@@ -116,6 +116,7 @@ def join(worker: Any) -> None:
     Raises:
         ValueError: the model cannot be served with ReVisiT.
     """
+    from revisit.vllm.memory import leave_room
     from revisit.vllm.processor import ReVisiT
     from revisit.vllm.runner import face
     from revisit.vllm.serving import Serving
@@ -125,7 +126,14 @@ def join(worker: Any) -> None:
     for processor in serving.runner.processors():
         if isinstance(processor, ReVisiT):
             processor.serving = serving
-    execute = runner.execute_model
+    if serving.head.device.type == "cpu":
+        leave_room(worker, serving.bytes)
+    execute, profile = runner.execute_model, runner.profile_run
+
+    @wraps(profile)
+    def profile_run(*args: Any, **kwargs: Any) -> None:
+        profile(*args, **kwargs)
+        serving.rehearse()
 
     @wraps(execute)
     def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
@@ -137,4 +145,4 @@ def join(worker: Any) -> None:
             serving.after()
         return output
 
-    runner.execute_model = execute_model
+    runner.profile_run, runner.execute_model = profile_run, execute_model

@@ -20,6 +20,7 @@ from revisit.core.layers import resolve_layers
 from revisit.core.session import Session
 from revisit.vllm.admission import admitted_settings, vision_positions
 from revisit.vllm.head import check_head, is_tied, lm_head
+from revisit.vllm.memory import Arena, rehearse
 from revisit.vllm.runner import Runner, Span
 
 log = logging.getLogger("vllm.revisit")
@@ -33,14 +34,16 @@ class Prompt:
 
     Attributes:
         positions: of its N vision tokens, ascending.
-        states: (J, N, d) their hidden states, layer by layer; None before the first is read.
+        arena: where their hidden states are kept.
+        states: (J, N, d) those, layer by layer; None before the first is read.
         read: how many of the vision tokens were read, from the first on.
         session: made when the first token is chosen.
     """
 
-    def __init__(self, config: ReVisiTConfig, positions: list[int]) -> None:
+    def __init__(self, config: ReVisiTConfig, positions: list[int], arena: Arena) -> None:
         self.config = config
         self.positions = positions
+        self.arena = arena
         self.states: Tensor | None = None
         self.read = 0
         self.session: Session | None = None
@@ -61,8 +64,8 @@ class Prompt:
         if first == last or first > self.read:  # what lies between was read elsewhere
             return
         if self.states is None:
-            shape = (len(layers), len(self.positions), layers[0].shape[1])
-            self.states = layers[0].new_empty(shape)
+            width = layers[0].shape[1]
+            self.states = self.arena.take(len(layers), len(self.positions), width)
         shift = span.begin - span.start
         rows = put([place + shift for place in self.positions[first:last]], layers[0].device)
         for kept, layer in zip(self.states, layers, strict=True):
@@ -73,6 +76,8 @@ class Prompt:
         """It has ended."""
         if self.session is not None:
             self.session.close()
+        if self.states is not None:
+            self.arena.give(self.states)
 
 
 def _guarded(method: Callable[P, R]) -> Callable[P, R | None]:
@@ -90,16 +95,19 @@ def _guarded(method: Callable[P, R]) -> Callable[P, R | None]:
 
 
 class Serving:
-    """What a worker keeps of its requests, with one pool of columns for all of them.
+    """What a worker keeps of its requests, in memory that is taken here, for all of them.
 
     Args:
         runner: the face of the worker's model runner, its model loaded.
         config: the engine's settings.
 
     Attributes:
+        bytes: of that memory: `cache_bytes`, half for columns and half for vision states, and what
+            a pool needs besides for each of `max_num_seqs` prompts.
         prompts: by request, from its first pass until vLLM says that it has ended.
         reading: those of which vision tokens are yet to be read.
         unfinished: those of which the pass that ran leaves tokens to read.
+        latest: the requests of the latest step and their sessions, while none comes, goes or reads.
 
     Raises:
         ValueError: the model's LM head or inner layers cannot be read.
@@ -116,14 +124,38 @@ class Serving:
         self.inner = sorted({layer for layer in self.layers if layer != count})
         if self.inner:
             _read_inner(runner.runner, model, self.inner)
-        self.pool = Pool(self.head, config.cache_bytes)
+        self._take_memory()
         self.prompts: dict[str, Prompt] = {}
         self.reading: dict[str, Prompt] = {}
         self.unfinished: set[str] = set()
+        self.latest: tuple[list[str], list[Session | None]] | None = None
+
+    def _take_memory(self) -> None:
+        # A column is as long as a prompt has vision states, and a state as wide as the LM head:
+        # about as many words ever become plausible. So both get as much.
+        runner = self.runner.runner
+        self.most = runner.scheduler_config.max_num_seqs
+        self.pool = Pool(self.head, self.config.cache_bytes // 2)
+        self.pool.reserve(self.most, len(self.layers) * runner.model_config.max_model_len)
+        self.arena = Arena(self.config.cache_bytes // 2, self.head.dtype, self.head.device)
+        pool = self.pool
+        taken = (self.arena.table, pool.table, pool.slots, pool.absent, pool.used)
+        self.bytes = sum(each.nbytes for each in taken)
+        log.info(
+            "ReVisiT: %d MiB, with room for the vision states of %d tokens",
+            self.bytes >> 20,
+            self.arena.table.numel() // (len(self.layers) * self.head.width),
+        )
+
+    def rehearse(self) -> None:
+        """A step of all requests at once, for vLLM to profile."""
+        rehearse(self.pool, self.config, self.most)
 
     @_guarded
     def before(self, scheduled: Any) -> None:
         """Requests that end and that begin, before the pass that `scheduled` tells."""
+        if scheduled.finished_req_ids or scheduled.scheduled_new_reqs:
+            self.latest = None
         for request in scheduled.finished_req_ids:
             self.reading.pop(request, None)
             if prompt := self.prompts.pop(request, None):
@@ -133,7 +165,7 @@ class Serving:
                 continue  # it goes on after a preemption: what was read of it holds
             config = admitted_settings(new.sampling_params, self.config)
             if config is not None:
-                prompt = Prompt(config, vision_positions(new.mm_features))
+                prompt = Prompt(config, vision_positions(new.mm_features), self.arena)
                 self.prompts[new.req_id] = self.reading[new.req_id] = prompt
 
     @_guarded
@@ -161,7 +193,11 @@ class Serving:
     @_guarded
     def _refine(self, logits: Tensor, context: Any) -> Tensor | None:
         requests = self.runner.rows(logits.shape[0], context)
-        sessions = [self._session(request) for request in requests]
+        if self.unfinished or self.latest is None or self.latest[0] != requests:
+            sessions = [self._session(request) for request in requests]
+            self.latest = None if self.unfinished else (list(requests), sessions)
+        else:
+            sessions = self.latest[1]
         if not any(sessions):
             return None
         try:
@@ -183,11 +219,10 @@ class Serving:
         if prompt.session is None:
             if not prompt.complete or prompt.states is None:
                 log.error("ReVisiT: the vision tokens of %s were not all read here", request)
-                del self.prompts[request]
+                self.prompts.pop(request).close()
                 self.reading.pop(request, None)
                 return None
             prompt.session = Session(prompt.states.flatten(0, 1), self.pool, prompt.config)
-            prompt.states = None  # the session's now
         return prompt.session
 
 

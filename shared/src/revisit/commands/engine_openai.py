@@ -1,0 +1,110 @@
+"""A model behind a server that speaks OpenAI's protocol, as the evaluation asks it."""
+
+import base64
+import io
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+
+from revisit.commands import engines
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.answering import Answer
+
+_REQUESTS = 32  # at a time
+_RETRIES = 5  # of a request that found no server, or a busy one
+
+
+class ServerCaptioner:
+    """A served model, asked for many answers at a time.
+
+    `OPENAI_API_KEY` is sent where it is set.
+
+    Args:
+        args: settled flags that `engines.load` let pass; `model_path` is the name that the server
+            has for the model.
+        base_url: the server's address, with the version: `http://localhost:8000/v1`.
+
+    Raises:
+        ValueError: the client is not installed, nobody answers, or the server has no such model.
+    """
+
+    batch_size = engines.AT_ONCE
+
+    def __init__(self, args: Namespace, base_url: str) -> None:
+        try:
+            import openai
+        except ImportError as error:
+            raise ValueError(f"--engine openai: `pip install openai` ({error})") from error
+        key = os.environ.get("OPENAI_API_KEY") or "none"
+        self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=_RETRIES)
+        self.model = args.model_path
+        try:
+            served = [model.id for model in self.client.models.list()]
+        except openai.OpenAIError as error:
+            raise ValueError(f"no answer of {base_url}: {error}") from error
+        if self.model not in served:
+            raise ValueError(f"{base_url} serves {served}: --model is one of these names")
+        self.body = engines.sampling(args)
+        # What OpenAI's own parameters lack stands in the body itself.
+        self.extra: dict[str, Any] = {
+            name: self.body.pop(name)
+            for name in ("top_k", "repetition_penalty")
+            if name in self.body
+        }
+        if (asked := engines.asked(args)) is not None:
+            # The layers are the server's own: it refuses others.
+            settings = {"layers": args.early_exit_layers, **asked}
+            self.extra["vllm_xargs"] = {"revisit": json.dumps(settings)}
+        self.settings = {"engine": "openai", "base_url": base_url}
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+        """The answer to each question about the image beside it.
+
+        Raises:
+            EvaluationError: the server refuses a request, or cannot be reached any more.
+        """
+        seeds = torch.randint(2**31, (len(images),)).tolist()
+        pool = ThreadPoolExecutor(_REQUESTS)
+        try:
+            return list(pool.map(self._ask, images, questions, seeds))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _ask(self, image: Image.Image, question: str, seed: int) -> Answer:
+        import openai
+
+        content: Any = [
+            {"type": "image_url", "image_url": {"url": _data_url(image)}},
+            {"type": "text", "text": question},
+        ]
+        try:
+            said = self.client.chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": content}],
+                seed=seed,
+                extra_body=self.extra,
+                **self.body,
+            )
+        except openai.APIStatusError as error:
+            raise EvaluationError(
+                f"the server answers {error.status_code}: {error.message}"
+            ) from error
+        except openai.APIConnectionError as error:
+            raise EvaluationError(
+                f"the server does not answer ({error}); the same command continues"
+            ) from error
+        tokens = said.usage.completion_tokens if said.usage else 0
+        return Answer((said.choices[0].message.content or "").strip(), tokens)
+
+
+def _data_url(image: Image.Image) -> str:
+    """The image itself, without a loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

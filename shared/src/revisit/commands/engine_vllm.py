@@ -1,0 +1,95 @@
+"""A model in vLLM, in this process, as the evaluation asks it."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import transformers
+from PIL import Image
+
+from revisit.commands import engines
+from revisit.commands.models import chat_prompt
+from revisit.config import NamedLayers
+from revisit.evaluation.answering import Answer
+from revisit.vllm.admission import PROCESSOR
+
+
+class VllmCaptioner:
+    """A model that is asked by its chat template, all images of a batch at once.
+
+    Args:
+        args: settled flags that `engines.load` let pass.
+
+    Raises:
+        OSError: something of the model is missing.
+        ValueError: vLLM is not installed, or cannot serve the model; says what to do.
+    """
+
+    batch_size = engines.AT_ONCE
+
+    def __init__(self, args: Namespace) -> None:
+        try:
+            import vllm
+        except ImportError as error:
+            raise ValueError(f"vLLM is not installed here ({error}); see docs/vllm.md") from error
+        processor = transformers.AutoProcessor.from_pretrained(args.model_path)
+        config = transformers.AutoConfig.from_pretrained(args.model_path)
+        asked = engines.asked(args)
+        options: dict[str, Any] = {}
+        if asked is not None:
+            count = config.get_text_config().num_hidden_layers
+            settings = {"revisit": {"layers": published_layers(args.early_exit_layers, count)}}
+            options = {"logits_processors": [PROCESSOR], "additional_config": settings}
+        try:
+            self.llm = vllm.LLM(
+                args.model_path,
+                dtype=args.dtype,
+                max_model_len=-1,  # what memory allows
+                limit_mm_per_prompt={"image": 1},
+                **options,
+            )
+        except RuntimeError as error:  # of the engine's own process, which has said more
+            raise ValueError(str(error)) from error
+        # As in Transformers, what the checkpoint's generation_config.json says holds.
+        penalty = self.llm.get_default_sampling_params().repetition_penalty
+        self.sampling = {"repetition_penalty": penalty, **engines.sampling(args)}
+        self.extra = None if asked is None else {"revisit": asked}
+        self.settings = {
+            "engine": f"vLLM {vllm.__version__}",
+            "prompt": chat_prompt(processor, 1, "<question>"),
+            "revision": getattr(config, "_commit_hash", None),
+        }
+
+    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+        """The answer to each question about the image beside it."""
+        from vllm import SamplingParams
+
+        chats: list[Any] = [
+            [{"role": "user", "content": [_shown(image), {"type": "text", "text": question}]}]
+            for image, question in zip(images, questions, strict=True)
+        ]
+        params = [
+            SamplingParams(**self.sampling, seed=seed, extra_args=self.extra)
+            for seed in torch.randint(2**31, (len(chats),)).tolist()
+        ]
+        outputs = [each.outputs[0] for each in self.llm.chat(chats, params, use_tqdm=False)]
+        return [Answer(each.text.strip(), len(each.token_ids)) for each in outputs]
+
+
+def published_layers(layers: NamedLayers | Sequence[int], last: int) -> NamedLayers | Sequence[int]:
+    """`early_exit_layers` as the published flag reads it: a list without the last hidden state.
+
+    Raises:
+        ValueError: nothing else is in it.
+    """
+    if isinstance(layers, str):
+        return layers
+    inner = [layer for layer in layers if layer != last]
+    if not inner:
+        raise ValueError(f"early_exit_layers {list(layers)} names the last hidden state alone")
+    return inner
+
+
+def _shown(image: Image.Image) -> dict[str, Any]:
+    return {"type": "image_pil", "image_pil": image}

@@ -1,0 +1,143 @@
+"""`revisit-eval --engine vllm` and `--engine openai` say what Transformers says, and go on."""
+
+import json
+import shutil
+from functools import partial
+
+import pytest
+import vllm
+
+from revisit.commands import engines, eval
+from tiny_models import DEMO, IMAGES
+
+TRAINED = DEMO / "qwen-tiny"
+COUNT = 10
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("val2014")
+    for image in IMAGES[:COUNT]:
+        shutil.copy(image, folder)
+    return folder
+
+
+@pytest.fixture
+def chair(photos, tmp_path):
+    """Runs `revisit-eval chair`; returns its captions by image."""
+
+    def run(model, *flags, out="out", status=0):
+        place = tmp_path / out
+        given = ["--model", model, "--data_path", photos, "--output_path", place]
+        few = ["--num_eval_samples", COUNT, "--max_new_tokens", 24]
+        assert eval.main([str(word) for word in ("chair", *given, *few, *flags)]) == status
+        lines = (place / "captions.jsonl").read_text().splitlines()
+        return {entry["image_id"]: entry["caption"] for entry in map(json.loads, lines)}
+
+    return run
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """vLLM as it starts fast, in this process and in little memory."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    quick = partial(vllm.LLM, enforce_eager=True, skip_mm_profiling=True)
+    monkeypatch.setattr(vllm, "LLM", quick)
+
+
+REVISIT = ("--decoder", "revisit", "--relative_top", "1e-3")
+
+
+@pytest.mark.parametrize("flags", [(), (*REVISIT, "--early_exit_layers", "all")], ids=len)
+def test_captions_in_vllm_are_those_of_transformers_also_after_a_cut(flags, chair, eager, tmp_path):
+    expected = chair(TRAINED, *flags, "--batch_size", 5, out="transformers")
+    assert len(set(expected.values())) > 5
+    assert chair(TRAINED, *flags, "--engine", "vllm") == expected
+    captions = tmp_path / "out" / "captions.jsonl"
+    whole = captions.read_text()
+    captions.write_text("".join(whole.splitlines(keepends=True)[:4]))
+    assert chair(TRAINED, *flags, "--engine", "vllm") == expected
+    assert captions.read_text() == whole
+    record = json.loads(captions.with_name("captions.jsonl.run.json").read_text())
+    assert record["captioner"]["engine"] == "vLLM 0.32.0"
+    assert [run["captions"] for run in record["runs"]] == [COUNT, COUNT - 4]
+
+
+def test_another_engine_does_not_continue_a_file(chair, capsys):
+    chair(TRAINED)
+    captions = chair(TRAINED, *REVISIT, "--decoder", "greedy", status=0)
+    assert len(captions) == COUNT  # the same settings
+    chair(TRAINED, "--repetition_penalty", "1.1", status=2)
+    assert "repetition_penalty" in capsys.readouterr().err
+
+
+REFUSED = {
+    "--engine vllm has the decoders greedy and revisit: vcd needs": ("--decoder", "vcd"),
+    "--num_beams 3: --engine vllm has no beam search": ("--num_beams", "3"),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_vllm_cannot_do_is_refused(message, chair, capsys):
+    assert not chair(TRAINED, "--engine", "vllm", *REFUSED[message], status=2)
+    assert message in capsys.readouterr().err
+
+
+def test_an_engine_and_its_address_need_each_other(capsys):
+    for flags in (["--engine", "openai"], ["--base_url", "http://localhost:1/v1"]):
+        with pytest.raises(SystemExit):
+            eval.main(["chair", "--model", "x", "--data_path", "y", *flags])
+        assert "--base_url and --engine openai: one needs the other" in capsys.readouterr().err
+
+
+@pytest.fixture
+def remote(server, chair):
+    return partial(chair, "tiny", "--engine", "openai", "--base_url", f"{server}/v1")
+
+
+@pytest.mark.parametrize("flags", [(), (*REVISIT, "--early_exit_layers", "all")], ids=len)
+def test_captions_of_a_server_are_those_of_transformers(flags, remote, chair, folders):
+    """This model writes anything: where it ends within a character, vLLM leaves that out."""
+    expected = chair(folders["qwen"], *flags, "--batch_size", 5, out="transformers")
+    got = remote(*flags)
+    assert {k: v.rstrip("\ufffd") for k, v in got.items()} == {
+        k: v.rstrip("\ufffd") for k, v in expected.items()
+    }
+
+
+def test_what_a_server_refuses_is_shown(remote, server, chair, capsys):
+    remote(*REVISIT, "--early_exit_layers", "last", status=2)
+    told = capsys.readouterr().err
+    assert "the server answers 400: " in told
+    assert "layers is the engine's, for all requests, and here 'all'" in told
+    remote("--dtype", "float32", out="dtype", status=2)
+    assert "--dtype: the server has loaded its model already" in capsys.readouterr().err
+    chair("small", "--engine", "openai", "--base_url", f"{server}/v1", out="name", status=2)
+    assert "serves ['tiny']: --model is one of these names" in capsys.readouterr().err
+
+
+def test_a_server_that_does_not_answer_is_named(chair, capsys, monkeypatch):
+    monkeypatch.setattr("revisit.commands.engine_openai._RETRIES", 0)
+    nobody = "http://127.0.0.1:9/v1"
+    chair("tiny", "--engine", "openai", "--base_url", nobody, status=2)
+    assert f"no answer of {nobody}" in capsys.readouterr().err
+
+
+def test_a_run_that_is_cut_short_loses_a_batch_at_most(remote, monkeypatch, capsys):
+    from revisit.commands.engine_openai import ServerCaptioner
+
+    whole = remote()
+    asked, original = [], ServerCaptioner.answer
+
+    def answer(self, images, questions):
+        asked.append(len(images))
+        if len(asked) == 3:
+            raise OSError("cut")
+        return original(self, images, questions)
+
+    monkeypatch.setattr(ServerCaptioner, "batch_size", 4)
+    monkeypatch.setattr(ServerCaptioner, "answer", answer)
+    assert len(remote(out="cut", status=1)) == 8
+    assert remote(out="cut") == whole
+    assert asked == [4, 4, 2, 2]
+    assert engines.AT_ONCE >= 32
