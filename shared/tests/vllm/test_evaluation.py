@@ -71,6 +71,26 @@ def test_another_engine_does_not_continue_a_file(chair, capsys):
     assert "repetition_penalty" in capsys.readouterr().err
 
 
+def test_a_sweep_in_vllm_is_its_runs_one_by_one(chair, eager, tmp_path, photos):
+    swept = tmp_path / "swept"
+    flags = ["--data_path", photos, "--num_eval_samples", COUNT, "--max_new_tokens", 24]
+    grid = ["--engine", "vllm", "--sweep", "alpha=1e-3", "selection=min,random"]
+    words = ["chair", "--model", TRAINED, *flags, "--output_path", swept, *grid]
+    assert eval.main([str(word) for word in words]) == 0
+    found = [path.read_text() for path in sorted(swept.glob("*/captions.jsonl"))]
+    assert len(found) == len(set(found)) == 3
+    for out, alone in (("greedy", ()), ("revisit", REVISIT)):
+        chair(TRAINED, *alone, "--engine", "vllm", out=out)
+        assert (tmp_path / out / "captions.jsonl").read_text() in found
+
+
+def test_other_layers_in_a_sweep_of_one_engine_are_refused(chair, eager, capsys):
+    sweep = ("--sweep", "layers=last,all")
+    with pytest.raises(FileNotFoundError):
+        chair(TRAINED, *sweep, "--engine", "vllm", status=2)
+    assert "vLLM's engine reads the layers last from its start on" in capsys.readouterr().err
+
+
 REFUSED = {
     "--engine vllm has the decoders greedy and revisit: vcd needs": ("--decoder", "vcd"),
     "--num_beams 3: --engine vllm has no beam search": ("--num_beams", "3"),

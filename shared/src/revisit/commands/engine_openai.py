@@ -50,6 +50,17 @@ class ServerCaptioner:
             raise ValueError(f"no answer of {base_url}: {error}") from error
         if self.model not in served:
             raise ValueError(f"{base_url} serves {served}: --model is one of these names")
+        self.decode(args)
+        self.settings = {"engine": "openai", "base_url": base_url}
+
+    def decode(self, args: Namespace) -> None:
+        """Decode from now on as these flags say.
+
+        Raises:
+            EvaluationError: a server cannot.
+        """
+        engines.check(args, "openai")
+        self.args = args
         self.body = engines.sampling(args)
         # What OpenAI's own parameters lack stands in the body itself.
         self.extra: dict[str, Any] = {
@@ -57,11 +68,6 @@ class ServerCaptioner:
             for name in ("top_k", "repetition_penalty")
             if name in self.body
         }
-        if (asked := engines.asked(args)) is not None:
-            # The layers are the server's own: it refuses others.
-            settings = {"layers": args.early_exit_layers, **asked}
-            self.extra["vllm_xargs"] = {"revisit": json.dumps(settings)}
-        self.settings = {"engine": "openai", "base_url": base_url}
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
         """The answer to each question about the image beside it.
@@ -83,12 +89,17 @@ class ServerCaptioner:
             {"type": "image_url", "image_url": {"url": _data_url(image)}},
             {"type": "text", "text": question},
         ]
+        extra = dict(self.extra)
+        if (asked := engines.asked(self.args, seed)) is not None:
+            # The layers are the server's own: it refuses others.
+            settings = {"layers": self.args.early_exit_layers, **asked}
+            extra["vllm_xargs"] = {"revisit": json.dumps(settings)}
         try:
             said = self.client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": content}],
                 seed=seed,
-                extra_body=self.extra,
+                extra_body=extra,
                 **self.body,
             )
         except openai.APIStatusError as error:

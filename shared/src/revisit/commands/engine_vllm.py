@@ -35,11 +35,12 @@ class VllmCaptioner:
             raise ValueError(f"vLLM is not installed here ({error}); see docs/vllm.md") from error
         processor = transformers.AutoProcessor.from_pretrained(args.model_path)
         config = transformers.AutoConfig.from_pretrained(args.model_path)
-        asked = engines.asked(args)
+        self.last = config.get_text_config().num_hidden_layers
+        self.layers: NamedLayers | Sequence[int] | None = None
         options: dict[str, Any] = {}
-        if asked is not None:
-            count = config.get_text_config().num_hidden_layers
-            settings = {"revisit": {"layers": published_layers(args.early_exit_layers, count)}}
+        if args.decoder == "revisit" or args.sweep:  # which begins with greedy decoding
+            self.layers = published_layers(args.early_exit_layers, self.last)
+            settings = {"revisit": {"layers": self.layers}}
             options = {"logits_processors": [PROCESSOR], "additional_config": settings}
         try:
             self.llm = vllm.LLM(
@@ -51,15 +52,32 @@ class VllmCaptioner:
             )
         except RuntimeError as error:  # of the engine's own process, which has said more
             raise ValueError(str(error)) from error
-        # As in Transformers, what the checkpoint's generation_config.json says holds.
-        penalty = self.llm.get_default_sampling_params().repetition_penalty
-        self.sampling = {"repetition_penalty": penalty, **engines.sampling(args)}
-        self.extra = None if asked is None else {"revisit": asked}
+        self.decode(args)
         self.settings = {
             "engine": f"vLLM {vllm.__version__}",
             "prompt": chat_prompt(processor, 1, "<question>"),
             "revision": getattr(config, "_commit_hash", None),
         }
+
+    def decode(self, args: Namespace) -> None:
+        """Decode from now on as these flags say.
+
+        Raises:
+            EvaluationError: vLLM cannot.
+            ValueError: other layers than those that the engine was started with.
+        """
+        engines.check(args, "vllm")
+        if args.decoder == "revisit":
+            layers = published_layers(args.early_exit_layers, self.last)
+            if layers != self.layers:
+                raise ValueError(
+                    f"vLLM's engine reads the layers {self.layers} from its start on, and cannot "
+                    f"read {layers} besides: run them by a command of their own"
+                )
+        # As in Transformers, what the checkpoint's generation_config.json says holds.
+        penalty = self.llm.get_default_sampling_params().repetition_penalty
+        self.sampling = {"repetition_penalty": penalty, **engines.sampling(args)}
+        self.args = args
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
         """The answer to each question about the image beside it."""
@@ -69,10 +87,11 @@ class VllmCaptioner:
             [{"role": "user", "content": [_shown(image), {"type": "text", "text": question}]}]
             for image, question in zip(images, questions, strict=True)
         ]
-        params = [
-            SamplingParams(**self.sampling, seed=seed, extra_args=self.extra)
-            for seed in torch.randint(2**31, (len(chats),)).tolist()
-        ]
+        params = []
+        for seed in torch.randint(2**31, (len(chats),)).tolist():
+            asked = engines.asked(self.args, seed)
+            extra = None if asked is None else {"revisit": asked}
+            params.append(SamplingParams(**self.sampling, seed=seed, extra_args=extra))
         outputs = [each.outputs[0] for each in self.llm.chat(chats, params, use_tqdm=False)]
         return [Answer(each.text.strip(), len(each.token_ids)) for each in outputs]
 

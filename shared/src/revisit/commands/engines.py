@@ -45,16 +45,7 @@ def load(args: Namespace, engine: str, base_url: str | None) -> "Captioner":
         EvaluationError: the engine cannot do what the settled flags ask for.
         OSError, ValueError: see `revisit.evaluation.answering.Load`.
     """
-    if args.decoder not in SERVED:
-        raise EvaluationError(
-            f"--engine {engine} has the decoders {' and '.join(SERVED)}: {args.decoder} needs "
-            "passes or hidden states that vLLM does not give; use --engine transformers"
-        )
-    if args.num_beams > 1:
-        raise EvaluationError(
-            f"--num_beams {args.num_beams}: --engine {engine} has no beam search, since vLLM's "
-            "chooses tokens without logits processors; use --engine transformers"
-        )
+    check(args, engine)
     if engine == "vllm":
         if args.process.world_size > 1 or args.device not in ("cpu", "cuda"):
             raise EvaluationError(
@@ -72,6 +63,20 @@ def load(args: Namespace, engine: str, base_url: str | None) -> "Captioner":
     return ServerCaptioner(args, base_url)
 
 
+def check(args: Namespace, engine: str) -> None:
+    """Raises `EvaluationError` where an engine cannot decode as the settled flags say."""
+    if args.decoder not in SERVED:
+        raise EvaluationError(
+            f"--engine {engine} has the decoders {' and '.join(SERVED)}: {args.decoder} needs "
+            "passes or hidden states that vLLM does not give; use --engine transformers"
+        )
+    if args.num_beams > 1:
+        raise EvaluationError(
+            f"--num_beams {args.num_beams}: --engine {engine} has no beam search, since vLLM's "
+            "chooses tokens without logits processors; use --engine transformers"
+        )
+
+
 def sampling(args: Namespace) -> dict[str, Any]:
     """Sampling parameters, by the names that vLLM and its server have in common."""
     chosen: dict[str, Any] = {"max_tokens": args.max_new_tokens, "temperature": 0.0}
@@ -82,8 +87,13 @@ def sampling(args: Namespace) -> dict[str, Any]:
     return chosen
 
 
-def asked(args: Namespace) -> dict[str, Any] | None:
-    """What a request says under "revisit"; None for greedy decoding."""
+def asked(args: Namespace, seed: int) -> dict[str, Any] | None:
+    """What a request says under "revisit"; None for greedy decoding.
+
+    Args:
+        seed: the request's own, of `selection="random"`.
+    """
     if args.decoder != "revisit":
         return None
-    return {"alpha": args.relative_top, "divergence": args.revisit_divergence}
+    settings = {"alpha": args.relative_top, "divergence": args.revisit_divergence}
+    return {**settings, "selection": args.revisit_selection, "seed": seed}
