@@ -2,8 +2,8 @@
 
 For each object word of ReVisiT's captions whose object is in the image: whether the chosen vision
 token's patch shows the object, against chance, the part of the patches that show it. Layers "last"
-and "all", the chosen alpha, scenes of ``val``. The table goes into this folder's README
-and docs/seeing.md.
+and "all", the chosen alpha and the published one, scenes of ``val``. The table goes into this
+folder's README and docs/seeing.md.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from jobs import (
     FAMILIES,
     HERE,
     LONGEST,
+    PUBLISHED_ALPHA,
     ROOT,
-    Decoder,
     Family,
     markdown,
     put_between,
@@ -37,14 +37,15 @@ FIRST = {thing.name.split()[0]: index for index, thing in enumerate(THINGS)}
 """The word that an object's name begins with, which is one token, and which object it is."""
 
 
-def decoder(family: Family, layers: str) -> Decoder:
-    """ReVisiT with these layers and the chosen alpha."""
-    return revisit_decoder(layers, json.loads(family.setting.read_text("utf-8"))["alpha"])
+def ways(family: Family) -> list[tuple[str, float]]:
+    """The layers and alphas that the table tells of."""
+    chosen = json.loads(family.setting.read_text("utf-8"))["alpha"]
+    return [(layers, alpha) for alpha in {chosen: 0, PUBLISHED_ALPHA: 0} for layers in LAYERS]
 
 
-def answers_file(out: Path, layers: str) -> Path:
-    """Where the captions with these layers and their traces are."""
-    return out / f"grounding-{layers}.jsonl"
+def answers_file(out: Path, layers: str, alpha: float) -> Path:
+    """Where the captions and their traces are."""
+    return out / f"grounding-{layers}-{alpha:g}.jsonl"
 
 
 def hits(answers: list[dict[str, Any]]) -> np.ndarray:
@@ -59,12 +60,12 @@ def hits(answers: list[dict[str, Any]]) -> np.ndarray:
     return np.array(found, float)
 
 
-def row(family: Family, layers: str, path: Path) -> list[str]:
+def row(family: Family, out: Path, layers: str, alpha: float) -> list[str]:
     """A line of the table."""
-    lines = path.read_text("utf-8").splitlines()
+    lines = answers_file(out, layers, alpha).read_text("utf-8").splitlines()
     words = hits([json.loads(line) for line in lines])
     on_it, chance = 100 * words.mean(0)
-    name = decoder(family, layers).name
+    name = revisit_decoder(layers, alpha).name
     return [family.name, name, str(len(words)), f"{on_it:.1f}%", f"{chance:.1f}%"]
 
 
@@ -81,19 +82,19 @@ def main() -> None:
         jobs[family] = [
             question_job(
                 family,
-                decoder(family, layers),
+                revisit_decoder(*way),
                 entries,
-                answers_file(folder, layers),
+                answers_file(folder, *way),
                 LONGEST,
                 revisit_trace=True,
             )
-            for layers in LAYERS
+            for way in ways(family)
         ]
     run_jobs(jobs, args.out)
     rows = [
-        row(family, layers, answers_file(args.out / family.environment, layers))
+        row(family, args.out / family.environment, *way)
         for family in FAMILIES
-        for layers in LAYERS
+        for way in ways(family)
     ]
     header = ["model", "decoder", "object words", "on the object", "chance"]
     text = f"{markdown(header, rows)}\n\n{args.images} scenes of `val`; by `grounding.py`.\n"

@@ -90,7 +90,7 @@ def test_the_record_tells_how_the_weights_were_made() -> None:
     assert not any(run["changed"] for run in record["runs"])
     lines = (CHECKPOINT / "training_log.jsonl").read_text("utf-8").splitlines()
     entries = [json.loads(line) for line in lines]
-    assert {entry["stage"] for entry in entries} == {"tower", "language"}
+    assert {entry["stage"] for entry in entries} == {"tower", "language", "questions"}
     last = [entry for entry in entries if "dev" in entry][-1]["dev"]
     assert last["Recall"] >= 0.85
 
