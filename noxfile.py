@@ -110,7 +110,7 @@ def web(session: nox.Session) -> None:
     """
     build(session, "shared/requirements-web.txt")
     if session.posargs[:1] == ["--test"]:
-        session.run("python", "-m", "pytest", *PICTURES, *session.posargs[1:])
+        test(session, *PICTURES)
     else:
         session.run("revisit-web", *session.posargs)
 
@@ -179,7 +179,8 @@ def build(
 def test(session: nox.Session, *folders: str) -> None:
     """Run the tests of the folders; what follows `--` on nox's command line goes to pytest."""
     one_thread = {"OMP_NUM_THREADS": "1"}  # faster for models this small
-    session.run("python", "-m", "pytest", *folders, *session.posargs, env=one_thread)
+    more = [word for word in session.posargs if word != "--test"]
+    session.run("python", "-m", "pytest", *folders, *more, env=one_thread)
 
 
 def environment(session: nox.Session, name: str) -> str:

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "run"
 def run(tmp_path):
     """Call it with arguments; the value is what it says, and the commands that it ran by name."""
     noted = tmp_path / "noted"
-    for tool in ("python", "nox", "chromium", "apt-get"):
+    for tool in ("python", "nox"):
         (tmp_path / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >> "{noted}"\n')
         (tmp_path / tool).chmod(0o755)
     (tmp_path / ".ci").mkdir()
@@ -35,11 +35,10 @@ def run(tmp_path):
     return call
 
 
-def test_without_an_argument_it_runs_the_commands_of_the_readme_and_what_they_leave_out(run):
+def test_without_an_argument_it_runs_the_commands_of_the_readme(run):
     said, commands = run()
     assert said.returncode == 0, said.stderr
-    first = ["python -m pip install nox", "nox -s demo", "nox"]
-    assert commands[1:] == [*first, "nox -s web -- --test", "nox -s vllm"]
+    assert commands[1:] == ["python -m pip install nox", "nox -s demo", "nox"]
     assert commands[0].startswith("python -m venv ")
 
 
