@@ -1,12 +1,10 @@
 """`revisit-eval` on the embedded demo, alone and by several processes."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,13 @@ pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs it")
 
 import transformers
 
+import evaluating
+import forked
 import revisit
 from releases import RELEASE
 from revisit.commands import eval as command
 from revisit.commands.captioner import token_counts
 from revisit.commands.describe import demo_model
-from revisit.commands.stock import StockCaptioner
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.decoders.transformations import second_image
 from revisit.evaluation.captions import CAPTIONS
@@ -246,51 +245,23 @@ def one(tmp_path_factory):
     return out.read_bytes()
 
 
-def run_forked(out: Path, count: int, before: Callable[[int], None] | None = None) -> list[int]:
-    """Several processes at once; forked, since each would take long to load Transformers.
-
-    `before` is called in each, with its rank. Returns their exit statuses.
-    """
-
-    def process(rank: int) -> None:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-        os.environ.update({name: str(value) for name, value in place.items()})
-        sys.stdout = sys.stderr = (out.parent / f"said-{rank}").open("w")
-        if before is not None:
-            before(rank)
-        status = command.main(["chair", *flags(out, *SAMPLE)])
-        sys.stdout.flush()
-        os._exit(status)
-
+def start(out: Path, rank: int, count: int, work=evaluating.evaluate) -> forked.Started:
+    """One process of several."""
     out.parent.mkdir(exist_ok=True)
-    fork = multiprocessing.get_context("fork")
-    started = [fork.Process(target=process, args=(rank,)) for rank in range(count)]
-    for each in started:
-        each.start()
-    for each in started:
-        each.join(300)
-    return [each.exitcode for each in started]
-
-
-def second_of_process_1_kills(rank: int) -> None:
-    """Process 1 is killed at its second batch."""
-    answer, batches = StockCaptioner.answer, []
-
-    def dying(self, images, questions):
-        batches.append(len(images))
-        if len(batches) == 2 and rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer(self, images, questions)
-
-    StockCaptioner.answer = dying  # of this process alone
+    environment = forked.place(rank, count)
+    return forked.Started(out.parent.parent, environment, work, ["chair", *flags(out, *SAMPLE)])
 
 
 def test_after_a_kill_three_processes_go_on_to_the_bytes_of_one(tmp_path, one):
     out = tmp_path / "out" / "captions.jsonl"
-    assert run_forked(out, 2, second_of_process_1_kills) == [0, -signal.SIGKILL]
+    whole = start(out, 0, 2)
+    killed = start(out, 1, 2, evaluating.evaluate_and_die_at_the_second_batch)
+    assert whole.wait()[0] == 0
+    assert killed.wait()[0] == -signal.SIGKILL
     assert len(CAPTIONS.read(out.with_name("captions.jsonl.part-0-of-2"))) == 6
     assert len(CAPTIONS.read(out.with_name("captions.jsonl.part-1-of-2"))) == 2
-    assert run_forked(out, 3) == [0, 0, 0]
+    three = [start(out, rank, 3) for rank in range(3)]
+    assert [each.wait()[0] for each in three] == [0, 0, 0]
     assert out.read_bytes() == one
     assert one.count(b"\n") == 10
     assert not list(out.parent.glob("*.part-*"))

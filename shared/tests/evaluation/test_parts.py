@@ -1,70 +1,20 @@
 """Several processes that write one file, on a captioner without a model: real processes."""
 
 import json
-import multiprocessing
-import os
 import signal
-import sys
 import time
-import uuid
-from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 
-from revisit.evaluation import EvaluationError, parts
-from revisit.evaluation.answering import Answer
-from revisit.evaluation.captioning import main
+import forked
+import sizes
+from revisit.evaluation import EvaluationError
 from revisit.evaluation.captions import CAPTIONS, CaptionStore
 from revisit.evaluation.flags import caption_parser, settle
 from revisit.evaluation.parts import open_store
 from revisit.evaluation.processes import Process, this_process
-
-FORK = multiprocessing.get_context("fork")  # a process with PyTorch is there at once
-
-
-class Sizes:
-    """Says of an image its size and the number that it drew; may be killed at a batch."""
-
-    settings = {"prompt": "v1"}  # noqa: RUF012
-
-    def __init__(self, args):
-        self.left = int(os.environ.get("BATCHES", 10**9))
-        Path(os.environ["STARTED"]).touch()
-        while not Path(os.environ.get("WAITS_FOR", "/")).exists():
-            time.sleep(0.02)
-
-    def answer(self, images, questions):
-        self.left -= 1
-        if self.left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        draw = torch.rand(len(images), 1).tolist()
-        pairs = zip(images, draw, strict=True)
-        return [Answer(f"{image.size} {number}", 3) for image, number in pairs]
-
-
-class Started:
-    """A process of its own that captions, and what it says."""
-
-    def __init__(self, folder: Path, environment: dict[str, str], argv: list[str]) -> None:
-        self.files = [folder / f"{uuid.uuid4()}.{name}" for name in ("out", "err")]
-        self.process = FORK.Process(target=self._run, args=(environment, argv))
-        self.process.start()
-
-    def _run(self, environment: dict[str, str], argv: list[str]) -> None:
-        os.environ.update(environment)
-        sys.stdout, sys.stderr = (file.open("w") for file in self.files)
-        status = main(Sizes, "Test.", results=Path("results"), own_dtype=str, argv=argv)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-    def wait(self) -> tuple[int, str, str]:
-        """The exit status, and what it said and complained of."""
-        self.process.join(100)
-        return (self.process.exitcode, *(file.read_text() for file in self.files))
 
 
 class Launch:
@@ -80,12 +30,14 @@ class Launch:
     def use(self, name: str) -> None:
         self.out = self.folder / name / "captions.jsonl"
 
-    def start(self, rank: int, count: int, *flags: str, **settings: str) -> Started:
+    def start(
+        self, rank: int, count: int, *flags: str, work=sizes.caption, **settings: str
+    ) -> forked.Started:
         """One process, which is killed after `BATCHES`, and waits for a file `WAITS_FOR`."""
-        place = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-        place["STARTED"] = str(self.folder / f"started-{rank}-of-{count}")
+        environment = forked.place(rank, count) | settings
+        environment["STARTED"] = str(self.folder / f"started-{rank}-of-{count}")
         argv = [*self.flags, "--output_path", str(self.out), *flags]
-        return Started(self.folder, place | settings, argv)
+        return forked.Started(self.folder, environment, work, argv)
 
     def run(self, count: int, *flags: str, **settings: str) -> list[str]:
         """All processes at once; what they said."""
@@ -185,7 +137,7 @@ def test_a_process_that_begins_when_the_others_have_ended_merges(launch, whole):
     assert launch.out.read_bytes() == whole
 
 
-def test_the_first_to_end_leaves_the_file_to_the_last(launch, whole, tmp_path, monkeypatch):
+def test_the_first_to_end_leaves_the_file_to_the_last(launch, whole, tmp_path):
     slow = launch.start(1, 2, "--do_sample", WAITS_FOR=str(tmp_path / "go"))
     while not (tmp_path / "started-1-of-2").exists():
         assert slow.process.is_alive()
@@ -193,8 +145,8 @@ def test_the_first_to_end_leaves_the_file_to_the_last(launch, whole, tmp_path, m
     _, out, _ = launch.start(0, 2, "--do_sample").wait()
     assert "the one that ends last merges" in out
     assert launch.out.read_bytes() == b""
-    monkeypatch.setattr(parts, "_PATIENCE_S", 0.2)
-    status, _, err = launch.start(0, 1, "--do_sample").wait()  # one process is another run
+    other = launch.start(0, 1, "--do_sample", work=sizes.caption_without_patience)  # another run
+    status, _, err = other.wait()
     assert status == 2 and "another process is writing" in err
     (tmp_path / "go").touch()
     slow.wait()
@@ -214,18 +166,13 @@ def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whol
     assert launch.out.read_bytes() == whole
 
 
-@pytest.mark.parametrize("at", ["the file's writing", "the parts' removal"])
-def test_a_merge_that_is_cut_short_is_made_again(launch, whole, monkeypatch, at):
-    def die(*_, **__):
-        os.kill(os.getpid(), signal.SIGKILL)
-
+@pytest.mark.parametrize(
+    "dying",
+    [sizes.caption_and_die_at_the_files_writing, sizes.caption_and_die_at_the_parts_removal],
+)
+def test_a_merge_that_is_cut_short_is_made_again(launch, whole, dying):
     launch.start(0, 2, "--do_sample").wait()
-    with monkeypatch.context() as patch:
-        if at == "the file's writing":
-            patch.setattr(parts, "_write", die)
-        else:
-            patch.setattr(Path, "unlink", die)
-        status, _, _ = launch.start(1, 2, "--do_sample").wait()
+    status, _, _ = launch.start(1, 2, "--do_sample", work=dying).wait()
     assert status == -signal.SIGKILL
     assert len(launch.parts) == 4
     launch.run(2, "--do_sample")

@@ -1,0 +1,60 @@
+"""A captioner without a model, for processes that tests start, and ways for them to end."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from revisit.evaluation import parts
+from revisit.evaluation.answering import Answer
+from revisit.evaluation.captioning import main
+
+
+class Sizes:
+    """Says of an image its size and the number that it drew; may be killed at a batch."""
+
+    settings = {"prompt": "v1"}  # noqa: RUF012
+
+    def __init__(self, args):
+        self.left = int(os.environ.get("BATCHES", 10**9))
+        Path(os.environ["STARTED"]).touch()
+        while not Path(os.environ.get("WAITS_FOR", "/")).exists():
+            time.sleep(0.02)
+
+    def answer(self, images, questions):
+        self.left -= 1
+        if self.left < 0:
+            die()
+        draw = torch.rand(len(images), 1).tolist()
+        pairs = zip(images, draw, strict=True)
+        return [Answer(f"{image.size} {number}", 3) for image, number in pairs]
+
+
+def caption(argv: list[str]) -> int:
+    """Caption as a family's script does."""
+    return main(Sizes, "Test.", results=Path("results"), own_dtype=str, argv=argv)
+
+
+def caption_without_patience(argv: list[str]) -> int:
+    """The same, but hardly waits for another that writes."""
+    parts._PATIENCE_S = 0.2
+    return caption(argv)
+
+
+def caption_and_die_at_the_files_writing(argv: list[str]) -> int:
+    """The same, but killed when it writes what all have said."""
+    parts._write = die
+    return caption(argv)
+
+
+def caption_and_die_at_the_parts_removal(argv: list[str]) -> int:
+    """The same, but killed when it removes a file."""
+    Path.unlink = die
+    return caption(argv)
+
+
+def die(*_, **__):
+    """As the system kills: at once, without a word."""
+    os.kill(os.getpid(), signal.SIGKILL)
