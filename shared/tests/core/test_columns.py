@@ -264,7 +264,7 @@ def test_the_sizes_follow_the_device():
     [
         (torch.randn(2, 5), r"shape \(M, 2\).*got \(2, 5\)"),
         (torch.randn(2), r"shape \(M, 2\)"),
-        (torch.randn(0, 2), "without vision states"),
+        (torch.randn(0, 2), "^a prompt without vision states has nothing"),
     ],
 )
 def test_states_that_cannot_be_projected_are_refused(states, message):
@@ -288,6 +288,38 @@ def test_words_are_projected_in_blocks_that_memory_allows():
     one = session(Pool(head, BIG, TIGHT._replace(spilled=5 * 3 * 4)), 3)
     exact(likely(range(12), size=100), [one])
     assert calls[:3] == [5, 5, 2]
+    calls.clear()
+    one = session(Pool(head, BIG, TIGHT._replace(gathered=1)), 3)
+    exact(likely(range(4), size=100), [one])
+    assert calls[:4] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("product", "calls"), [(0, 6), (2**12, 3), (2**22, 1)])
+def test_small_products_of_several_prompts_are_one(product, calls):
+    """With as many multiplications as it may have; each prompt still has its own columns."""
+    head = counted(100, 4)
+    shapes = []
+
+    def project(words, states):
+        shapes.append((len(words), len(states)))
+        return head.plain.project(words, states)
+
+    head.project = project
+    pool = Pool(head, BIG, CPU._replace(product=product))
+    sessions = [session(pool, tokens) for tokens in (9, 40, 3, 33, 64, 8)]
+    words = [range(row, row + 4) for row in range(6)]
+    logits = likely(*words, size=100)
+    refine(logits, sessions)
+    assert len(shapes) == calls
+    if calls == 1:
+        assert shapes == [(32, 256)]  # 24 words at 157 states: a CPU is prepared for few sizes
+    exact(logits, sessions)
+    for one, own in zip(sessions, words, strict=True):
+        own = torch.tensor(own)
+        begins = pool.slots[one.columns.row].index_select(0, own).long()
+        kept = pool.windows(0, one.columns.tokens).index_select(0, begins)
+        expected = head.plain.project(own, one.columns.states)
+        torch.testing.assert_close(kept, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_states_are_projected_in_parts_that_memory_allows_where_nothing_is_kept():

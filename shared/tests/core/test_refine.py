@@ -170,7 +170,93 @@ def test_scores_of_half_precision_are_refined_in_float32():
     assert refined.dtype == torch.float32
     assert torch.equal(refined[1], logits[1].float())
     same, _ = refine(logits, [None, None])
+    assert same.dtype == torch.float32
     assert torch.equal(same, logits.float())
+
+
+def test_who_changes_what_came_out_does_not_change_the_scores():
+    logits = torch.randn(2, 9)
+    before = logits.clone()
+    refine(logits, [None, None])[0].zero_()
+    assert torch.equal(logits, before)
+
+
+def test_rows_choose_each_in_their_own_way_in_one_batch():
+    ways = ["random", "min", "max", "random", "min"]
+    sessions = [
+        on(columns, ReVisiTConfig(alpha=0.01, selection=way), number)
+        for number, (columns, way) in enumerate(zip(prompts(5, 1), ways, strict=True))
+    ]
+    logits = torch.randn(5, VOCABULARY, generator=torch.Generator().manual_seed(3))
+    refined, _ = refine(logits, sessions)
+    again = [on(one.columns, one.config, one.number) for one in sessions]
+    for row, one in enumerate(again):
+        head, states = one.columns.pool.head, one.columns.states
+        alone = step(logits[row], states, head, one.config, one.generator)
+        torch.testing.assert_close(refined[row], alone.scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_all_is_where_the_head_is_whatever_the_default_device(sizes):
+    generator = torch.Generator().manual_seed(2)
+    head = LMHead(torch.randn(VOCABULARY, WIDTH, generator=generator))
+    states = [torch.randn(count, WIDTH, generator=generator) for count in (9, 20, 33)]
+    logits = torch.randn(2, 3, VOCABULARY, generator=generator)
+    configs = [
+        ReVisiTConfig(alpha=0.01),
+        ReVisiTConfig(alpha=0.1),
+        ReVisiTConfig(alpha=0.01, selection="random"),
+    ]
+
+    def decide():
+        pool = Pool(head, 20_000, sizes)
+        pairs = zip(states, configs, strict=True)
+        sessions = [Session(each, pool, config) for each, config in pairs]
+        return [refine(step, sessions)[0] for step in logits]
+
+    expected = decide()
+    with torch.device("meta"):  # what is made there is nowhere
+        got = decide()
+    assert torch.equal(torch.stack(got), torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "block", "shapes"),
+    [
+        (8, 8, 1024, [(8, 4, 8)]),
+        (8, 8, 512, [(4, 4, 8)] * 2),
+        (8, 8, 511, [(3, 4, 8)] * 2 + [(2, 4, 8)]),
+        (1, 100, 4 * 4 * 30, [(1, 4, 25)] * 4),
+        (1, 61, 4 * 4 * 30 + 15, [(1, 4, 21)] * 2 + [(1, 4, 19)]),
+        (2, 61, 4 * 4 * 30, [(1, 4, 21)] * 2 + [(1, 4, 19)] + [(1, 4, 21)] * 2 + [(1, 4, 19)]),
+    ],
+)
+def test_temporaries_are_as_large_as_their_budget_allows(monkeypatch, rows, tokens, block, shapes):
+    assert widths(monkeypatch, [tokens] * rows, block) == shapes
+
+
+def test_a_long_row_does_not_make_its_neighbours_longer(monkeypatch):
+    seen = widths(monkeypatch, [3, 40, 4, 38], 4 * 2 * 4 * 40)
+    assert seen == [(2, 4, 4), (2, 4, 40)]
+
+
+def widths(monkeypatch, tokens, block):
+    """The temporaries of a step for rows of so many vision states, each with four words."""
+    generator = torch.Generator().manual_seed(0)
+    head = LMHead(torch.randn(VOCABULARY, WIDTH, generator=generator))
+    pool = Pool(head, 2**30, CPU._replace(grain=1, block=block, narrowest=1))
+    columns = [pool.open(torch.randn(count, WIDTH, generator=generator)) for count in tokens]
+    seen, distances = [], onepass.distances
+
+    def seeing(prepared, logits, kind):
+        seen.append(tuple(logits.shape))
+        return distances(prepared, logits, kind)
+
+    monkeypatch.setattr(onepass, "distances", seeing)
+    logits = torch.full((len(tokens), VOCABULARY), -100.0)
+    logits[:, 5:9] = torch.randn(len(tokens), 4, generator=generator)
+    check(logits, [on(each, ReVisiTConfig(alpha=1e-6)) for each in columns])
+    return seen
 
 
 def test_nan_in_one_row_is_refused_and_in_a_row_without_vision_tokens_it_is_not():
@@ -216,8 +302,11 @@ class Watched(TorchDispatchMode):
             self.waits[name] += 1
         result = function(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and not name.startswith(self.VIEWS):
-            self.largest = max(self.largest, result.numel())
-            self.entries += result.numel()
+            # A window of the pool's columns shows some of its memory many times.
+            memory = result.untyped_storage().nbytes() // result.element_size()
+            size = min(result.numel(), memory)
+            self.largest = max(self.largest, size)
+            self.entries += size
             self.operators += 1
         return result
 
@@ -392,3 +481,5 @@ def test_a_word_without_probability_is_infinitely_far_in_its_own_row_alone():
     got = onepass.distances(onepass.prepare(log_p, "ag", 0.0), logits.clone(), "ag")
     assert got[0].isposinf().all()
     torch.testing.assert_close(got[1], divergence(log_p[1:], logits[1:].log_softmax(1), "ag")[0])
+    alone = onepass.distances(onepass.prepare(log_p[0], "ag", 0.0), logits[0].clone(), "ag")
+    assert alone.isposinf().all()

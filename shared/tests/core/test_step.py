@@ -17,7 +17,7 @@ from revisit.core.batch import refine
 from revisit.core.columns import CPU, Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session
-from revisit.core.step import constrain, divergence, step
+from revisit.core.step import constrain, divergence, select, step
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step.json").read_text())
 BIG = 2**30
@@ -321,6 +321,26 @@ def test_max_takes_the_farthest_and_random_repeats_with_its_seed(path):
     ]
     assert draws[0] == draws[1]
     assert len(set(draws[0])) > 1
+
+
+def test_each_row_of_a_selection_has_its_own_choice():
+    near = 0.3 * (1 + 5e-7)  # as the same divergence may be rounded elsewhere
+    distances = torch.tensor([[0.2, near, 0.3, 0.1, 0.1], [0.1, 0.2, 0.2, 0.05, 0.1]])
+    assert select(distances, "min").tolist() == [3, 3]
+    assert select(distances, "max").tolist() == [1, 1]
+    assert select(distances[:, [2, 1, 0]], "max").tolist() == [0, 0]
+    assert select(torch.tensor([0.5, 0.1, 0.4]), "max") == 0
+    assert select(torch.tensor([0.1, 0.5, 0.4]), "max") == 1
+    drawn = select(distances, "random", torch.Generator().manual_seed(0))
+    assert drawn.shape == (2,)
+
+
+def test_a_token_without_probability_is_infinitely_far_in_its_own_row_alone():
+    log_p = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).log()
+    log_q = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    distances = divergence(log_p, log_q, "ag")
+    assert distances[0].isposinf().all()
+    assert distances[1].isfinite().all()
 
 
 @given(problems(), KINDS)

@@ -95,7 +95,7 @@ class Rows:
         logs = [math.log(alpha) if alpha else -math.inf for alpha in alphas]
         self.shift: float | Tensor = logs[0]
         if len(set(logs)) > 1:
-            self.shift = torch.tensor(logs, dtype=torch.float32).unsqueeze(1).to(device)
+            self.shift = torch.tensor(logs, dtype=torch.float32, device=device).unsqueeze(1)
         self.tokens = [each.tokens for each in self.columns]
         self.void = None
         if len(set(self.tokens)) > 1:

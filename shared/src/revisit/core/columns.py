@@ -11,7 +11,7 @@ the caller leaves it out.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ class Sizes(NamedTuple):
     block: int  # bytes of a float32 temporary (rows, words, states)
     narrowest: int  # vision states in it at least, whatever its bytes
     gathered: int  # bytes of LM head rows in float32 that are multiplied at a time
+    product: int  # multiplications that take less time than another call
     spilled: int  # bytes of logits projected at a time
     grain: int  # where a column may begin, in elements: cache lines
     one_pass: bool  # few passes over memory, or few kernels
@@ -37,13 +38,14 @@ class Sizes(NamedTuple):
 
 # Temporaries within a CPU's cache; its memory grows with the columns. On a GPU they are large
 # enough to fill it, and memory is taken once: growing would copy, and need both for a moment.
-CPU = Sizes(5 * 2**18, 128, 4 * 2**20, 32 * 2**20, 32, True, False)
-GPU = Sizes(64 * 2**20, 128, 64 * 2**20, 32 * 2**20, 32, False, True)
+CPU = Sizes(5 * 2**18, 128, 4 * 2**20, 2**22, 32 * 2**20, 32, True, False)
+GPU = Sizes(64 * 2**20, 128, 64 * 2**20, 2**22, 32 * 2**20, 32, False, True)
 
 
 def put(values: Any, device: torch.device) -> Tensor:
     """Integers of the host as int64 on a device, without waiting for it."""
-    tensor = torch.tensor(values, dtype=torch.int64, pin_memory=device.type == "cuda")
+    pinned = device.type == "cuda"
+    tensor = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
     return tensor.to(device, non_blocking=True)
 
 
@@ -231,37 +233,26 @@ class Pool:
     def _fill(
         self, prompts: Sequence["Columns"], words: Tensor, firsts: Tensor, kept: list[int]
     ) -> None:
-        """Compute the columns of words (n,) and write them where they begin, in grains (n,).
-
-        Those of prompts with as many vision states are written at once, as many as memory allows.
-        """
+        """Compute the columns of words (n,) and write them where they begin, in grains (n,)."""
         each = zip(prompts, torch.split(words, kept), torch.split(firsts, kept), strict=True)
-        logits: list[Tensor] = []
-        begins: list[Tensor] = []
-        tokens = count = 0
-        for columns, own, places in sorted(each, key=lambda one: one[0].tokens):
-            for some, begin in zip(columns.split(own), columns.split(places), strict=True):
-                much = (count + some.shape[0]) * columns.bytes > self.sizes.spilled
-                if logits and (much or columns.tokens != tokens):
-                    self._write(logits, begins)
-                    logits, begins, count = [], [], 0
-                logits.append(self.head.project(some, columns.here()))
-                begins.append(begin)
-                tokens, count = columns.tokens, count + some.shape[0]
-        self._write(logits, begins)
-
-    def _write(self, logits: list[Tensor], firsts: list[Tensor]) -> None:
-        """Write columns, each (c, M), where they begin in the table, each (c,) grains."""
-        whole, begins = _joined(logits), _joined(firsts)
-        grain = self.sizes.grain
-        size = math.ceil(whole.shape[1] / grain)
-        if padding := size * grain - whole.shape[1]:
-            whole = torch.nn.functional.pad(whole, (0, padding))
-        if size > 1:
-            within = torch.arange(size, device=begins.device)
-            begins = (begins.unsqueeze(1) + within).flatten()
-        grains = self.table[: self.reach * grain].view(-1, grain)
-        grains.index_copy_(0, begins, whole.view(-1, grain))
+        jobs = [
+            Job(columns, *some)
+            for columns, own, places in each
+            for some in zip(columns.split(own), columns.split(places), strict=True)
+        ]
+        for group in _products(jobs, self.sizes.product):
+            every = _joined([job.words for job in group])
+            states = _joined([job.columns.here() for job in group])
+            if len(group) > 1:
+                # Sizes that come again: PyTorch on a CPU prepares for each size that is new.
+                every = torch.nn.functional.pad(every, (0, -every.shape[0] % 16))
+                states = torch.nn.functional.pad(states, (0, 0, 0, -states.shape[0] % 256))
+            logits = self.head.project(every, states)
+            row = state = 0
+            for columns, some, begins in group:
+                own = logits[row : row + some.shape[0], state : state + columns.tokens]
+                self.windows(0, columns.tokens).index_copy_(0, begins, own)
+                row, state = row + some.shape[0], state + columns.tokens
 
     def _replace(
         self,
@@ -367,7 +358,30 @@ class Columns:
         return parts
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
+class Job(NamedTuple):
+    """Columns of one prompt that are computed at a time."""
+
+    columns: Columns
+    words: Tensor  # (c,) int64
+    firsts: Tensor  # (c,) int64: where they begin, in grains
+
+
+def _products(jobs: Sequence[Job], limit: int) -> Iterator[list[Job]]:
+    """Jobs of one product each: of several prompts where that takes less time than their calls."""
+    group: list[Job] = []
+    words = states = 0
+    for job in jobs:
+        words, states = words + job.words.shape[0], states + job.columns.tokens
+        large = words * states * job.columns.states.shape[1] > limit
+        if group and (large or job.columns is group[-1].columns):
+            yield group
+            group, words, states = [], job.words.shape[0], job.columns.tokens
+        group.append(job)
+    if group:
+        yield group
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
     """One behind the other."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

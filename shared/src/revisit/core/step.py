@@ -123,7 +123,8 @@ def select(distances: Tensor, selection: str, generator: torch.Generator | None 
     not be told apart by where they stand in a vector register.
     """
     if selection == "random":
-        draws = torch.randint(distances.shape[-1], distances.shape[:-1], generator=generator)
+        size, count = distances.shape[:-1], distances.shape[-1]
+        draws = torch.randint(count, size, generator=generator, device="cpu")
         return draws.to(distances.device)
     far = selection == "max"
     values = distances.neg() if far else distances
