@@ -179,19 +179,20 @@ def measure(
 
 def greedy_step(shape: Shape, dtype: torch.dtype) -> float:
     """Seconds of one step of the model with a full cache, from one and from two of its layers."""
-    seconds = []
-    for layers in (1, 2):
-        model = decoder(shape, layers, dtype)
-        ids = torch.randint(0, 100, (1, 600 if shape.width > 100 else 20))
-        with torch.inference_mode():
-            past = model(input_ids=ids, use_cache=True).past_key_values
-            times = [
+    ids = torch.randint(0, 100, (1, 600 if shape.width > 100 else 20))
+    with torch.inference_mode():
+        models = [decoder(shape, layers, dtype) for layers in (1, 2)]
+        pasts = [model(input_ids=ids, use_cache=True).past_key_values for model in models]
+        turns = [  # by turns: the difference of two figures of different minutes is noise
+            [
                 clock(model, input_ids=ids[:, :1], past_key_values=past, use_cache=True)
-                for _ in range(7)
+                for model, past in zip(models, pasts, strict=True)
             ]
-        seconds.append(statistics.median(times))
-    one, two = seconds
-    return one + (shape.decoder["layers"] - 1) * max(0.0, two - one)
+            for _ in range(15)
+        ]
+    one = statistics.median(first for first, _ in turns)
+    layer = statistics.median(second - first for first, second in turns)
+    return one + (shape.decoder["layers"] - 1) * max(0.0, layer)
 
 
 def decoder(shape: Shape, layers: int, dtype: torch.dtype) -> LlamaForCausalLM:

@@ -40,4 +40,5 @@ class Session:
     def generator(self) -> torch.Generator:
         """What `selection="random"` draws from, on the CPU."""
         # The CPU's generator takes 32 bits of a seed.
-        return torch.Generator("cpu").manual_seed((self.config.seed * 1_000_003 + self.number) % 2**32)
+        seed = (self.config.seed * 1_000_003 + self.number) % 2**32
+        return torch.Generator("cpu").manual_seed(seed)
