@@ -381,7 +381,7 @@ def _products(jobs: Sequence[Job], limit: int) -> Iterator[list[Job]]:
         yield group
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """One behind the other."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
