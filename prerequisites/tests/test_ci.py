@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "run"
 def run(tmp_path):
     """Call it with arguments; the value is what it says, and the commands that it ran by name."""
     noted = tmp_path / "noted"
-    for tool in ("python", "nox"):
+    for tool in ("python", "nox", "chromium", "apt-get"):
         (tmp_path / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >> "{noted}"\n')
         (tmp_path / tool).chmod(0o755)
     (tmp_path / ".ci").mkdir()
@@ -35,10 +35,11 @@ def run(tmp_path):
     return call
 
 
-def test_without_an_argument_it_runs_the_commands_of_the_readme(run):
+def test_without_an_argument_it_runs_the_commands_of_the_readme_and_tests_pages(run):
     said, commands = run()
     assert said.returncode == 0, said.stderr
-    assert commands[1:] == ["python -m pip install nox", "nox -s demo", "nox"]
+    first = ["python -m pip install nox", "nox -s demo", "nox"]
+    assert commands[1:] == [*first, "nox -s web -- --test"]
     assert commands[0].startswith("python -m venv ")
 
 
