@@ -245,7 +245,7 @@ def one(tmp_path_factory):
     return out.read_bytes()
 
 
-def start(out: Path, rank: int, count: int, work=evaluating.evaluate) -> forked.Started:
+def start(out: Path, rank: int, count: int, work=command.main) -> forked.Started:
     """One process of several."""
     out.parent.mkdir(exist_ok=True)
     environment = forked.place(rank, count)

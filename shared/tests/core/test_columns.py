@@ -21,17 +21,19 @@ TIGHT = CPU._replace(grain=1)
 
 
 class Counted:
-    """An LM head that tells which words it projected."""
+    """An LM head that tells which words it projected, and how many at how many states a time."""
 
     def __init__(self, weight):
         self.plain = LMHead(weight)
         self.words = []
+        self.shapes = []
 
     def __getattr__(self, name):
         return getattr(self.plain, name)
 
     def project(self, words, states):
         self.words.extend(words.tolist())
+        self.shapes.append((len(words), len(states)))
         return self.plain.project(words, states)
 
     def told(self):
@@ -274,45 +276,34 @@ def test_states_that_cannot_be_projected_are_refused(states, message):
 
 def test_words_are_projected_in_blocks_that_memory_allows():
     head = counted(100, 4)
-    calls = []
 
-    def project(words, states):
-        calls.append(len(words))
-        return head.plain.project(words, states)
+    def words_of_calls(count):
+        shapes, head.shapes = head.shapes, []
+        return [words for words, _ in shapes[:count]]
 
-    head.project = project
     one = session(Pool(head, BIG, TIGHT._replace(gathered=7 * 4 * 4)), 3)
     exact(likely(range(20), size=100), [one])
-    assert calls[:3] == [7, 7, 6]
-    calls.clear()
+    assert words_of_calls(3) == [7, 7, 6]
     one = session(Pool(head, BIG, TIGHT._replace(spilled=5 * 3 * 4)), 3)
     exact(likely(range(12), size=100), [one])
-    assert calls[:3] == [5, 5, 2]
-    calls.clear()
+    assert words_of_calls(3) == [5, 5, 2]
     one = session(Pool(head, BIG, TIGHT._replace(gathered=1)), 3)
     exact(likely(range(4), size=100), [one])
-    assert calls[:4] == [1, 1, 1, 1]
+    assert words_of_calls(4) == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(("product", "calls"), [(0, 6), (2**12, 3), (2**22, 1)])
 def test_small_products_of_several_prompts_are_one(product, calls):
     """With as many multiplications as it may have; each prompt still has its own columns."""
     head = counted(100, 4)
-    shapes = []
-
-    def project(words, states):
-        shapes.append((len(words), len(states)))
-        return head.plain.project(words, states)
-
-    head.project = project
     pool = Pool(head, BIG, CPU._replace(product=product))
     sessions = [session(pool, tokens) for tokens in (9, 40, 3, 33, 64, 8)]
     words = [range(row, row + 4) for row in range(6)]
     logits = likely(*words, size=100)
     refine(logits, sessions)
-    assert len(shapes) == calls
+    assert len(head.shapes) == calls
     if calls == 1:
-        assert shapes == [(32, 256)]  # 24 words at 157 states: a CPU is prepared for few sizes
+        assert head.shapes == [(32, 256)]  # 24 words at 157 states: a CPU is prepared for few sizes
     exact(logits, sessions)
     for one, own in zip(sessions, words, strict=True):
         own = torch.tensor(own)
@@ -323,18 +314,12 @@ def test_small_products_of_several_prompts_are_one(product, calls):
 
 
 def test_states_are_projected_in_parts_that_memory_allows_where_nothing_is_kept():
-    head, calls = counted(100, 4), []
-
-    def project(words, states):
-        calls.append(len(words) * len(states))
-        return head.plain.project(words, states)
-
-    head.project = project
+    head = counted(100, 4)
     sizes = CPU._replace(block=1, narrowest=1, spilled=20 * 64 * 4)
     one = session(Pool(head, 0, sizes), 300)
     refine(likely(range(20), size=100), [one])
-    assert len(calls) > 4
-    assert max(calls) <= 20 * 64
+    assert len(head.shapes) > 4
+    assert max(words * states for words, states in head.shapes) <= 20 * 64
 
 
 def test_a_prompt_is_the_first_where_nobody_counts():

@@ -1,12 +1,12 @@
 """A captioner without a model, for processes that tests start, and ways for them to end."""
 
 import os
-import signal
 import time
 from pathlib import Path
 
 import torch
 
+from forked import die
 from revisit.evaluation import parts
 from revisit.evaluation.answering import Answer
 from revisit.evaluation.captioning import main
@@ -53,8 +53,3 @@ def caption_and_die_at_the_parts_removal(argv: list[str]) -> int:
     """The same, but killed when it removes a file."""
     Path.unlink = die
     return caption(argv)
-
-
-def die(*_, **__):
-    """As the system kills: at once, without a word."""
-    os.kill(os.getpid(), signal.SIGKILL)

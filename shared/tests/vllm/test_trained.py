@@ -34,7 +34,6 @@ def test_captions_of_trained_models_equal_those_of_transformers(family, layers, 
     )
     got = [list(output.outputs[0].token_ids) for output in outputs]
     assert got == [model.tokens(image, config) for image, config in asked]
-    ended = [len(tokens) < STEPS for tokens in got]
-    assert sum(ended) > len(ended) / 2  # captions that end by themselves
+    assert all(len(tokens) < STEPS for tokens in got)  # captions that end by themselves
     changed = [got[place] != got[place - place % 5] for place in range(len(got))]
-    assert sum(changed) > 0.2 * len(changed)
+    assert 0.2 < sum(changed) / len(changed) < 0.8
