@@ -191,7 +191,7 @@ def write(found: Found, machine: str, folder: Path) -> None:
         about,
         "\n".join([CELLS, *map(cell_line, found.cells)]),
         *sections(found),
-        "On a GPU none of this was measured; `python benchmarks/gpu.py` does, where there is one.",
+        "On a GPU: [gpu.md](gpu.md), a first short run of `python benchmarks/gpu.py`.",
     ]
     folder.joinpath("cost.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     plot(found, folder / "cost.png")

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def check(model: Any, inputs: dict[str, Any], case: dict[str, Any]) -> None:
         "return_dict_in_generate": True,
         **given,
     }
+    inputs = {key: value.to(model.device) for key, value in inputs.items()}
     trace = None
     if not asked:
         output = model.generate(**inputs, **settings)
@@ -60,12 +62,23 @@ def check(model: Any, inputs: dict[str, Any], case: dict[str, Any]) -> None:
         assert [step.candidates for step in trace[0]] == case["candidates"]
 
 
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=on_gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the model is; convolutions on a GPU in float32 too, not in TF32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        yield str(request.param)
+
+
 @pytest.fixture(scope="module")
-def qwen() -> Any:
+def qwen(device: str) -> Any:
     family = getattr(transformers, "Qwen2_5_VLForConditionalGeneration", None)
     if family is None:
         pytest.skip("this Transformers has no Qwen2.5-VL")
-    return family.from_pretrained(QWEN).float().eval()
+    return family.from_pretrained(QWEN).float().eval().to(device)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +102,11 @@ def test_qwen_gives_the_published_tokens_and_scores(qwen, pixels, case):
 
 
 @pytest.fixture(scope="module")
-def llava() -> Any:
+def llava(device: str) -> Any:
     cases = greedy_cases(LLAVA)
     spoken = {token for case in cases for token in (*case["input_ids"], *case["tokens"])}
-    return llava_of_transformers(LLAVA, placeholder=next(i for i in range(320) if i not in spoken))
+    placeholder = next(token for token in range(320) if token not in spoken)
+    return llava_of_transformers(LLAVA, placeholder).to(device)
 
 
 def llava_of_transformers(folder: Path, placeholder: int) -> Any:
