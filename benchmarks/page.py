@@ -191,7 +191,7 @@ def write(found: Found, machine: str, folder: Path) -> None:
         about,
         "\n".join([CELLS, *map(cell_line, found.cells)]),
         *sections(found),
-        "On a GPU: [gpu.md](gpu.md), a first short run of `python benchmarks/gpu.py`.",
+        "On a GPU: [gpu.md](gpu.md), by `python benchmarks/gpu.py --docs`.",
     ]
     folder.joinpath("cost.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     plot(found, folder / "cost.png")
