@@ -252,15 +252,14 @@ def measure(case: Case, model: Any, batch: int, given: argparse.Namespace, progr
     waited: dict[str, float] = {}
     failed: set[str] = set()
     candidates = run("ReVisiT", model, prompt, case, min(16, given.new_tokens), True).candidates
-    for repeat in range(given.repeats + 1):  # the first warms up
+    for repeat in range(given.repeats + 1):  # the first takes memory that the others use again
         for decoder in DECODERS:
             progress.set_description(f"{case.name}, {case.layers}, batch {batch}: {decoder}")
             progress.update()
             if decoder in failed:
                 continue
-            tokens = given.new_tokens if repeat else min(16, given.new_tokens)
             try:
-                runs[decoder].append(run(decoder, model, prompt, case, tokens))
+                runs[decoder].append(run(decoder, model, prompt, case, given.new_tokens))
                 if not repeat:
                     waited[decoder] = waits(decoder, model, prompt, case)
             except torch.cuda.OutOfMemoryError:
@@ -344,25 +343,33 @@ def main() -> None:
     cases, dtype = (TINY, torch.float32) if given.tiny else (CASES, torch.bfloat16)
     candidates = min(given.candidates, 50) if given.tiny else given.candidates
     total = len(cases) * len(given.batch) * (given.repeats + 1) * len(DECODERS)
-    lines = []
+    lines = [HEAD]
+    print(HEAD)
     with torch.inference_mode(), tqdm(total=total, file=sys.stderr) as progress:
         for case in cases:
             model = build(case, candidates, given.device, dtype)
-            lines += [measure(case, model, batch, given, progress) for batch in given.batch]
+            for batch in given.batch:
+                lines.append(measure(case, model, batch, given, progress))
+                progress.write(lines[-1], file=sys.stdout)
+                if given.docs:  # so far: what stops this run loses only what is being measured
+                    write(given, lines, dtype)
             del model
-    text = "\n".join([HEAD, *lines])
-    print(text)
-    if given.docs:
-        name = "CPU" if given.device == "cpu" else torch.cuda.get_device_name(given.device)
-        given.docs.joinpath("gpu.md").write_text(
-            f"# What ReVisiT costs on a GPU\n\nWritten by `python benchmarks/gpu.py --docs` on "
-            f"{date.today()}: {name}, PyTorch {torch.__version__}, {dtype}, {given.new_tokens} new "
-            f"tokens, medians of {given.repeats} interleaved repeats, prefill included. Random "
-            "weights of the real shapes, with logits scaled for the V_cons that the table names "
-            "(a mean over 16 steps). Waits are times a step that the host waits for the GPU.\n\n"
-            f"{text}\n",
-            encoding="utf-8",
-        )
+
+
+def write(given: argparse.Namespace, lines: list[str], dtype: torch.dtype) -> None:
+    """Write gpu.md with the lines of the table that are there."""
+    name = "CPU" if given.device == "cpu" else torch.cuda.get_device_name(given.device)
+    table = "\n".join(lines)
+    given.docs.joinpath("gpu.md").write_text(
+        f"# What ReVisiT costs on a GPU\n\nWritten by `python benchmarks/gpu.py --new-tokens "
+        f"{given.new_tokens} --repeats {given.repeats} --docs` on {date.today()}: {name}, PyTorch "
+        f"{torch.__version__}, {dtype}, {given.new_tokens} new tokens, medians of {given.repeats} "
+        "interleaved repeats, prefill included. Random weights of the real shapes, with logits "
+        "scaled for the V_cons that the table names (a mean over 16 steps). Waits are times a "
+        "step that the host waits for the GPU.\n\n"
+        f"{table}\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def renew(readme: Path, found: Found) -> None:
     _, end, after = rest.partition("<!-- /cost -->\n")
     if not end:
         raise SystemExit(f"{readme} lacks the marks <!-- cost --> and <!-- /cost -->")
-    text = "\n".join([*summary(found), "- On two CPU cores; on a GPU nothing was measured."])
+    text = "\n".join([*summary(found), "- On two CPU cores; on a GPU: [docs/gpu.md](docs/gpu.md)."])
     readme.write_text(f"{before}{begin}{text}\n{end}{after}", encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from revisit.config import ReVisiTConfig
 from revisit.core import onepass
 from revisit.core.batch import refine
-from revisit.core.columns import CPU, Pool
+from revisit.core.columns import CPU, GPU, Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session
 from revisit.core.step import divergence, step
@@ -44,7 +44,7 @@ CONFIGS = st.builds(
 )
 SIZES = {
     "cpu": CPU,
-    "gpu": CPU._replace(one_pass=False, at_once=True),
+    "gpu": CPU._replace(multiple=GPU.multiple, at_once=True),
     "small": CPU._replace(block=2000, narrowest=4, gathered=300, spilled=3000),
 }
 
@@ -332,9 +332,8 @@ class Watched(TorchDispatchMode):
         return counted
 
 
-def watched(logits, columns, config, **sizes):
+def watched(logits, columns, config):
     sessions = [on(each, config) for each in columns]
-    columns[0].pool.sizes = CPU._replace(**{"one_pass": False, **sizes})
     with Watched() as watch:
         refine(logits, sessions)
     return watch
@@ -375,34 +374,77 @@ def test_what_waits_for_a_gpu_is_noticed():
     assert watch.waits["_local_scalar_dense"]
 
 
-@pytest.mark.parametrize("one_pass", [True, False], ids=["cpu", "gpu"])
-def test_a_step_takes_as_many_operators_for_many_ragged_rows_as_for_one(one_pass):
+def operators_of_a_step(rows, highest):
+    """Of ragged rows, no word new, the last row's logits `highest` times as far apart."""
     generator = torch.Generator().manual_seed(3)
-    head = LMHead(torch.randn(VOCABULARY, WIDTH, generator=generator))
-    operators = {}
+    pool = Pool(LMHead(torch.randn(VOCABULARY, WIDTH, generator=generator)), 2**30)
+    columns = [
+        pool.open(torch.randn(5 + 3 * (row % 17), WIDTH, generator=generator))
+        for row in range(rows)
+    ]
+    scale = torch.linspace(1, highest, rows).unsqueeze(1)
+    logits = torch.randn(rows, VOCABULARY, generator=generator) * scale
+    sessions = [on(each, CONFIG) for each in columns]
+    refine(logits, sessions)
+    pool.sizes = CPU._replace(block=2**30)
+    refine(logits, sessions)
+    with Watched() as watch:
+        _, steps = refine(logits, sessions)
+    return watch.operators, [len(one.vocabulary) for one in steps]
+
+
+def test_a_step_takes_as_many_operators_for_many_ragged_rows_as_for_one():
+    operators = set()
     for rows in (2, 8, 32, 64):
-        pool = Pool(head, 2**30)
-        columns = [
-            pool.open(torch.randn(5 + 3 * (row % 17), WIDTH, generator=generator))
-            for row in range(rows)
-        ]
-        scale = torch.linspace(1, 6, rows).unsqueeze(1)
-        logits = torch.randn(rows, VOCABULARY, generator=generator) * scale
-        refine(logits, [on(each, CONFIG) for each in columns])  # no word is new any more
-        sessions = [on(each, CONFIG) for each in columns]
-        pool.sizes = CPU._replace(one_pass=one_pass, block=2**30)
-        refine(logits, sessions)
-        with Watched() as watch:
-            refine(logits, sessions)
-        operators[rows] = watch.operators
+        count, lengths = operators_of_a_step(rows, 2)
+        assert len(set(lengths)) > 1 and min(lengths) > 1
+        operators.add(count)
+    assert len(operators) == 1
     (one,) = prompts(1, 1)
-    session = on(one, CONFIG)
-    one.pool.sizes = CPU._replace(one_pass=one_pass)
+    logits = torch.randn(1, VOCABULARY, generator=torch.Generator().manual_seed(3))
     for _ in range(2):
-        with Watched() as watch:
-            refine(logits[:1], [session])
-    assert len(set(operators.values())) == 1
-    assert watch.operators <= operators[64] <= 60
+        watch = watched(logits, [one], CONFIG)
+    assert watch.operators <= operators.pop() <= 60
+
+
+def test_rows_with_one_plausible_word_take_a_few_operators_among_others_and_few_alone():
+    for rows in (8, 32, 64):
+        count, lengths = operators_of_a_step(rows, 30)
+        assert lengths.count(1) > 1 and max(lengths) > 1
+        assert count <= operators_of_a_step(rows, 2)[0] + 12
+    columns = prompts(4, 1)
+    certain = torch.eye(VOCABULARY)[:4] * 100
+    assert watched(certain, columns, CONFIG).operators <= 30
+
+
+def test_a_word_that_is_certain_is_not_projected_and_keeps_its_place():
+    columns = prompts(3, 1)
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, VOCABULARY, generator=generator)
+    logits[1, 7] = 100
+    refined, steps = refine(logits, [on(each, CONFIG) for each in columns])
+    assert [each.held > 0 for each in columns] == [True, False, True]
+    for row, one in enumerate(steps):
+        alone = step(logits[row], columns[row].states, columns[row].pool.head, CONFIG)
+        for mine, plain in zip(one, alone, strict=True):
+            assert torch.allclose(mine, plain, atol=1e-5)
+        assert torch.equal(one.scores, refined[row])
+    _, steps = refine(logits[1:2], [on(columns[1], CONFIG)])
+    assert steps[0].vocabulary.tolist() == [7] and int(steps[0].choice) == 0
+    assert steps[0].distances.tolist() == [0] * 30 and not columns[1].held
+
+
+def test_a_random_choice_is_drawn_for_a_word_that_is_certain_too():
+    config = ReVisiTConfig(alpha=0.01, selection="random")
+    (columns,) = prompts(1, 1)
+    session = on(columns, config)
+    generator = torch.Generator().manual_seed(0)
+    session.generator.manual_seed(0)
+    certain = torch.eye(VOCABULARY)[:1] * 100
+    for logits in (certain, certain, certain * 0):
+        _, (mine,) = refine(logits, [session])
+        alone = step(logits[0], columns.states, columns.pool.head, config, generator)
+        assert mine.choice == alone.choice
 
 
 def test_new_words_cost_a_product_and_two_operators_more_for_each_prompt_that_has_some():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import dense
 from revisit.config import ReVisiTConfig
 from revisit.core.batch import refine
-from revisit.core.columns import CPU, Pool
+from revisit.core.columns import CPU, GPU, Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session
 from revisit.core.step import constrain, divergence, select, step
@@ -44,9 +44,9 @@ def on(columns, config, number=0):
     return session
 
 
-def as_on_a_gpu(logits, columns, config):
-    """The step with the operations that a GPU runs."""
-    return fast(logits, columns, config, one_pass=False)
+def in_large_products(logits, columns, config):
+    """The step with as many words in a product as on a GPU."""
+    return fast(logits, columns, config, multiple=GPU.multiple)
 
 
 def in_small_blocks(logits, columns, config):
@@ -54,7 +54,7 @@ def in_small_blocks(logits, columns, config):
     return fast(logits, columns, config, block=1000, narrowest=3, gathered=300, spilled=3000)
 
 
-PATHS = [plain, fast, as_on_a_gpu, in_small_blocks]
+PATHS = [plain, fast, in_large_products, in_small_blocks]
 ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
 
 
@@ -138,7 +138,7 @@ def test_half_precision_inputs_give_the_textbook_within_their_rounding(
     agrees(result, logits, one_hot, product, alpha, kind, 2e-2 if dtype == torch.bfloat16 else 3e-3)
 
 
-@pytest.mark.parametrize("path", [fast, as_on_a_gpu, in_small_blocks])
+@pytest.mark.parametrize("path", [fast, in_large_products, in_small_blocks])
 @settings(deadline=None, max_examples=100)
 @given(problem=problems(), alpha=ALPHAS, kind=KINDS, budget=st.integers(0, 9000))
 def test_a_cache_of_any_budget_filled_by_other_steps_gives_the_same_result(

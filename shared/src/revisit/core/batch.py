@@ -5,8 +5,9 @@ memory, whatever the number of their vision states, of their plausible words, an
 the shorter are filled up to the longest, and what fills them is left out of sums and choices. So a
 step takes as many operators for many rows as for one, until a temporary would exceed its budget;
 then the rows are taken in parts. Words that are new to a prompt cost a matrix product, and a few
-operators more, for each prompt that has some. All sizes that depend on the data are read at once:
-a GPU is waited for once a step.
+operators more, for each prompt that has some. A row with a single plausible word is done: that
+word is certain whatever the vision token. All sizes that depend on the data are read at once: a GPU
+is waited for once a step.
 """
 
 import math
@@ -19,7 +20,7 @@ from torch import Tensor
 from revisit.core import onepass
 from revisit.core.columns import Columns, positions, put
 from revisit.core.session import Session
-from revisit.core.step import LARGEST, Step, check, divergence, select
+from revisit.core.step import LARGEST, Step, check, select
 
 # A logit whose probability is 0, in place of -inf where 0 * inf would be NaN.
 _IMPOSSIBLE = -1e20
@@ -108,6 +109,12 @@ class Rows:
         self.ranks = torch.empty_like(self.ones, dtype=torch.int32)
         self.kinds = [(each.config.divergence, each.config.selection) for each in self.own]
 
+    def choosing(self, lengths: Sequence[int]) -> list[int]:
+        """The rows for which vision states matter: in others the only plausible word is certain."""
+        each = enumerate(zip(lengths, self.kinds, strict=True))
+        # A random choice is drawn all the same, so that the next ones do not change.
+        return [row for row, (size, (_, selection)) in each if size > 1 or selection == "random"]
+
 
 class Candidates(NamedTuple):
     """The rows of a step in the order in which they are taken, and the words of their V_cons."""
@@ -138,13 +145,11 @@ class Candidates(NamedTuple):
 
 
 class _Made(NamedTuple):
-    """What a step has decided, for the rows that have a session."""
+    """What a step has decided, for the R rows that have a session; S of them have a choice."""
 
+    rows: Rows
     refined: Tensor  # (R, V)
-    seeing: Sequence[int]  # of each, its row in the batch
-    found: Candidates
-    distances: Tensor  # (R, M), in the order of `found`
-    choice: Tensor  # (R,) the same
+    chosen: tuple[Candidates, Tensor, Tensor] | None  # with distances (S, M), choices (S,)
 
 
 class Decided:
@@ -166,12 +171,18 @@ class Decided:
     def __getitem__(self, row: int) -> Step | None:
         if not 0 <= row < self._count:
             raise IndexError(f"row {row} of {self._count}")
-        if self._made is None or row not in self._made.seeing:
+        if self._made is None or row not in self._made.rows.seeing:
             return None
-        refined, seeing, found, distances, choice = self._made
-        place = found.order.index(seeing.index(row))
+        rows, refined, chosen = self._made
+        own = rows.seeing.index(row)
+        scores = refined[own]
+        if chosen is None or own not in chosen[0].order:  # the first of states that are all as near
+            word = scores.argmax().unsqueeze(0)
+            return Step(scores, word, word.new_zeros(()), scores.new_zeros(rows.tokens[own]))
+        found, distances, choice = chosen
+        place = found.order.index(own)
         return Step(
-            refined[seeing.index(row)],
+            scores,
             found.words[place, : found.lengths[place]],
             choice[place],
             distances[place, : found.columns[place].tokens],
@@ -181,10 +192,16 @@ class Decided:
 def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, Decided]:
     """Refine rows (R, V) float32 that all have a session."""
     pool = rows.pool
-    words, beyond, lengths, indices = _look_up(logits, rows)
-    order = _order(rows, lengths)
+    words, beyond, lengths, choosing, indices = _look_up(logits, rows)
+    refined = torch.full(logits.shape, -math.inf, device=logits.device)
+    if certain := sorted(set(range(len(lengths))).difference(choosing)):
+        those = indices[0, :, 0].take(put(certain, logits.device))
+        refined.view(-1).index_fill_(0, those, 0)
+    if not choosing:
+        return refined, Decided(len(rows.sessions), _Made(rows, refined, None))
+    order = _order(rows, lengths, choosing)
     void = rows.void
-    if order != range(len(order)):
+    if certain or order != choosing:
         index = put(order, logits.device)
         words, indices = words.index_select(0, index), indices.index_select(1, index)
         beyond = None if beyond is None else beyond.index_select(0, index)
@@ -197,30 +214,30 @@ def _refine(logits: Tensor, rows: Rows) -> tuple[Tensor, Decided]:
         penalty = beyond * _IMPOSSIBLE
     log_p = log_p.log_softmax(1)
     firsts = pool.slots.take(places)
-    columns = rows.columns
-    if not isinstance(order, range):
-        lengths, columns = [lengths[row] for row in order], [columns[row] for row in order]
-    found = Candidates(order, lengths, columns, words, penalty, places, firsts, log_p)
+    sizes, columns = [lengths[row] for row in order], [rows.columns[row] for row in order]
+    found = Candidates(order, sizes, columns, words, penalty, places, firsts, log_p)
     distances, choice = _choose(found, rows, void)
     vision = _at(found, choice)
     if beyond is not None:
         vision.masked_fill_(beyond, -math.inf)
     values = log_p + vision.log_softmax(1)
-    refined = torch.full(logits.shape, -math.inf, device=logits.device)
     if beyond is None:
         refined.put_(at, values)
     else:  # what is repeated is less than the word itself
         refined.view(-1).scatter_reduce_(0, at.flatten(), values.flatten(), "amax")
-    made = _Made(refined, rows.seeing, found, distances, choice)
+    made = _Made(rows, refined, (found, distances, choice))
     return refined, Decided(len(rows.sessions), made)
 
 
-def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[int], Tensor]:
+def _look_up(
+    logits: Tensor, rows: Rows
+) -> tuple[Tensor, Tensor | None, list[int], list[int], Tensor]:
     """V_cons of every row; their columns are kept from here on, as many as fit.
 
     Returns:
         (R, C) token ids, ascending, the last repeated where a row has fewer than C; where that is;
-        the number of each row; and (2, R, C) where the words are in flat logits and slots.
+        the number of each row; the rows that have a choice; and (2, R, C) where the words are in
+        flat logits and slots.
     """
     pool = rows.pool
     highest = logits.amax(1, keepdim=True)
@@ -248,20 +265,22 @@ def _look_up(logits: Tensor, rows: Rows) -> tuple[Tensor, Tensor | None, list[in
     words, beyond = positions(ranks, lengths, pool.numbers)
     indices = words + rows.begins
     pool.used.view(-1).index_fill_(0, indices[1].flatten(), pool.step)
-    if any(coming):
+    choosing = rows.choosing(lengths)
+    needed = {rows.columns[row] for row in choosing}
+    wanted = [new * (each in needed) for new, each in zip(coming, rows.prompts, strict=True)]
+    if any(wanted):
         in_use = [every - new for every, new in zip(total, coming, strict=True)]
-        pool.keep(rows.prompts, missing, coming, in_use)
-    return words, beyond, lengths, indices
+        pool.keep(rows.prompts, missing, wanted, in_use)
+    return words, beyond, lengths, choosing, indices
 
 
-def _order(rows: Rows, lengths: Sequence[int]) -> Sequence[int]:
-    """The rows in the order in which they are taken: those of one kind and size side by side."""
-    count = len(lengths)
-    size = 4 * count * max(lengths) * max(rows.tokens)
+def _order(rows: Rows, lengths: Sequence[int], choosing: Sequence[int]) -> Sequence[int]:
+    """Rows in the order in which they are taken: if not all at once, by kind and size."""
+    size = 4 * len(choosing) * max(lengths) * max(rows.tokens)
     short = any(columns.short for columns in rows.prompts)
-    if count == 1 or (size <= rows.pool.sizes.block and len(set(rows.kinds)) == 1 and not short):
-        return range(count)
-    return sorted(range(count), key=lambda row: (rows.kinds[row], lengths[row] * rows.tokens[row]))
+    if size <= rows.pool.sizes.block and len(set(rows.kinds)) == 1 and not short:
+        return choosing
+    return sorted(choosing, key=lambda row: (rows.kinds[row], lengths[row] * rows.tokens[row]))
 
 
 def _choose(found: Candidates, rows: Rows, void: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -305,9 +324,6 @@ def _groups(kinds: Sequence[tuple[str, str]]) -> Iterator[tuple[tuple[str, str],
 
 def _parts(group: range, found: Candidates, limit: int) -> Iterator[slice]:
     """Rows that are taken together: as many as fit, and alone those of which columns are absent."""
-    if isinstance(found.order, range):  # all fit, as `_order` has seen
-        yield slice(group.start, group.stop)
-        return
     start = group.start
     words = states = 0
     for place in group:
@@ -322,19 +338,13 @@ def _parts(group: range, found: Candidates, limit: int) -> Iterator[slice]:
 
 def _distances(found: Candidates, kind: str, lowest: float) -> Tensor:
     """The divergence of every vision state, (R, M), block by block."""
-    log_p = found.log_p
-    prepared = None
-    if found.columns[0].pool.sizes.one_pass:
-        prepared = onepass.prepare(log_p, kind, lowest)
+    prepared = onepass.prepare(found.log_p, kind, lowest)
     parts = []
     for block in _blocks(found):
         logits = block.float()
         if found.penalty is not None:
             logits.add_(found.penalty.unsqueeze(2))
-        if prepared is None:
-            parts.append(divergence(log_p, logits.log_softmax(1), kind))
-        else:
-            parts.append(onepass.distances(prepared, logits, kind))
+        parts.append(onepass.distances(prepared, logits, kind))
     distances = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     return distances[:, : max(columns.tokens for columns in found.columns)]
 

@@ -24,7 +24,7 @@ _NEVER = torch.iinfo(torch.int32).max
 
 
 class Sizes(NamedTuple):
-    """What suits a device: how large its temporaries are, and by which way it computes."""
+    """What suits a device: how large its temporaries are, and how it takes memory."""
 
     block: int  # bytes of a float32 temporary (rows, words, states)
     narrowest: int  # vision states in it at least, whatever its bytes
@@ -32,14 +32,14 @@ class Sizes(NamedTuple):
     product: int  # multiplications that take less time than another call
     spilled: int  # bytes of logits projected at a time
     grain: int  # where a column may begin, in elements: cache lines
-    one_pass: bool  # few passes over memory, or few kernels
+    multiple: int  # of words in every product: a GPU looks for a kernel for each size that is new
     at_once: bool  # whether the whole budget is taken when a pool begins
 
 
 # Temporaries within a CPU's cache; its memory grows with the columns. On a GPU they are large
 # enough to fill it, and memory is taken once: growing would copy, and need both for a moment.
-CPU = Sizes(5 * 2**18, 128, 4 * 2**20, 2**22, 32 * 2**20, 32, True, False)
-GPU = Sizes(64 * 2**20, 128, 64 * 2**20, 2**22, 32 * 2**20, 32, False, True)
+CPU = Sizes(5 * 2**18, 128, 4 * 2**20, 2**22, 32 * 2**20, 32, 1, False)
+GPU = Sizes(64 * 2**20, 128, 64 * 2**20, 2**22, 32 * 2**20, 32, 128, True)
 
 
 def put(values: Any, device: torch.device) -> Tensor:
@@ -243,10 +243,12 @@ class Pool:
         for group in _products(jobs, self.sizes.product):
             every = _joined([job.words for job in group])
             states = _joined([job.columns.here() for job in group])
-            if len(group) > 1:
-                # Sizes that come again: PyTorch on a CPU prepares for each size that is new.
-                every = torch.nn.functional.pad(every, (0, -every.shape[0] % 16))
+            multiple = self.sizes.multiple
+            if len(group) > 1:  # sizes that come again: a CPU too prepares for each that is new
+                multiple = max(16, multiple)
                 states = torch.nn.functional.pad(states, (0, 0, 0, -states.shape[0] % 256))
+            if lacking := -every.shape[0] % multiple:
+                every = torch.nn.functional.pad(every, (0, lacking))
             logits = self.head.project(every, states)
             row = state = 0
             for columns, some, begins in group:
