@@ -8,6 +8,7 @@ from vllm import LLM, SamplingParams
 
 from revisit import ReVisiTConfig
 from tiny_models import STEPS, Question
+from trained_models import Shown
 
 OPTIONS = {
     "dtype": "float32",
@@ -49,12 +50,15 @@ def params(config: ReVisiTConfig | None, steps: int = STEPS, **settings: Any) ->
 
 
 def generate(
-    llm: LLM, asked: Sequence[tuple[Question, ReVisiTConfig | None]], steps: int = STEPS
+    llm: LLM,
+    asked: Sequence[tuple[Question | Shown, ReVisiTConfig | None]],
+    steps: int = STEPS,
+    **settings: Any,
 ) -> list[list[int]]:
     """The new tokens of all requests, sent at once."""
     prompts = [question.for_vllm() for question, _ in asked]
-    settings = [params(config, steps) for _, config in asked]
-    outputs = llm.generate(prompts, settings, use_tqdm=False)
+    each = [params(config, steps, **settings) for _, config in asked]
+    outputs = llm.generate(prompts, each, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 

@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--v2", action="store_true")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--options", type=json.loads, default={}, help="more of the engine's")
+    parser.add_argument("--trained", type=Path, help="JSON of what is asked of a trained model")
     args = parser.parse_args()
     if args.v2:
         on_a_cpu()
@@ -54,7 +55,9 @@ def main() -> None:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     sys.path.insert(0, str(Path(__file__).parent))
     import engines
+    from revisit import ReVisiTConfig
     from tiny_models import QUESTIONS, mixed
+    from trained_models import STEPS, Shown
 
     backend = "mp" if args.ranks > 1 else "uni"
     llm = engines.start(
@@ -65,7 +68,12 @@ def main() -> None:
         **args.options,
     )
     widths = watch(engines.serving(llm)) if args.v2 else []
-    tokens = engines.generate(llm, mixed(args.layers, QUESTIONS[:4]))
+    if args.trained:
+        told = json.loads(args.trained.read_text())
+        asked = [(Shown(*shown), config and ReVisiTConfig(**config)) for shown, config in told]
+        tokens = engines.generate(llm, asked, STEPS, ignore_eos=False)
+    else:
+        tokens = engines.generate(llm, mixed(args.layers, QUESTIONS[:4]))
     answers = {
         "tokens": tokens,
         "runner": type(engines.serving(llm).runner).__name__ if args.v2 else None,

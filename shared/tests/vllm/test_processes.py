@@ -2,47 +2,30 @@
 
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import openai
 import pytest
 
+from an_engine import elsewhere
 from revisit import ReVisiTConfig
 from tiny_models import QUESTIONS, STEPS, mixed
 
-PROGRAM = Path(__file__).with_name("serve_elsewhere.py")
-SECONDS = 240
-
-
-def elsewhere(folder, layers, *flags):
-    """What another process generates for `mixed(layers)`."""
-    out = folder / "answers.json"
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    command = [sys.executable, PROGRAM, folder, layers, out, *flags]
-    run = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=SECONDS, cwd=folder
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
-    return json.loads(out.read_text())
-
 
 @pytest.mark.parametrize("family, layers", [("qwen", "all"), ("llava", "last")])
-def test_model_runner_v2_equals_transformers(family, layers, folders, references):
+def test_model_runner_v2_equals_transformers(family, layers, folders, references, tmp_path):
     asked = mixed(layers, QUESTIONS[:4])
     expected = references[family].all(asked)
-    answers = elsewhere(folders[family], layers, "--v2")
+    answers = elsewhere(folders[family], layers, tmp_path, "--v2")
     assert answers["runner"] == "RunnerV2"
     assert answers["tokens"] == expected
 
 
-def test_speculative_decoding_by_ngrams_equals_transformers(folders, references):
+def test_speculative_decoding_by_ngrams_equals_transformers(folders, references, tmp_path):
     ngrams = {"method": "ngram", "num_speculative_tokens": 3}
     lookup = {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
     options = json.dumps({"speculative_config": {**ngrams, **lookup}})
-    answers = elsewhere(folders["qwen"], "last", "--v2", "--options", options)
+    answers = elsewhere(folders["qwen"], "last", tmp_path, "--v2", "--options", options)
     assert answers["runner"] == "RunnerV2"
     assert answers["rows"] > 8  # drafts beside the tokens of eight requests
     asked = mixed("last", QUESTIONS[:4])
@@ -56,14 +39,14 @@ def test_speculative_decoding_by_ngrams_equals_transformers(folders, references)
 def test_a_compiled_model_equals_transformers(folders, references, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     options = json.dumps({"enforce_eager": False})
-    answers = elsewhere(folders["qwen"], "all", "--options", options)
+    answers = elsewhere(folders["qwen"], "all", tmp_path, "--options", options)
     assert answers["compiled"] not in ("NONE", None)
     assert answers["tokens"] == references["qwen"].all(mixed("all", QUESTIONS[:4]))
 
 
-def test_two_ranks_of_tensor_parallelism_equal_transformers(folders, references):
+def test_two_ranks_of_tensor_parallelism_equal_transformers(folders, references, tmp_path):
     asked = mixed("all", QUESTIONS[:4])
-    answers = elsewhere(folders["qwen"], "all", "--ranks", "2")
+    answers = elsewhere(folders["qwen"], "all", tmp_path, "--ranks", "2")
     assert answers["tokens"] == references["qwen"].all(asked)
 
 

@@ -1,9 +1,13 @@
 """The demo's trained models caption in vLLM as they do in Transformers, word for word."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 import engines
 import trained_models
+from an_engine import elsewhere
 from revisit import ReVisiTConfig
 from trained_models import STEPS
 
@@ -16,24 +20,39 @@ def models(tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("layers", ["last", "all"])
-@pytest.mark.parametrize("family", ["qwen", "llava"])
-def test_captions_of_trained_models_equal_those_of_transformers(family, layers, models):
-    model = models[family]
-    llm = engines.start(model.folder, layers, max_num_seqs=32, limit_mm_per_prompt={"image": 1})
+def asked(layers, images):
+    """Every image with every kind of settings."""
     settings = [
         None,
         *(ReVisiTConfig(layers=layers, alpha=alpha) for alpha in (1e-5, 1e-3, 1e-1)),
         ReVisiTConfig(layers=layers, alpha=1e-4, divergence="js"),
     ]
-    asked = [(image, config) for image in trained_models.captions() for config in settings]
-    outputs = llm.generate(
-        [model.for_vllm(image) for image, _ in asked],
-        [engines.params(config, STEPS, ignore_eos=False) for _, config in asked],
-        use_tqdm=False,
-    )
-    got = [list(output.outputs[0].token_ids) for output in outputs]
-    assert got == [model.tokens(image, config) for image, config in asked]
+    return [(image, config) for image in images for config in settings]
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+@pytest.mark.parametrize("family", ["qwen", "llava"])
+def test_captions_of_trained_models_equal_those_of_transformers(family, layers, models):
+    model = models[family]
+    llm = engines.start(model.folder, layers, max_num_seqs=32, limit_mm_per_prompt={"image": 1})
+    requests = asked(layers, trained_models.captions())
+    shown = [(model.shown(image), config) for image, config in requests]
+    got = engines.generate(llm, shown, STEPS, ignore_eos=False)
+    assert got == [model.tokens(*each) for each in requests]
     assert all(len(tokens) < STEPS for tokens in got)  # captions that end by themselves
     changed = [got[place] != got[place - place % 5] for place in range(len(got))]
     assert 0.2 < sum(changed) / len(changed) < 0.8
+
+
+@pytest.mark.parametrize("family, layers", [("qwen", "all"), ("llava", "last")])
+def test_captions_of_trained_models_in_model_runner_v2_are_the_same(
+    family, layers, models, tmp_path
+):
+    model = models[family]
+    requests = asked(layers, trained_models.captions()[:2])
+    told = tmp_path / "asked.json"
+    shown = [(model.shown(image), config and asdict(config)) for image, config in requests]
+    told.write_text(json.dumps(shown))
+    answers = elsewhere(model.folder, layers, tmp_path, "--v2", "--trained", told)
+    assert answers["runner"] == "RunnerV2"
+    assert answers["tokens"] == [model.tokens(*each) for each in requests]

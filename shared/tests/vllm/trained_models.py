@@ -4,7 +4,7 @@ import json
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import sentencepiece
@@ -28,6 +28,18 @@ _SYSTEM = (
 )
 
 
+class Shown(NamedTuple):
+    """What a trained model is asked, in plain data."""
+
+    prompt: list[int]
+    image: str
+
+    def for_vllm(self) -> dict[str, Any]:
+        """A prompt of vLLM."""
+        image = Image.open(self.image).convert("RGB")
+        return {"prompt_token_ids": self.prompt, "multi_modal_data": {"image": image}}
+
+
 class Trained:
     """A model's folder, its prompt with one placeholder, and the same model in Transformers."""
 
@@ -41,12 +53,9 @@ class Trained:
         self.images = transformers.AutoImageProcessor.from_pretrained(folder)
         self.tokens = cache(self._tokens)
 
-    def for_vllm(self, image: Path) -> dict[str, Any]:
-        """A prompt of vLLM."""
-        return {
-            "prompt_token_ids": self.prompt,
-            "multi_modal_data": {"image": Image.open(image).convert("RGB")},
-        }
+    def shown(self, image: Path) -> Shown:
+        """The image with this model's prompt."""
+        return Shown(self.prompt, str(image))
 
     def _tokens(self, image: Path, config: ReVisiTConfig | None) -> list[int]:
         """What Transformers generates, to the end of its caption; greedy where config is None."""
