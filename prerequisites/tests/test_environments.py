@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ FAMILIES = {
     "qwen": ("revisit_qwen", ROOT / "Qwen2.5-VL" / "ReVisiT_Qwen.yaml"),
 }
 TOOLS = ("mamba", "conda", "micromamba")
+BACKEND = "NOX_DEFAULT_VENV_BACKEND"
 PIN = re.compile(r"([A-Za-z0-9_.-]+)==(\S+?)(; .*)?")
 
 by_family = pytest.mark.parametrize("family", FAMILIES)
@@ -57,8 +59,7 @@ def test_its_conda_packages_are_specs_that_conda_reads(family):
             subdir="linux-64",
         )
         assert read_specs["python"].matches(record) == fits
-    for channel in set(content["channels"]) - {"nodefaults"}:
-        assert rattler.Channel(channel).name == "conda-forge"
+    assert content["channels"] == ["conda-forge"]  # conda takes any other word for a channel
 
 
 @by_family
@@ -92,11 +93,13 @@ def scratch(tmp_path):
     return tmp_path
 
 
-def nox(folder: Path, *path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("NOX")}
+def nox(folder: Path, *path: Path, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name == BACKEND or "NOX" not in name
+    }
     environment["PATH"] = os.pathsep.join(map(str, path))
     return subprocess.run(
-        [sys.executable, "-m", "nox", "-s", "llava", "--install-only"],
+        [sys.executable, "-m", "nox", "-s", "llava", "--install-only", *flags],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -119,7 +122,25 @@ def test_nox_asks_the_tool_that_is_there_for_python_3_11(scratch, tool):
     arguments = asked.read_text().split("\n")
     assert arguments[:4] == ["create", "--yes", "--prefix", environment]
     assert {"pip", "python=3.11"} <= set(arguments)
-    assert ("--channel=conda-forge" in arguments) == (tool == "micromamba")
+    assert {"--override-channels", "--channel=conda-forge"} <= set(arguments)
+
+
+@pytest.mark.parametrize("asked", ["flag", "variable"])
+def test_conda_s_channel_is_not_given_to_another_tool_that_is_asked_for(
+    scratch, asked, monkeypatch
+):
+    pytest.importorskip("nox")
+    tools = scratch / "tools"
+    tools.mkdir()
+    (tools / "conda").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "conda").chmod(0o755)
+    (scratch / "LLaVA1.5" / "requirements.txt").write_text("nothing is installed\n")
+    flags = ["--default-venv-backend", "virtualenv"] if asked == "flag" else []
+    if asked == "variable":
+        monkeypatch.setenv(BACKEND, "virtualenv")
+    run = nox(scratch, tools, Path("/usr/bin"), Path("/bin"), flags=flags)
+    assert "Creating virtual environment (virtualenv)" in run.stderr, run.stderr
+    assert "requirements.txt" in run.stderr and "channel" not in run.stderr
 
 
 @pytest.mark.skipif(
