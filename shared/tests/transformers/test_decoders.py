@@ -365,6 +365,61 @@ def test_no_hook_and_no_offset_is_left(name):
     assert hooks(model) == before
 
 
+# Processors that ban all that a decoder has kept
+
+ONLY = {  # the likeliest token is all of V_cons
+    "ReVisiT": ReVisiTConfig(alpha=1.0, no_vision="plain"),
+    "VCD": VCDConfig(beta=1.0),
+    "RITUAL": RITUALConfig(beta=1.0),
+    "M3ID": M3IDConfig(gamma=4.0, beta=1.0),  # the weight of token 512 after three
+    "DoLa": DoLaConfig(relative_top=1.0),
+}
+BANS = [
+    {"suppress_tokens": list(range(0, 90, 2))},
+    {"no_repeat_ngram_size": 1},
+    {"prefix_allowed_tokens_fn": lambda _row, ids: [10 + len(ids) % 9, 35, 37, 40, 44]},
+]
+
+
+class WithoutTheBest(LogitsProcessor):
+    """Bans the token of the highest score."""
+
+    def __call__(self, input_ids, scores):
+        return scores.scatter(1, scores.argmax(1, keepdim=True), -math.inf)
+
+
+@pytest.mark.parametrize("name", ONLY)
+@pytest.mark.parametrize("bans", BANS, ids=lambda bans: next(iter(bans)))
+def test_the_best_allowed_token_is_the_model_s(name, bans):
+    model, _, rows = made("LLaVA")
+    inputs, settings = together(rows), {"do_sample": False, "max_new_tokens": 6, **bans}
+    wanted = model.generate(**inputs, **settings).tolist()
+    with revisit.attach(model, ONLY[name]):
+        decided = model.generate(**inputs, **second(name, inputs), **settings)
+    assert decided.tolist() == wanted
+
+
+@pytest.mark.parametrize("name", ONLY)
+@pytest.mark.parametrize("asked", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 0}], ids=str)
+def test_where_all_that_is_kept_is_banned_the_model_decides(name, asked):
+    """Also in beams, by its log-probabilities; sampling takes the likeliest token."""
+    model, _, rows = made("LLaVA")
+    inputs, settings = rows[0], {"do_sample": False, "max_new_tokens": 6}
+    settings["logits_processor"] = LogitsProcessorList([WithoutTheBest()])
+    beams = {"num_beams": asked.get("num_beams", 1)}
+    wanted = model.generate(**inputs, **settings, **beams).tolist()
+    with revisit.attach(model, ONLY[name]):
+        output = model.generate(
+            **inputs,
+            **second(name, inputs),
+            **{**settings, **asked},
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    assert output.sequences.tolist() == wanted
+    assert all(not scores.isnan().any() for scores in output.scores)
+
+
 # What is refused
 
 

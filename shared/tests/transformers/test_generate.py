@@ -17,7 +17,7 @@ from transformers import (
 
 import revisit
 from releases import RELEASE
-from revisit import ReVisiTConfig
+from revisit import M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from small_llama import IMAGE, PAD, PROMPTS, batch, hooks, make_model, new_tokens
 
 CONFIG = ReVisiTConfig(layers="all", alpha=0.02)
@@ -76,6 +76,26 @@ def test_enable_gives_what_attach_gives(model, arguments):
     assert sequences[0] != sequences[2]
 
 
+@both_routes
+@pytest.mark.parametrize(
+    "bans",
+    [
+        {"suppress_tokens": list(range(0, 90, 2))},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 6, "eos_token_id": list(range(0, 60))},
+        {"prefix_allowed_tokens_fn": lambda _row, ids: [10 + len(ids) % 9, 35, 37, 60, 82]},
+        {"bad_words_ids": [[word] for word in range(3, 70)]},
+    ],
+    ids=lambda bans: next(iter(bans)),
+)
+def test_where_v_cons_is_banned_the_best_token_is_the_model_s(model, route, bans):
+    expected = plain(model, PROMPTS, **bans).tolist()
+    only = ReVisiTConfig(alpha=1.0)  # the model's best token is all of V_cons
+    assert route(model, PROMPTS, only, **bans).tolist() == expected
+    sampled = route(model, PROMPTS, only, **bans, do_sample=True, top_p=0.9, temperature=0.7)
+    assert sampled.tolist() == expected
+
+
 @pytest.mark.skipif(RELEASE < (4, 38), reason="this release returns no logits of its own")
 def test_revisit_comes_before_penalties(model):
     """A penalty that reads refined scores cannot bring back a word outside V_cons."""
@@ -93,7 +113,7 @@ def test_revisit_comes_before_penalties(model):
     ):
         vocabulary = (logits >= logits.max() + torch.tensor(0.05).log()).nonzero()[:, 1]
         assert len(vocabulary) == step.candidates
-        assert scores[0].isfinite().nonzero().squeeze(1).tolist() == vocabulary.tolist()
+        assert (scores[0] > -1e4).nonzero().squeeze(1).tolist() == vocabulary.tolist()
 
 
 def test_a_trace_is_returned_or_refused(model):
@@ -343,13 +363,25 @@ def test_a_processor_that_is_passed_too_refines_once(model):
     assert both.tolist() == expected
 
 
+CACHE = "cache" if RELEASE >= (5, 24) else "past_key_values"
+
+
 @pytest.mark.skipif(RELEASE < (4, 40), reason="this release goes on with a last token only")
-def test_a_cache_that_holds_a_part_of_the_prompt_is_refused(model):
+@both_routes
+@pytest.mark.parametrize("name", {"past_key_values", CACHE})
+@pytest.mark.parametrize(
+    "config", [CONFIG, VCDConfig(), RITUALConfig(), M3IDConfig()], ids=lambda config: str(config)[:4]
+)
+def test_a_cache_that_holds_a_part_of_the_prompt_is_refused_untouched(model, route, name, config):
     with torch.no_grad():
         ids = batch(PROMPTS[:1])["input_ids"][:, :4]
-        cache = model(input_ids=ids, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="past_key_values"):
-        attached(model, PROMPTS[:1], past_key_values=cache)
+        cache = getattr(model(input_ids=ids, use_cache=True), CACHE)
+    untouched = copy.deepcopy(cache)
+    with pytest.raises(ValueError, match=f"leave out {name}"):
+        route(model, PROMPTS[:1], config, **{name: cache})
+    retry = plain(model, PROMPTS[:1], **{name: cache}).tolist()
+    assert retry == plain(model, PROMPTS[:1], **{name: untouched}).tolist()
+    assert retry == plain(model, PROMPTS[:1]).tolist()
 
 
 def test_a_prompt_of_embeddings_needs_a_mask(model):

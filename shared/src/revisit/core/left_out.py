@@ -13,7 +13,7 @@ from torch import Tensor
 # multiplies by up to 5 does not bring one over the other.
 _FACTOR = 32
 
-# The least distance is 32 * 512 = 2^14: exp(-2^14 / T) is 0 in float32 up to a temperature T of 150.
+# The least distance is 32 * 512 = 2^14: exp(-2^14 / T) is 0 in float32 for temperatures T to 150.
 _LEAST = 512
 
 
