@@ -1,6 +1,5 @@
 """ReVisiT in `generate`, on a small Llama whose prompts hold vision tokens, in any Transformers."""
 
-import math
 from dataclasses import replace
 
 import accelerate

@@ -8,6 +8,7 @@ import copy
 import math
 import threading
 import time
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -466,6 +467,34 @@ def test_a_model_that_hands_its_prompt_over_is_refused(name):
     row = prompts(chosen, model)[0]
     message = "hands the prompt over to another model"
     refused(model, CONFIGS[name], row, message, **second(name, row))
+
+
+@pytest.mark.parametrize("config", [ReVisiTConfig(), DoLaConfig()], ids=str)
+@pytest.mark.parametrize("route", ["enable", "attach"])
+def test_a_model_inside_another_is_never_decoded_plainly_in_silence(config, route):
+    chosen = FAMILIES["BLIP-2"]
+    model = chosen.make()
+    inner, row = model.language_model, prompts(chosen, model)[0]
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    text = {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]}
+    before, alone = dict(vars(inner)), inner.generate(**text, **settings).tolist()
+    block = revisit.attach(model, config)
+    if route == "enable":
+        revisit.enable(model, config)
+    else:
+        block.__enter__()
+    for call in (inner.generate, partial(type(inner).generate, inner)):
+        with pytest.raises(ValueError, match=r"call model\.generate of the Blip2For"):
+            call(**text, **settings)
+    model.generate(**row, **settings)
+    with revisit.attach(inner, M3IDConfig()), pytest.raises(ValueError, match="vision"):
+        inner.generate(**text, **settings)  # its own settings count
+    if route == "enable":
+        revisit.disable(model)
+    else:
+        block.__exit__(None, None, None)
+    assert vars(inner) == before
+    assert inner.generate(**text, **settings).tolist() == alone
 
 
 @pytest.mark.parametrize("name", CONFIGS)

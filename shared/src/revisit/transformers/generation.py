@@ -31,7 +31,8 @@ _running: ContextVar["Generation | None"] = ContextVar("running", default=None)
 
 def running_generation() -> "Generation | None":
     """The innermost generation that runs in this thread with a processor of ours."""
-    return _running.get()
+    generation = _running.get()
+    return generation if generation is None or generation.open else None
 
 
 class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -86,14 +87,17 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """
         self.latest = generation = self.open(inputs, vision_mask, second_inputs)
         generation.prompts = prompts_of(inputs)
-        generation.outer = _running.get()
-        inside = _running.set(generation)
+        generation.outer = outer = running_generation()
+        _running.set(generation)
         try:
             with generation:
                 yield generation
         finally:
-            _running.reset(inside)
+            # Maybe in another context, as where a generator's steps are run by several threads.
+            generation.open = False
             generation.outer = None
+            if _running.get() is generation:
+                _running.set(outer)
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
 
     def current(self) -> "Generation":
         """The innermost generation of this thread that is this processor's."""
-        generation = _running.get()
+        generation = running_generation()
         while generation is not None and generation.processor is not self:
             generation = generation.outer
         if generation is None:
@@ -168,6 +172,7 @@ class Generation:
 
     Attributes:
         prompts: how many it has, where its inputs tell; rows of one prompt are neighbours.
+        open: whether it has not ended.
         outer: the generation that it runs inside of.
         joined: whether its processor was put among a decoding loop's.
         asked: whether the processor has answered.
@@ -176,6 +181,7 @@ class Generation:
     def __init__(self, processor: DecoderLogitsProcessor) -> None:
         self.processor = processor
         self.prompts: int | None = None
+        self.open = True
         self.outer: Generation | None = None
         self.joined = False
         self.asked = False
