@@ -20,6 +20,8 @@ import revisit
 from families import FAMILIES, IMAGE, VISION_END, VISION_START, batch, prompts
 from releases import RELEASE
 from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit.core.head import LMHead
+from revisit.transformers.inner import _premature
 from revisit.transformers.parts import is_tied, text_decoder
 from small_llama import hooks
 
@@ -364,6 +366,32 @@ def test_no_hook_and_no_offset_is_left(name):
     with pytest.raises(RuntimeError, match="stop here"):
         decode(model, name, rows[1], stopping_criteria=[fail])
     assert hooks(model) == before
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_process_sets_for_pytorch_changes_no_token(family, name):
+    model, _, rows = made(family)
+    inputs = together(rows)
+    expected = decode(model, name, inputs)
+    torch.use_deterministic_algorithms(True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert decode(model, name, inputs) == expected
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode():
+            assert decode(model, name, inputs) == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_dola_projects_in_the_head_s_dtype_under_mixed_precision():
+    torch.manual_seed(0)
+    head = LMHead(torch.randn(50, 16))
+    states = [torch.randn(2, 16), torch.randn(2, 16)]
+    expected = _premature(head, states)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(_premature(head, states), expected)
 
 
 # Processors that ban all that a decoder has kept
