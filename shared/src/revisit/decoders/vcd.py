@@ -28,7 +28,10 @@ def combine(logits: Tensor, distorted: Tensor, alpha: float, beta: float) -> Ten
 def kept(noise_step: int) -> float:
     """A, the share of the image's variance that is left at `noise_step` (0 to 999)."""
     # In float32 and on the CPU, whatever the process has for defaults.
-    b = torch.linspace(-6, 6, 1000, dtype=torch.float32, device="cpu").sigmoid() * (0.005 - 1e-5) + 1e-5
+    b = (
+        torch.linspace(-6, 6, 1000, dtype=torch.float32, device="cpu").sigmoid() * (0.005 - 1e-5)
+        + 1e-5
+    )
     return float((1 - b).cumprod(0)[noise_step])
 
 
