@@ -1,6 +1,7 @@
 """What the published implementation generated (design C5)."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def test_published_tokens_and_scores(golden_model, golden_pixels, case):
     assert output.sequences[0].tolist() == case["input_ids"] + case["tokens"]
     for scores, expected in zip(output.scores, case["top_scores"], strict=False):
         tokens, values = zip(*expected, strict=True)
+        # -inf there, as in the formula, is finite here: not in V_cons.
+        scores = scores.masked_fill(scores < -1e4, -math.inf)
         assert scores[0].topk(len(tokens)).values.tolist() == pytest.approx(values, abs=1e-4)
         assert scores[0, list(tokens)].tolist() == pytest.approx(values, abs=1e-4)
     # Warpers and penalties leave fewer candidates than V_cons.

@@ -112,6 +112,18 @@ def test_noise_is_one_draw_for_each_image():
     assert vcd.distort(image.bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_noise_does_not_depend_on_a_process_s_defaults(dtype):
+    image = draw(3, 3, 8, 8)
+    expected = vcd.distort(image, 500, 7)
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(vcd.distort(image, 500, 7), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # RITUAL's transformations
 
 

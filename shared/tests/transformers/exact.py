@@ -92,7 +92,7 @@ def check(
         assert seen.divergence == pytest.approx(distances[choice], abs=rounding)
         refined = log_p + log_q[:, choice]
         np.testing.assert_allclose(scores[0, vocabulary], refined, atol=20 * rounding)
-        assert scores[0].isfinite().sum() == len(vocabulary)
+        assert (scores[0] > -1e4).sum() == len(vocabulary)
         assert seen.refined_token == seen.token == scores[0].argmax()
         sizes.append(len(vocabulary))
     assert max(sizes) > 2

@@ -1,6 +1,5 @@
 """ReVisiT in `generate`, on a small Llama whose prompts hold vision tokens, in any Transformers."""
 
-import math
 from dataclasses import replace
 
 import accelerate
@@ -60,7 +59,7 @@ def test_generation_equals_a_dense_float64_computation(model, layers, kind, alph
         assert seen.divergence == pytest.approx(distances[choice], abs=1e-4)
         assert seen.candidates == len(vocabulary)
         np.testing.assert_allclose(scores[0, vocabulary], refined[:, choice], atol=2e-3)
-        assert scores[0].isfinite().sum() == len(vocabulary)
+        assert (scores[0] > -1e4).sum() == len(vocabulary)
         assert seen.plain_token == int(logits[-1].argmax())
         sequence.append(int(scores[0].argmax()))
     assert sequence[len(PROMPTS[1]) :] == new_tokens(output, PROMPTS[1:2])[0]
@@ -106,7 +105,7 @@ def test_sampling_repeats_with_its_seed_and_stays_inside_the_vocabulary(model):
         runs.append(output.sequences.tolist())
         for step, scores in enumerate(output.scores):
             drawn = output.sequences[:, len(PROMPTS[0]) + step]
-            assert scores.gather(1, drawn.unsqueeze(1)).isfinite().all()
+            assert (scores.gather(1, drawn.unsqueeze(1)) > -1e4).all()
     assert runs[0] == runs[1]
 
 
@@ -374,4 +373,4 @@ def test_half_precision_models_decode(dtype):
     for scores in output.scores:
         assert scores.dtype == torch.float32
         assert not scores.isnan().any()
-        assert (scores.amax(1) > -math.inf).all()
+        assert scores.isfinite().all()

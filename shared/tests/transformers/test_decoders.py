@@ -8,6 +8,7 @@ import copy
 import math
 import threading
 import time
+from functools import partial
 from itertools import chain
 
 import pytest
@@ -19,6 +20,8 @@ import revisit
 from families import FAMILIES, IMAGE, VISION_END, VISION_START, batch, prompts
 from releases import RELEASE
 from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit.core.head import LMHead
+from revisit.transformers.inner import _premature
 from revisit.transformers.parts import is_tied, text_decoder
 from small_llama import hooks
 
@@ -365,6 +368,87 @@ def test_no_hook_and_no_offset_is_left(name):
     assert hooks(model) == before
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_a_process_sets_for_pytorch_changes_no_token(family, name):
+    model, _, rows = made(family)
+    inputs = together(rows)
+    expected = decode(model, name, inputs)
+    torch.use_deterministic_algorithms(True)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert decode(model, name, inputs) == expected
+        torch.set_default_dtype(torch.float64)
+        with torch.inference_mode():
+            assert decode(model, name, inputs) == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_dola_projects_in_the_head_s_dtype_under_mixed_precision():
+    torch.manual_seed(0)
+    head = LMHead(torch.randn(50, 16))
+    states = [torch.randn(2, 16), torch.randn(2, 16)]
+    expected = _premature(head, states)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(_premature(head, states), expected)
+
+
+# Processors that ban all that a decoder has kept
+
+ONLY = {  # the likeliest token is all of V_cons
+    "ReVisiT": ReVisiTConfig(alpha=1.0, no_vision="plain"),
+    "VCD": VCDConfig(beta=1.0),
+    "RITUAL": RITUALConfig(beta=1.0),
+    "M3ID": M3IDConfig(gamma=4.0, beta=1.0),  # the weight of token 512 after three
+    "DoLa": DoLaConfig(relative_top=1.0),
+}
+BANS = [
+    {"suppress_tokens": list(range(0, 90, 2))},
+    {"no_repeat_ngram_size": 1},
+    {"prefix_allowed_tokens_fn": lambda _row, ids: [10 + len(ids) % 9, 35, 37, 40, 44]},
+]
+
+
+class WithoutTheBest(LogitsProcessor):
+    """Bans the token of the highest score."""
+
+    def __call__(self, input_ids, scores):
+        return scores.scatter(1, scores.argmax(1, keepdim=True), -math.inf)
+
+
+@pytest.mark.parametrize("name", ONLY)
+@pytest.mark.parametrize("bans", BANS, ids=lambda bans: next(iter(bans)))
+def test_the_best_allowed_token_is_the_model_s(name, bans):
+    model, _, rows = made("LLaVA")
+    inputs, settings = together(rows), {"do_sample": False, "max_new_tokens": 6, **bans}
+    wanted = model.generate(**inputs, **settings).tolist()
+    with revisit.attach(model, ONLY[name]):
+        decided = model.generate(**inputs, **second(name, inputs), **settings)
+    assert decided.tolist() == wanted
+
+
+@pytest.mark.parametrize("name", ONLY)
+@pytest.mark.parametrize("asked", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 0}], ids=str)
+def test_where_all_that_is_kept_is_banned_the_model_decides(name, asked):
+    """Also in beams, by its log-probabilities; sampling takes the likeliest token."""
+    model, _, rows = made("LLaVA")
+    inputs, settings = rows[0], {"do_sample": False, "max_new_tokens": 6}
+    settings["logits_processor"] = LogitsProcessorList([WithoutTheBest()])
+    beams = {"num_beams": asked.get("num_beams", 1)}
+    wanted = model.generate(**inputs, **settings, **beams).tolist()
+    with revisit.attach(model, ONLY[name]):
+        output = model.generate(
+            **inputs,
+            **second(name, inputs),
+            **{**settings, **asked},
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+    assert output.sequences.tolist() == wanted
+    assert all(not scores.isnan().any() for scores in output.scores)
+
+
 # What is refused
 
 
@@ -411,6 +495,34 @@ def test_a_model_that_hands_its_prompt_over_is_refused(name):
     row = prompts(chosen, model)[0]
     message = "hands the prompt over to another model"
     refused(model, CONFIGS[name], row, message, **second(name, row))
+
+
+@pytest.mark.parametrize("config", [ReVisiTConfig(), DoLaConfig()], ids=str)
+@pytest.mark.parametrize("route", ["enable", "attach"])
+def test_a_model_inside_another_is_never_decoded_plainly_in_silence(config, route):
+    chosen = FAMILIES["BLIP-2"]
+    model = chosen.make()
+    inner, row = model.language_model, prompts(chosen, model)[0]
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    text = {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]}
+    before, alone = dict(vars(inner)), inner.generate(**text, **settings).tolist()
+    block = revisit.attach(model, config)
+    if route == "enable":
+        revisit.enable(model, config)
+    else:
+        block.__enter__()
+    for call in (inner.generate, partial(type(inner).generate, inner)):
+        with pytest.raises(ValueError, match=r"call model\.generate of the Blip2For"):
+            call(**text, **settings)
+    model.generate(**row, **settings)
+    with revisit.attach(inner, M3IDConfig()), pytest.raises(ValueError, match="vision"):
+        inner.generate(**text, **settings)  # its own settings count
+    if route == "enable":
+        revisit.disable(model)
+    else:
+        block.__exit__(None, None, None)
+    assert vars(inner) == before
+    assert inner.generate(**text, **settings).tolist() == alone
 
 
 @pytest.mark.parametrize("name", CONFIGS)

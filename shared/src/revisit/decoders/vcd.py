@@ -27,7 +27,11 @@ def combine(logits: Tensor, distorted: Tensor, alpha: float, beta: float) -> Ten
 
 def kept(noise_step: int) -> float:
     """A, the share of the image's variance that is left at `noise_step` (0 to 999)."""
-    b = torch.linspace(-6, 6, 1000).sigmoid() * (0.005 - 1e-5) + 1e-5
+    # In float32 and on the CPU, whatever the process has for defaults.
+    b = (
+        torch.linspace(-6, 6, 1000, dtype=torch.float32, device="cpu").sigmoid() * (0.005 - 1e-5)
+        + 1e-5
+    )
     return float((1 - b).cumprod(0)[noise_step])
 
 
@@ -58,7 +62,8 @@ def distort(
         images = (pixel_values,) if one else pixel_values.flatten(0, -4).unbind(0)
     noisy = []
     for image in images:
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(image.shape, generator=generator).to(image.device)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.randn(image.shape, generator=generator, dtype=torch.float32, device="cpu")
+        noise = noise.to(image.device)
         noisy.append((share**0.5 * image.float() + (1 - share) ** 0.5 * noise).to(image.dtype))
     return torch.cat(noisy) if patches is not None else torch.stack(noisy).view_as(pixel_values)

@@ -10,10 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from types import FrameType
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
@@ -48,10 +50,20 @@ _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     DoLaConfig: DoLaLogitsProcessor,
 }
 
-# The processors of this thread's (or task's) `attach` blocks, the innermost last.
-_attached: ContextVar[tuple[DecoderLogitsProcessor, ...]] = ContextVar("attached", default=())
 
-_changes = threading.Lock()
+class _Block(NamedTuple):
+    """An open `attach` block."""
+
+    processor: DecoderLogitsProcessor
+    frame: FrameType  # of the code inside it, which may go on in another context
+
+
+# The open blocks of all threads, the innermost last, and those opened by this thread (or task).
+_blocks: list[_Block] = []
+_opened: ContextVar[tuple[_Block, ...]] = ContextVar("opened", default=())
+
+# A generator that is thrown away closes its block wherever that happens, also inside a change.
+_changes = threading.RLock()
 
 # By model and seed, how many prompts `decode` has decoded: each call has a processor of its own.
 _prompts: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()
@@ -95,17 +107,17 @@ def enable(
     model = _unwrapped(model)
     processor = _processor(model, config, lm_head, decoder)
     with _changes:
-        if _enabled(model) is None:
+        if not _is_enabled(model):
             _install(model)
-        model.__dict__["generate"].enabled = processor
+        _set_enabled(model, processor)
 
 
 def disable(model: Model) -> None:
     """End what `enable` began; a model that is not enabled stays as it is."""
     model = _unwrapped(model)
     with _changes:
-        if _enabled(model) is not None:
-            model.__dict__["generate"].enabled = None
+        if _is_enabled(model):
+            _set_enabled(model, None)
             _remove(model)
 
 
@@ -123,8 +135,9 @@ def attach(
             output = model.generate(**inputs)
         run.trace
 
-    A thread that the block starts is another thread: to stream from one, use `enable`. Inside
-    another `attach`, or of an enabled model, the innermost settings count.
+    A thread that the block starts is another thread: to stream from one, use `enable`. A generator
+    or coroutine that holds the block open decodes so wherever it goes on. Inside another `attach`,
+    or of an enabled model, the innermost settings count.
 
     Args:
         model, config, lm_head, decoder: as `enable` takes them.
@@ -134,15 +147,41 @@ def attach(
     """
     model = _unwrapped(model)
     processor = _processor(model, config, lm_head, decoder)
+    block = _Block(processor, _caller())
     with _changes:
         _install(model)
-    inside = _attached.set((*_attached.get(), processor))
+        _blocks.append(block)
+        _opened.set((*(each for each in _opened.get() if each in _blocks), block))
     try:
         yield processor
     finally:
-        _attached.reset(inside)
+        # Maybe in another context than that in which it was opened.
+        _opened.set(tuple(each for each in _opened.get() if each is not block))
         with _changes:
+            _blocks.remove(block)
             _remove(model)
+
+
+def _caller() -> FrameType:
+    """The frame of who called into this module."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals["__name__"] in (__name__, "contextlib"):
+        frame = frame.f_back
+    assert frame is not None
+    return frame
+
+
+def _attached() -> list[DecoderLogitsProcessor]:
+    """Those of the open blocks of this thread, or that the running code is inside of; the innermost
+    first."""
+    blocks, opened = tuple(_blocks), _opened.get()  # other threads open and close some
+    inside = [block for block in blocks if block in opened]
+    frame = inspect.currentframe() if len(inside) < len(blocks) else None
+    while frame is not None:
+        inside += [block for block in blocks if block.frame is frame and block not in inside]
+        frame = frame.f_back
+    inside.sort(key=blocks.index)
+    return [block.processor for block in reversed(inside)]
 
 
 def decode(
@@ -179,6 +218,7 @@ def _processor(
     model: Model, config: DecoderConfig | None, lm_head: LMHead | None, decoder: nn.Module | None
 ) -> DecoderLogitsProcessor:
     """The logits processor that decodes by these settings."""
+    _refuse_open_batching(model)
     config = config if config is not None else ReVisiTConfig()
     decoder_class = _DECODERS.get(type(config))
     if decoder_class is None:
@@ -206,6 +246,7 @@ def _generate(
     second_inputs: Mapping[str, Any] | None = kwargs.pop("second_inputs", None)
     given = _arguments(plain, *args, **kwargs)
     refuse_other_decodings(processor.model, given, processor.name)
+    _refuse_dropped_cache(processor.model, given)
     if (
         returned
         and getattr(processor.config, "trace", False)
@@ -229,6 +270,7 @@ class _Entrance:
         self.name = name
         self.before = module.__dict__.get(name)  # somebody else's replacement
         self.users = 0
+        self.enabled: tuple[DecoderLogitsProcessor, ...] = ()  # of models that hold the module
 
     @property
     def plain(self) -> Callable[..., Any]:
@@ -240,19 +282,42 @@ class _Entrance:
     def __signature__(self) -> inspect.Signature:
         return inspect.signature(self.plain)
 
+    def asked(self) -> list[DecoderLogitsProcessor]:
+        """The processors that count here, of the module's model or of one around it."""
+        attached = [each for each in _attached() if _holds(each.model, self.module)]
+        return [*attached, *reversed(self.enabled)]
+
+    def refuse_plain(self) -> None:
+        """Refuse a decoding that asks no processor though one counts here."""
+        generation = running_generation()
+        if generation is not None and _holds(generation.processor.model, self.module):
+            return
+        for processor in self.asked():
+            name, model = processor.name, type(processor.model).__name__
+            raise ValueError(
+                f"{name} is enabled, and this decoding would not ask it: call model.generate of "
+                f"the {model} itself (no continuous batching), or end revisit.enable or "
+                "revisit.attach first"
+            )
+
 
 class _Generate(_Entrance):
-    """`generate` of a model that is enabled or attached."""
-
-    enabled: DecoderLogitsProcessor | None = None
+    """`generate` of a model that is enabled or attached, and of the models inside it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        attached = reversed(_attached.get())
-        own = next((each for each in attached if each.model is self.module), None)
-        processor = own if own is not None else self.enabled
-        if processor is None:
+        own = next((each for each in self.asked() if each.model is self.module), None)
+        if own is None:
+            self.refuse_plain()
             return self.plain(*args, **kwargs)
-        return _generate(processor, self.plain, args, kwargs, returned=own is None)
+        return _generate(own, self.plain, args, kwargs, returned=own in self.enabled)
+
+
+class _Batching(_Entrance):
+    """`init_continuous_batching`: a manager's thread decodes without our processor."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.refuse_plain()
+        return self.plain(*args, **kwargs)
 
 
 class _LogitsProcessors(_Entrance):
@@ -260,15 +325,12 @@ class _LogitsProcessors(_Entrance):
     the processor of the generation that runs comes first among all."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.refuse_plain()
         processors = self.plain(*args, **kwargs)
         generation = running_generation()
         if generation is None or not _holds(generation.processor.model, self.module):
-            if (enabled := _enabled(self.module)) is not None:
-                raise ValueError(
-                    f"{enabled.name} is enabled, and this decoding would not ask it: call "
-                    "model.generate (no continuous batching), or revisit.disable(model) first"
-                )
-        elif not generation.joined:
+            return processors
+        if not generation.joined:
             generation.joined = True
             own = generation.processor
             processors[:] = [own, *(each for each in processors if each is not own)]
@@ -280,9 +342,13 @@ def _holds(model: Model, module: Any) -> bool:
 
 
 def _entrances(model: Model) -> list[tuple[Any, str, type[_Entrance]]]:
-    name = "_get_logits_processor"
-    inner = [(part, name, _LogitsProcessors) for part in model.modules() if hasattr(part, name)]
-    return [(model, "generate", _Generate), *inner]
+    ways = {
+        "generate": _Generate,
+        "_get_logits_processor": _LogitsProcessors,
+        "init_continuous_batching": _Batching,
+    }
+    parts = [part for part in model.modules() if hasattr(part, "_get_logits_processor")]
+    return [(part, name, ways[name]) for part in parts for name in ways if hasattr(part, name)]
 
 
 def _install(model: Model) -> None:
@@ -305,8 +371,17 @@ def _remove(model: Model) -> None:
                 module.__dict__[name] = entrance.before
 
 
-def _enabled(model: Any) -> DecoderLogitsProcessor | None:
-    return getattr(model.__dict__.get("generate"), "enabled", None)
+def _set_enabled(model: Model, processor: DecoderLogitsProcessor | None) -> None:
+    for module, name, kind in _entrances(model):
+        entrance = module.__dict__.get(name)
+        if isinstance(entrance, kind):
+            others = tuple(each for each in entrance.enabled if each.model is not model)
+            entrance.enabled = others if processor is None else (*others, processor)
+
+
+def _is_enabled(model: Model) -> bool:
+    enabled = getattr(model.__dict__.get("generate"), "enabled", ())
+    return any(each.model is model for each in enabled)
 
 
 def _unwrapped(model: Model) -> Model:
@@ -317,6 +392,48 @@ def _unwrapped(model: Model) -> Model:
             "itself (of a PEFT model, model.get_base_model())"
         )
     return model
+
+
+def _refuse_open_batching(model: Model) -> None:
+    for thread in threading.enumerate():
+        manager = getattr(getattr(thread, "_target", None), "__self__", None)
+        batching = type(manager).__name__ == "ContinuousBatchingManager"
+        if batching and _holds(model, getattr(manager, "model", None)):
+            raise ValueError(
+                f"a continuous batching manager of this {type(model).__name__} is open, and would "
+                "go on decoding plainly: stop it first"
+            )
+
+
+def _refuse_dropped_cache(model: Model, given: Mapping[str, Any]) -> None:
+    """Refuse to generate in training mode where layers with gradient checkpointing get no cache."""
+    training = model.training and getattr(model, "is_gradient_checkpointing", False)
+    if training and _setting(model, given)("use_cache") is not False and _drops_cache():
+        raise ValueError(
+            f"this Transformers drops the KV cache of a {type(model).__name__} that trains with "
+            "gradient checkpointing, so that it generates without what came before, whatever the "
+            "decoder: call model.eval() first, or pass use_cache=False"
+        )
+
+
+@cache
+def _drops_cache() -> bool:
+    """Whether a layer with gradient checkpointing gets no cache, as seen by one that has none."""
+    try:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+    except ImportError:  # in these releases each model has its own, and the cache is kept
+        return False
+
+    class Layer(GradientCheckpointingLayer):  # type: ignore[misc]
+        gradient_checkpointing = True
+
+        def forward(self, **given: Any) -> bool:
+            return given["past_key_values"] is None
+
+    layer = Layer()
+    layer._gradient_checkpointing_func = lambda forward: forward()
+    with torch.no_grad():
+        return bool(layer(past_key_values=()))
 
 
 def refuse_other_decodings(model: Model, given: Mapping[str, Any], name: str = "ReVisiT") -> None:

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 from revisit.config import DecoderConfig, DoLaConfig, ReVisiTConfig
 from revisit.core.head import LMHead
 from revisit.core.layers import resolve_layers
+from revisit.core.left_out import fill_left_out
 from revisit.transformers.parts import (
     Model,
     given_decoder,
@@ -21,13 +22,17 @@ from revisit.transformers.parts import (
     text_decoder,
 )
 
+# What the KV cache is called among the arguments of `generate` and `forward`, newest name first.
+CACHES = ("cache", "past_key_values", "cache_params")
+
 # The innermost generation of this thread (or task) that a processor has opened.
 _running: ContextVar["Generation | None"] = ContextVar("running", default=None)
 
 
 def running_generation() -> "Generation | None":
     """The innermost generation that runs in this thread with a processor of ours."""
-    return _running.get()
+    generation = _running.get()
+    return generation if generation is None or generation.open else None
 
 
 class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -82,19 +87,23 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """
         self.latest = generation = self.open(inputs, vision_mask, second_inputs)
         generation.prompts = prompts_of(inputs)
-        generation.outer = _running.get()
-        inside = _running.set(generation)
+        generation.outer = outer = running_generation()
+        _running.set(generation)
         try:
             with generation:
                 yield generation
         finally:
-            _running.reset(inside)
+            # Maybe in another context, as where a generator's steps are run by several threads.
+            generation.open = False
             generation.outer = None
+            if _running.get() is generation:
+                _running.set(outer)
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The decoder's scores (rows, V) float32 from `scores` (rows, V), the model's own: logits,
-        or log-probabilities as in beam search.
+        or log-probabilities as in beam search. A token that it leaves out has a finite score of
+        probability 0, so that processors that follow may ban all others.
 
         Raises:
             ValueError: it is called outside `generation`, the whole prompts were not read in this
@@ -106,11 +115,11 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if not generation.asked and not self.model.training:  # dropout tells rows apart too
             _refuse_unlike_rows(self.model, scores, generation.prompts)
         generation.asked = True
-        return decided
+        return fill_left_out(decided, scores.to(decided.device))
 
     def current(self) -> "Generation":
         """The innermost generation of this thread that is this processor's."""
-        generation = _running.get()
+        generation = running_generation()
         while generation is not None and generation.processor is not self:
             generation = generation.outer
         if generation is None:
@@ -163,6 +172,7 @@ class Generation:
 
     Attributes:
         prompts: how many it has, where its inputs tell; rows of one prompt are neighbours.
+        open: whether it has not ended.
         outer: the generation that it runs inside of.
         joined: whether its processor was put among a decoding loop's.
         asked: whether the processor has answered.
@@ -171,6 +181,7 @@ class Generation:
     def __init__(self, processor: DecoderLogitsProcessor) -> None:
         self.processor = processor
         self.prompts: int | None = None
+        self.open = True
         self.outer: Generation | None = None
         self.joined = False
         self.asked = False
@@ -205,6 +216,27 @@ def prompts_of(inputs: Mapping[str, Any]) -> int | None:
     """How many prompts a generation has, by its inputs; None where they do not tell."""
     given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
     return next((len(prompts) for prompts in given if prompts is not None), None)
+
+
+def refuse_read_prompts(inputs: Mapping[str, Any], name: str) -> None:
+    """Refuse a KV cache that holds a part of the prompts, before anything is added to it.
+
+    Raises:
+        ValueError: there is one; `name` is the decoder's.
+    """
+    for key in CACHES:
+        if inputs.get(key) is not None and _length(inputs[key]):
+            raise ValueError(
+                f"{name} must see the prompts being read from their beginning, images among them: "
+                f"leave out {key}, which holds a part of them, and give the whole conversation"
+            )
+
+
+def _length(cache: Any) -> int:
+    """How many tokens a cache holds."""
+    if isinstance(cache, tuple):
+        return int(cache[0][0].shape[-2])
+    return int(cache.get_seq_length())
 
 
 def _refuse_unlike_rows(model: Model, scores: Tensor, prompts: int | None) -> None:

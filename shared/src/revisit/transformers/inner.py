@@ -174,5 +174,6 @@ def _premature(head: LMHead, states: list[Tensor]) -> Tensor:
     """The logits (rows, J, V) at J layers' hidden states (rows, d), some words at a time."""
     inner = torch.stack([state.to(head.device, head.dtype) for state in states], 1)
     words = torch.split(torch.arange(head.size, device=head.device), _WORDS)
-    product = torch.cat([head.project(some, inner.flatten(0, 1)) for some in words])
+    with torch.autocast(head.device.type, enabled=False):  # in the head's dtype, always
+        product = torch.cat([head.project(some, inner.flatten(0, 1)) for some in words])
     return product.T.reshape(*inner.shape[:2], -1)

@@ -12,7 +12,11 @@ from revisit.core.columns import Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session
 from revisit.core.trace import Choice, TraceStep, VisionLayout
-from revisit.transformers.generation import Generation, ReadingLogitsProcessor
+from revisit.transformers.generation import (
+    Generation,
+    ReadingLogitsProcessor,
+    refuse_read_prompts,
+)
 from revisit.transformers.parts import Model, complete, logits_owners
 from revisit.transformers.recorder import Recorder
 from revisit.transformers.vision import VisionPositions, locate
@@ -68,6 +72,7 @@ class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
     ) -> "ReVisiTGeneration":
         if second_inputs is not None:
             raise ValueError("ReVisiT has no second stream: leave out second_inputs")
+        refuse_read_prompts(inputs, self.name)
         positions = locate(self.model, inputs, vision_mask)
         owners = logits_owners(self.model)
         weight = self.head().weight
@@ -226,6 +231,6 @@ def _unread(recorder: Recorder) -> str:
         )
     return (
         "ReVisiT did not see the prompts being read to their end: they must be read in this "
-        "generation, by the model itself and not by an assistant, and without past_key_values "
-        "that hold a part of them"
+        "generation, by the model itself and not by an assistant, and without a KV cache "
+        "that holds a part of them"
     )

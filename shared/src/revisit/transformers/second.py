@@ -13,6 +13,7 @@ from revisit.transformers.generation import (
     DecoderLogitsProcessor,
     Generation,
     as_normalized,
+    refuse_read_prompts,
     running_generation,
 )
 from revisit.transformers.recorder import eager
@@ -40,6 +41,7 @@ class SecondStreamLogitsProcessor(DecoderLogitsProcessor):
         vision_mask: Tensor | None,
         second_inputs: Mapping[str, Any] | None,
     ) -> "StreamGeneration":
+        refuse_read_prompts(inputs, self.name)
         return StreamGeneration(self, self.stream(inputs, vision_mask, second_inputs))
 
     def stream(

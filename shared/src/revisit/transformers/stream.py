@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revisit.transformers.generation import prompts_of
+from revisit.transformers.generation import CACHES, prompts_of, refuse_read_prompts
 from revisit.transformers.parts import Model
 
 Call = dict[str, Any]
@@ -23,7 +23,7 @@ Call = dict[str, Any]
 # Inputs that are no image's, though they are tensors too.
 _TEXT = {
     *("input_ids", "inputs", "attention_mask", "position_ids", "inputs_embeds", "cache_position"),
-    *("past_key_values", "labels", "negative_prompt_ids", "negative_prompt_attention_mask"),
+    *("labels", "negative_prompt_ids", "negative_prompt_attention_mask", *CACHES),
 }
 
 # Images that were encoded before the prefill, as newer releases do, or in an earlier pass.
@@ -55,13 +55,15 @@ class SecondStream:
         """Take a pass of the first stream, just before it is made."""
         names = list(inspect.signature(self.model.forward).parameters) if args else []
         call = {**dict(zip(names, args, strict=False)), **kwargs}
-        if self.before is None and not self.calls and call.get("past_key_values") is not None:
-            if _length(call["past_key_values"]):
-                raise ValueError(
-                    f"{self.name} reads the prompts twice, from their beginning: leave out "
-                    "past_key_values that hold a part of them"
-                )
-            self.cache = copy.deepcopy(call["past_key_values"])
+        cache = next((call[key] for key in CACHES if call.get(key) is not None), None)
+        if self.before is None and not self.calls:
+            refuse_read_prompts(call, self.name)
+            self.cache = copy.deepcopy(cache)
+        elif cache is None and call.get("use_cache"):
+            raise ValueError(
+                f"{self.name} finds no KV cache among {sorted(call)}, which "
+                f"{type(self.model).__name__} goes on with: pass use_cache=False to generate"
+            )
         self.calls.append(call)
 
     def logits(self, input_ids: Tensor) -> Tensor:
@@ -91,15 +93,16 @@ class SecondStream:
         raise NotImplementedError
 
     def _pass(self, call: Call) -> Any:
-        if call.get("past_key_values") is not None:
-            call["past_key_values"] = self.cache
+        for name in CACHES:
+            if call.get(name) is not None:
+                call[name] = self.cache
         for name in ("output_attentions", "output_hidden_states"):
             if call.get(name):
                 call[name] = False
         with self._own_offsets():
             output = self.model(**{**call, "return_dict": True})
-        if getattr(output, "past_key_values", None) is not None:
-            self.cache = output.past_key_values
+        kept = (output[name] for name in CACHES if name in output)
+        self.cache = next(kept, self.cache)
         return output
 
     def _follow(self, input_ids: Tensor) -> None:
@@ -229,7 +232,7 @@ class OtherPrompt(SecondStream):
             own = {key: value[..., -1:] for key, value in own.items()}
             own["attention_mask"] = mask
         settings = {key: first[key] for key in first if type(first[key]) in (bool, int)}
-        yield {**settings, **own, "past_key_values": first.get("past_key_values")}
+        yield {**settings, **own, **{name: first[name] for name in CACHES if name in first}}
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> Call:
@@ -247,10 +250,3 @@ def is_tensors(value: object) -> bool:
 def _given(call: Call, name: str) -> bool:
     value = call.get(name)
     return bool(value) if isinstance(value, dict) else value is not None
-
-
-def _length(cache: Any) -> int:
-    """How many tokens a cache holds."""
-    if isinstance(cache, tuple):
-        return int(cache[0][0].shape[-2])
-    return int(cache.get_seq_length())
