@@ -23,10 +23,8 @@ def nothing_left(llm):
     llm.llm_engine.step()  # tells the worker which requests have ended
     serving = engines.serving(llm)
     assert not serving.prompts and not serving.reading
-    pool = serving.pool
     assert serving.arena.free == [range(serving.arena.table.numel())]
-    assert sorted(pool.vacant) == list(range(pool.slots.shape[0]))
-    assert sum(map(len, pool.free)) == pool.limit
+    assert serving.cache.left == serving.cache.size
 
 
 @pytest.mark.parametrize("layers", ["last", "all", [0, 1, 3, 4]], ids=str)
@@ -254,7 +252,7 @@ def test_an_error_in_the_worker_ends_nothing(started, references, monkeypatch):
     def fail(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(serving.pool, "open", fail)
+    monkeypatch.setattr("revisit.vllm.serving.Session", fail)
     got = engines.generate(llm, asked)
     plain = [(question, None) for question, _ in asked]
     assert got == references["qwen"].all(plain)

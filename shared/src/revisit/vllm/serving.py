@@ -14,13 +14,13 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import Pool, put
+from revisit.core.columns import Cache
 from revisit.core.layers import resolve_layers
+from revisit.core.rows import refine
 from revisit.core.session import Session
 from revisit.vllm.admission import admitted_settings, vision_positions
 from revisit.vllm.head import check_head, is_tied, lm_head
-from revisit.vllm.memory import Arena, rehearse
+from revisit.vllm.memory import Arena, put, rehearse, reserve
 from revisit.vllm.runner import Runner, Span
 
 log = logging.getLogger("vllm.revisit")
@@ -103,7 +103,8 @@ class Serving:
 
     Attributes:
         bytes: of that memory: `cache_bytes`, half for columns and half for vision states, and what
-            a pool needs besides for each of `max_num_seqs` prompts.
+            is noted besides for each of `max_num_seqs` prompts, in the host's memory.
+        reserved: on a GPU the half for columns, until the first request comes.
         prompts: by request, from its first pass until vLLM says that it has ended.
         reading: those of which vision tokens are yet to be read.
         unfinished: those of which the pass that ran leaves tokens to read.
@@ -132,15 +133,13 @@ class Serving:
 
     def _take_memory(self) -> None:
         # A column is as long as a prompt has vision states, and a state as wide as the LM head:
-        # about as many words ever become plausible. So both get as much.
-        runner = self.runner.runner
-        self.most = runner.scheduler_config.max_num_seqs
-        self.pool = Pool(self.head, self.config.cache_bytes // 2)
-        self.pool.reserve(self.most, len(self.layers) * runner.model_config.max_model_len)
-        self.arena = Arena(self.config.cache_bytes // 2, self.head.dtype, self.head.device)
-        pool = self.pool
-        taken = (self.arena.table, pool.table, pool.slots, pool.absent, pool.used)
-        self.bytes = sum(each.nbytes for each in taken)
+        # about as many tokens ever become plausible. So both get as much.
+        half = self.config.cache_bytes // 2
+        self.most = self.runner.runner.scheduler_config.max_num_seqs
+        self.cache = Cache(self.head, half)
+        self.arena = Arena(half, self.head.dtype, self.head.device)
+        self.bytes = 2 * half + self.most * 8 * self.head.size
+        self.reserved = reserve(half, self.head.device)
         log.info(
             "ReVisiT: %d MiB, with room for the vision states of %d tokens",
             self.bytes >> 20,
@@ -148,8 +147,8 @@ class Serving:
         )
 
     def rehearse(self) -> None:
-        """A step of all requests at once, for vLLM to profile."""
-        rehearse(self.pool, self.config, self.most)
+        """A step of all requests, for vLLM to profile."""
+        rehearse(self.head, self.config, self.most)
 
     @_guarded
     def before(self, scheduled: Any) -> None:
@@ -217,12 +216,13 @@ class Serving:
         if prompt is None or request in self.unfinished:
             return None
         if prompt.session is None:
+            self.reserved = None  # the columns take it
             if not prompt.complete or prompt.states is None:
                 log.error("ReVisiT: the vision tokens of %s were not all read here", request)
                 self.prompts.pop(request).close()
                 self.reading.pop(request, None)
                 return None
-            prompt.session = Session(prompt.states.flatten(0, 1), self.pool, prompt.config)
+            prompt.session = Session(prompt.states.flatten(0, 1), self.cache, prompt.config)
         return prompt.session
 
 
