@@ -1,9 +1,11 @@
 """The settings and the layers they name."""
 
+from dataclasses import fields
+
 import pytest
 
 from revisit import ReVisiTConfig
-from revisit.config import PUBLISHED, from_published
+from revisit.config import OTHERS, PUBLISHED, from_published
 from revisit.core.layers import resolve_layers
 
 
@@ -28,6 +30,20 @@ from revisit.core.layers import resolve_layers
 def test_a_setting_out_of_range_is_named(setting, message):
     with pytest.raises(ValueError, match=message):
         ReVisiTConfig(**setting)
+
+
+NUMBERS = [
+    (config, field.name)
+    for config in (ReVisiTConfig, *OTHERS.values())
+    for field in fields(config)
+    if type(field.default) in (int, float)
+]
+
+
+@pytest.mark.parametrize(("config", "name"), NUMBERS)
+def test_true_is_no_number(config, name):
+    with pytest.raises(ValueError, match=name):
+        config(**{name: True})
 
 
 def test_a_list_of_layers_is_kept_unchangeable_and_in_order():

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 Divergence = Literal["ag", "js"]
 Selection = Literal["min", "max", "random"]
@@ -69,7 +69,7 @@ class ReVisiTConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         _check_seed(self.seed)
-        if not isinstance(self.cache_bytes, int) or self.cache_bytes < 0:
+        if type(self.cache_bytes) is not int or self.cache_bytes < 0:
             raise ValueError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
 
 
@@ -195,17 +195,22 @@ def from_published(**flags: Any) -> ReVisiTConfig:
 
 
 def _check_share(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not _is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"{name} must be in [0, 1], got {value!r}")
 
 
 def _check_weight(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
+def _is_number(value: object) -> TypeGuard[int | float]:
+    """Whether it is one; Python's True would be taken as 1."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_seed(seed: object) -> None:
-    if not isinstance(seed, int):
+    if type(seed) is not int:
         raise ValueError(f"seed must be an integer, got {seed!r}")
 
 

@@ -48,7 +48,7 @@ def test_a_refused_model_says_why(capsys):
 
 def test_a_wrong_choice_is_not_exact(capsys, monkeypatch):
     model = families.language_model("Llama")
-    monkeypatch.setattr("revisit.core.batch.select", lambda distances, *_: distances.argmax(-1))
+    monkeypatch.setattr("revisit.core.rows.select", lambda distances, *_: distances.argmax(-1))
     monkeypatch.setattr(
         checking, "_project", lambda head, states: states.flip(0) @ head.weight.double().T
     )

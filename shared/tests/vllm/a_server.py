@@ -33,10 +33,10 @@ def served(folder: Path, log: Path, layers: str = "all") -> Iterator[str]:
     }
     words = [str(word) for pair in flags.items() for word in pair]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    module = "vllm.entrypoints.openai.api_server"
+    program = Path(__file__).with_name("serve_and_fail.py")
     with log.open("w") as lines:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "--enforce-eager", "--skip-mm-profiling", *words],
+            [sys.executable, program, "--enforce-eager", "--skip-mm-profiling", *words],
             env=environment,
             stdout=lines,
             stderr=subprocess.STDOUT,

@@ -29,7 +29,7 @@ def start(folder: Path, layers: str | Sequence[int] = "last", **options: Any) ->
     settings = {"layers": layers, **options.pop("revisit", {})}
     return LLM(
         str(folder),
-        logits_processors=["revisit.vllm:ReVisiT"],
+        logits_processors=["revisit.vllm:ReVisiT", *options.pop("processors", ())],
         additional_config={"revisit": settings},
         **{**OPTIONS, **options},
     )
@@ -49,17 +49,24 @@ def params(config: ReVisiTConfig | None, steps: int = STEPS, **settings: Any) ->
     return SamplingParams(extra_args=asking(config), **greedy)
 
 
-def generate(
+def outcomes(
     llm: LLM,
     asked: Sequence[tuple[Question | Shown, ReVisiTConfig | None]],
     steps: int = STEPS,
+    priority: list[int] | None = None,
     **settings: Any,
-) -> list[list[int]]:
-    """The new tokens of all requests, sent at once."""
+) -> list[tuple[list[int], str | None, Any]]:
+    """Of all requests, sent at once: new tokens, why they ended, and what is said of it."""
     prompts = [question.for_vllm() for question, _ in asked]
     each = [params(config, steps, **settings) for _, config in asked]
-    outputs = llm.generate(prompts, each, use_tqdm=False)
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    done = llm.generate(prompts, each, use_tqdm=False, priority=priority)
+    outputs = [output.outputs[0] for output in done]
+    return [(list(one.token_ids), one.finish_reason, one.stop_reason) for one in outputs]
+
+
+def generate(llm: LLM, *asked: Any, **settings: Any) -> list[list[int]]:
+    """The new tokens of all requests, sent at once."""
+    return [tokens for tokens, *_ in outcomes(llm, *asked, **settings)]
 
 
 def serving(llm: LLM) -> Any:

@@ -4,6 +4,7 @@ With --v2 by Model Runner V2, its Triton kernels run by Triton's interpreter: th
 """
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -38,6 +39,21 @@ def watch(serving: Any) -> list[int]:
     return widths
 
 
+def break_a_step(worker: Any) -> None:
+    """Let the third step of ReVisiT fail, on the last rank alone."""
+    if worker.rank == worker.parallel_config.world_size - 1:
+        from revisit.vllm import serving
+
+        original, steps = serving.refine, itertools.count(1)
+
+        def refine(*given: Any) -> Any:
+            if next(steps) == 3:
+                raise MemoryError("no room here")
+            return original(*given)
+
+        serving.refine = refine
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
@@ -46,11 +62,16 @@ def main() -> None:
     parser.add_argument("--v2", action="store_true")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--options", type=json.loads, default={}, help="more of the engine's")
+    parser.add_argument(
+        "--broken", action="store_true", help="at last, let a step fail on one rank"
+    )
     parser.add_argument("--trained", type=Path, help="JSON of what is asked of a trained model")
     args = parser.parse_args()
     if args.v2:
         on_a_cpu()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if args.broken:
+        os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # a function for the workers
     if args.ranks > 1:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     sys.path.insert(0, str(Path(__file__).parent))
@@ -80,6 +101,10 @@ def main() -> None:
         "rows": max(widths, default=None),
         "compiled": llm.llm_engine.vllm_config.compilation_config.mode.name,
     }
+    if args.broken:
+        llm.collective_rpc(break_a_step)
+        config = ReVisiTConfig(layers=args.layers, alpha=1e-3)
+        answers["broken"] = engines.outcomes(llm, [(QUESTIONS[0], config), (QUESTIONS[1], None)])
     args.out.write_text(json.dumps(answers))
 
 

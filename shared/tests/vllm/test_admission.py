@@ -1,5 +1,6 @@
 """What requests and engines are refused for, before a worker sees them."""
 
+import asyncio
 import json
 import random
 import re
@@ -7,10 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.core.sched.scheduler import Scheduler
 
 import engines
+import revisit.vllm
 from revisit import ReVisiTConfig
+from revisit.vllm import plugin
 from revisit.vllm.admission import admit, asked_settings, check_engine
 from tiny_models import QUESTIONS, Question
 
@@ -24,6 +31,8 @@ REFUSED = {
     "a key that is no string": ({3: 1}, r"no settings \['3'\]"),
     "alpha too large": ({"alpha": 2}, r"alpha .* must be in \[0, 1\], got 2"),
     "alpha not a number": ('{"alpha": NaN}', r"must be in \[0, 1\], got nan"),
+    "alpha true": ({"alpha": True}, r"must be in \[0, 1\], got True"),
+    "1, as HTTP hands on true": (1, r"got 1; .* or {\"revisit\": \"true\"}"),
     "alpha a string": ({"alpha": "1e-5"}, r"must be in \[0, 1\], got '1e-5'"),
     "an unknown divergence": ({"divergence": "kl"}, r"divergence must be one of \('ag', 'js'\)"),
     "a divergence of a wrong type": ({"divergence": ["ag"]}, "divergence must be one of"),
@@ -69,19 +78,54 @@ def test_a_request_that_does_not_ask_is_left_alone(started, references):
         assert list(output.outputs[0].token_ids) == references["qwen"](QUESTIONS[0], None)
 
 
+PLAIN = SimpleNamespace(additional_config={}, model_config=SimpleNamespace(logits_processors=None))
+
+
 def test_an_engine_that_was_not_given_the_processor_refuses_to_be_asked(started):
     config = started("qwen", "last").llm_engine.vllm_config
-    plain = SimpleNamespace(
-        additional_config={}, model_config=SimpleNamespace(logits_processors=None)
-    )
     image = SimpleNamespace(modality="image")
     request = SimpleNamespace(
         sampling_params=SamplingParams(extra_args={"revisit": True}), mm_features=[image]
     )
     with pytest.raises(VLLMValidationError, match="was started without --logits-processors"):
-        admit(request, plain)
+        admit(request, PLAIN)
     admit(request, config)
     assert request.sampling_params.skip_reading_prefix_cache
+
+
+@pytest.mark.parametrize("beams", [False, True])
+def test_so_it_does_over_http_before_the_prompt_is_looked_at(beams, monkeypatch):
+    monkeypatch.setattr(GenerateBaseServing, "_check_model", BaseServing._check_model)
+    plugin._begin_admission(lambda *_: None)(None, PLAIN)
+    server = SimpleNamespace(engine_client=SimpleNamespace(vllm_config=PLAIN))
+    request = SimpleNamespace(vllm_xargs={"revisit": "{}"}, use_beam_search=beams)
+    with pytest.raises(VLLMValidationError, match="was started without --logits-processors"):
+        asyncio.run(GenerateBaseServing._check_model(server, request))
+
+
+def test_a_refused_request_forgets_the_images_that_it_carried_alone(started, monkeypatch):
+    llm = started("qwen", "last")
+    cache, forgotten = llm.llm_engine.renderer.mm_processor_cache, []
+    monkeypatch.setattr(cache, "invalidate", forgotten.append)
+    engines.generate(llm, [(QUESTIONS[0], None)])
+
+    def refused(images):  # offline, prompts are read before a request is looked at
+        params = SamplingParams(extra_args={"revisit": {"alpha": 2}})
+        with pytest.raises(VLLMValidationError, match="got 2"):
+            llm.generate([Question("?", images).for_vllm()], [params], use_tqdm=False)
+
+    refused((0,))
+    assert forgotten == []
+    refused((0, 40))
+    assert len(forgotten) == 1
+
+
+def test_settings_are_checked_before_an_image_is_read(started, monkeypatch):
+    engine = started("qwen", "last").llm_engine
+    monkeypatch.setattr(engine.renderer, "render_cmpl", lambda *_: pytest.fail("it was read"))
+    params = SamplingParams(extra_args={"revisit": {"alpha": True}})
+    with pytest.raises(VLLMValidationError, match="got True"):
+        engine.add_request("bad", QUESTIONS[0].for_vllm(), params)
 
 
 def test_what_the_caller_gave_is_not_changed(started):
@@ -145,6 +189,9 @@ ENGINES = {
     "LoRA adapters": {"lora_config": object()},
     "an encoder-decoder": {"model": {"is_encoder_decoder": True}},
     "a model that takes no images": {"model": {"is_multimodal_model": False}},
+    "sleep mode": {"model": {"enable_sleep_mode": True}},
+    "a weight transfer": {"weight_transfer_config": object()},
+    "a scheduler that is none of vLLM's": {"scheduler": object},
     "must be an object, got 3": {"additional_config": {"revisit": 3}},
     "has no settings ['alhpa']": {"additional_config": {"revisit": {"alhpa": 1}}},
     "has no settings ['trace']": {"additional_config": {"revisit": {"trace": True}}},
@@ -156,7 +203,7 @@ ENGINES = {
 @pytest.mark.parametrize("message", ENGINES)
 def test_an_engine_that_cannot_serve_it_is_refused(message):
     changed = ENGINES[message]
-    model = {"is_encoder_decoder": False, "is_multimodal_model": True}
+    model = {"is_encoder_decoder": False, "is_multimodal_model": True, "enable_sleep_mode": False}
     parallel = {"pipeline_parallel_size": 1}
     text = SimpleNamespace(num_hidden_layers=4)
     config = SimpleNamespace(
@@ -164,6 +211,10 @@ def test_an_engine_that_cannot_serve_it_is_refused(message):
         model_config=SimpleNamespace(hf_text_config=text, **model | changed.get("model", {})),
         kv_transfer_config=changed.get("kv_transfer_config"),
         lora_config=changed.get("lora_config"),
+        weight_transfer_config=changed.get("weight_transfer_config"),
+        scheduler_config=SimpleNamespace(
+            get_scheduler_cls=lambda: changed.get("scheduler", Scheduler)
+        ),
         additional_config=changed.get("additional_config", {}),
     )
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -184,12 +235,28 @@ def test_a_head_that_the_model_scales_otherwise_is_refused_at_start(folders, mon
         engines.start(folders["qwen"], "last")
 
 
-def test_another_release_of_vllm_is_refused(monkeypatch):
-    import revisit.vllm
+def test_a_head_that_computes_in_another_dtype_is_refused_at_start(folders):
+    with pytest.raises(ValueError, match=r"computes in torch.float32, .*leave head_dtype out"):
+        engines.start(folders["qwen"], dtype="bfloat16", hf_overrides={"head_dtype": "float32"})
 
-    monkeypatch.setattr("vllm.__version__", "0.33.0")
-    with pytest.raises(RuntimeError, match=r"tested with vLLM 0\.32\.0 .* this is 0\.33\.0"):
+
+def test_weights_that_are_reloaded_are_refused(started):
+    with pytest.raises(ValueError, match="start the engine anew"):
+        started("qwen", "last").collective_rpc("reload_weights")
+
+
+def test_another_release_of_vllm_is_refused_before_a_process_is_started(monkeypatch, folders):
+    monkeypatch.setattr("vllm.__version__", "0.34.0")
+    original = EngineArgs.create_engine_config
+    monkeypatch.setattr(EngineArgs, "create_engine_config", original)
+    plugin.install()
+    sentence = r"^ReVisiT was tested with vLLM 0\.32\.0, 0\.33\.0 .* this is 0\.34\.0\. Install one"
+    with pytest.raises(RuntimeError, match=sentence):
         revisit.vllm.ReVisiT  # noqa: B018
+    started = EngineArgs(str(folders["qwen"]), logits_processors=["revisit.vllm:ReVisiT"])
+    with pytest.raises(RuntimeError, match=sentence):
+        started.create_engine_config()
+    EngineArgs(str(folders["qwen"])).create_engine_config()
 
 
 def test_settings_that_a_request_names_replace_the_engines():

@@ -7,7 +7,8 @@ import torch
 
 import engines
 from revisit import ReVisiTConfig
-from revisit.vllm.memory import Arena
+from revisit.core.columns import Columns
+from revisit.vllm.memory import Arena, reserve
 from tiny_models import QUESTIONS, VOCABULARY, mixed
 
 CONFIG = ReVisiTConfig(alpha=1e-3)
@@ -17,34 +18,27 @@ def worker(llm):
     return llm.llm_engine.model_executor.driver_worker.worker
 
 
-def addresses(serving):
-    pool = serving.pool
-    kept = (serving.arena.table, pool.table, pool.slots, pool.absent, pool.used)
-    return [each.data_ptr() for each in kept]
-
-
-def test_memory_is_taken_before_profiling_and_none_afterwards(started, references):
+def test_memory_is_counted_before_profiling_and_is_enough(started, references, monkeypatch):
     llm = started("qwen", "all", revisit={"cache_bytes": 2**22}, max_num_seqs=8)
     serving = engines.serving(llm)
-    pool, arena = serving.pool, serving.arena
-    assert arena.table.nbytes == 2**21
-    assert pool.limit * pool.sizes.grain * 4 == 2**21
-    window = pool.table.nbytes - 2**21
-    assert 0 < window <= 4 * (5 * 512 + pool.sizes.grain)  # the widest prompt that may come
-    assert pool.slots.shape == (8, VOCABULARY)
-    assert serving.bytes == 2**22 + window + 12 * 8 * VOCABULARY
-    before = addresses(serving)
+    cache, arena = serving.cache, serving.arena
+    assert arena.table.nbytes == cache.size == 2**21
+    assert serving.bytes == 2**22 + 8 * 8 * VOCABULARY
+    assert reserve(70, torch.device("meta")).nbytes == 70
+    assert serving.reserved is reserve(70, torch.device("cpu")) is None
+    left, keep = [], Columns.keep
+    monkeypatch.setattr(Columns, "keep", lambda *given: left.append(cache.left) or keep(*given))
     asked = mixed("all")
     assert engines.generate(llm, asked) == references["qwen"].all(asked)
-    assert addresses(serving) == before
+    assert 0 <= min(left) < 2**21
     llm.llm_engine.step()
-    assert arena.free == [range(2**19)]
+    assert arena.free == [range(2**19)] and cache.left == 2**21
 
 
 def test_an_engine_has_a_gibibyte_where_nobody_says_otherwise(started):
     serving = engines.serving(started("qwen", "last"))
     assert serving.arena.table.nbytes == 2**29
-    assert serving.pool.limit * serving.pool.sizes.grain * 4 == 2**29
+    assert serving.cache.size == 2**29
 
 
 def test_the_kv_cache_of_a_cpu_gets_so_much_less(started, monkeypatch):
@@ -62,19 +56,16 @@ def test_the_kv_cache_of_a_cpu_gets_so_much_less(started, monkeypatch):
     assert mine.determine_available_memory() == 12345
 
 
-def test_profiling_sees_a_step_of_all_requests(started, monkeypatch):
+def test_profiling_sees_a_step_in_which_every_token_is_plausible(started, monkeypatch):
     llm = started("qwen", "last", max_num_seqs=5)  # its own: profiling forgets images
     serving, runner = engines.serving(llm), worker(llm).model_runner
-    rows, original = [], serving.pool.keep
+    seen, keep = [], Columns.keep
     monkeypatch.setattr(
-        serving.pool,
-        "keep",
-        lambda prompts, *given: rows.append(len(prompts)) or original(prompts, *given),
+        Columns, "keep", lambda one, each: seen.append(len(each)) or keep(one, each)
     )
     runner.profile_run()
-    assert rows == [5]
-    assert sorted(serving.pool.vacant) == list(range(5))
-    assert sum(map(len, serving.pool.free)) == serving.pool.limit
+    assert seen == [VOCABULARY]
+    assert serving.cache.left == serving.cache.size
 
 
 def test_vision_states_that_find_no_room_lie_in_the_hosts_memory(started, references, caplog):

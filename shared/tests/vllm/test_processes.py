@@ -2,13 +2,17 @@
 
 import json
 import os
+import random
+import re
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 
 from an_engine import elsewhere
 from revisit import ReVisiTConfig
+from serve_and_fail import SEED
 from tiny_models import QUESTIONS, STEPS, mixed
 
 
@@ -16,9 +20,18 @@ from tiny_models import QUESTIONS, STEPS, mixed
 def test_model_runner_v2_equals_transformers(family, layers, folders, references, tmp_path):
     asked = mixed(layers, QUESTIONS[:4])
     expected = references[family].all(asked)
-    answers = elsewhere(folders[family], layers, tmp_path, "--v2")
+    answers = elsewhere(folders[family], layers, tmp_path, "--v2", "--broken")
     assert answers["runner"] == "RunnerV2"
     assert answers["tokens"] == expected
+    fails_after_two_tokens(answers["broken"], layers, references[family])
+
+
+def fails_after_two_tokens(broken, layers, reference):
+    """The request of which the third step failed on one rank, and the plain one beside it."""
+    (tokens, reason, why), (plain, ended, _) = broken
+    assert tokens == reference(QUESTIONS[0], ReVisiTConfig(layers=layers, alpha=1e-3))[:2]
+    assert reason == "error" and why.endswith("MemoryError: no room here")
+    assert (plain, ended) == (reference(QUESTIONS[1], None), "length")
 
 
 def test_speculative_decoding_by_ngrams_equals_transformers(folders, references, tmp_path):
@@ -44,10 +57,20 @@ def test_a_compiled_model_equals_transformers(folders, references, tmp_path, mon
     assert answers["tokens"] == references["qwen"].all(mixed("all", QUESTIONS[:4]))
 
 
-def test_two_ranks_of_tensor_parallelism_equal_transformers(folders, references, tmp_path):
+@pytest.fixture(scope="module")
+def two_ranks(folders, tmp_path_factory):
+    """What two ranks of tensor parallelism generate, at last with a step that fails on one."""
+    into = tmp_path_factory.mktemp("ranks")
+    return elsewhere(folders["qwen"], "all", into, "--ranks", "2", "--broken")
+
+
+def test_two_ranks_of_tensor_parallelism_equal_transformers(two_ranks, references):
     asked = mixed("all", QUESTIONS[:4])
-    answers = elsewhere(folders["qwen"], "all", tmp_path, "--ranks", "2")
-    assert answers["tokens"] == references["qwen"].all(asked)
+    assert two_ranks["tokens"] == references["qwen"].all(asked)
+
+
+def test_a_step_that_fails_on_one_rank_fails_the_request_on_all(two_ranks, references):
+    fails_after_two_tokens(two_ranks["broken"], "all", references["qwen"])
 
 
 def ask(server, question, **settings):
@@ -103,6 +126,8 @@ BAD = {
     "must be in [0, 1], got 2": {"vllm_xargs": {"revisit": '{"alpha": 2}'}},
     "no settings ['beta']": {"vllm_xargs": {"revisit": '{"beta": 2}'}},
     "it is not JSON": {"vllm_xargs": {"revisit": "{"}},
+    'or {"revisit": "true"}': {"vllm_xargs": {"revisit": True}},
+    "must be in [0, 1], got True": {"vllm_xargs": {"revisit": '{"alpha": true}'}},
     "beam search is not supported": {
         "vllm_xargs": {"revisit": "{}"},
         "use_beam_search": True,
@@ -118,6 +143,51 @@ def test_a_bad_request_is_answered_400_with_what_to_send(message, server, expect
     assert refused.value.status_code == 400
     assert message in refused.value.message
     assert ask(server, QUESTIONS[0]) == expected(QUESTIONS[0], None)
+
+
+def test_refused_requests_that_share_an_image_with_good_ones_change_none(server, expected):
+    right = [expected(question, None) for question in QUESTIONS]
+    draw = random.Random(0)
+    order = [draw.randrange(len(QUESTIONS)) for _ in range(240)]
+    bad = [*BAD.values()]
+
+    def one(number):
+        place = order[number]
+        if number % 3:
+            try:
+                ask(server, QUESTIONS[place], **bad[number % len(bad)])
+            except openai.BadRequestError:
+                return True
+            return False
+        return ask(server, QUESTIONS[place]) == right[place]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(one, range(len(order))))
+
+
+def failures(server):
+    """How many requests vLLM counts that ended with an error."""
+    metrics = httpx.get(f"{server}/metrics").text
+    (count,) = re.findall(r'request_success_total{.*finished_reason="error".*} (\S+)', metrics)
+    return float(count)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_lost_a_step_is_answered_500_with_what_went_wrong(stream, server, expected):
+    before = failures(server)
+    config = ReVisiTConfig(layers="all", alpha=1e-3)
+    lost = {"vllm_xargs": {"revisit": json.dumps({"alpha": 1e-3, "seed": SEED})}, "n": 2}
+    body = {"model": "tiny", "messages": QUESTIONS[0].chat(), "max_tokens": 4, "stream": stream}
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(ask, server, QUESTIONS[1])
+        answer = httpx.post(f"{server}/v1/chat/completions", json=body | lost, timeout=60)
+    assert answer.status_code == (200 if stream else 500)  # a stream has begun by then
+    assert "this request was not decoded plainly instead: MemoryError: no room" in answer.text
+    assert '"content":"' not in answer.text.replace('"content":""', "")
+    assert other.result() == expected(QUESTIONS[1], None)
+    assert failures(server) == before + 2
+    kept = ask(server, QUESTIONS[0], vllm_xargs={"revisit": '{"alpha": 1e-3}'})
+    assert kept == expected(QUESTIONS[0], config)
 
 
 def test_a_prompt_without_an_image_is_answered_400(server):

@@ -1,5 +1,6 @@
 """Every sequence equals Transformers' with the package's own binding, however vLLM runs it."""
 
+import math
 import os
 import random
 from contextlib import nullcontext
@@ -8,25 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from vllm.sampling_params import StructuredOutputsParams
+from vllm.v1.sample.logits_processor import LogitsProcessor
 
 import engines
 import revisit
 from revisit import ReVisiTConfig
 from revisit.core.step import step
-from tiny_models import QUESTIONS, Question, mixed
+from tiny_models import QUESTIONS, STEPS, Question, mixed
 
 FAMILIES = ("qwen", "llava")
+LEFT_OUT = -10_000  # what is left out of V_cons is below, what is kept above
 
 
 def nothing_left(llm):
     """No request, and none of their columns."""
     llm.llm_engine.step()  # tells the worker which requests have ended
     serving = engines.serving(llm)
-    assert not serving.prompts and not serving.reading
-    pool = serving.pool
+    assert not (serving.asking or serving.prompts or serving.reading or serving.lost)
     assert serving.arena.free == [range(serving.arena.table.numel())]
-    assert sorted(pool.vacant) == list(range(pool.slots.shape[0]))
-    assert sum(map(len, pool.free)) == pool.limit
+    assert serving.cache.left == serving.cache.size
 
 
 @pytest.mark.parametrize("layers", ["last", "all", [0, 1, 3, 4]], ids=str)
@@ -62,10 +64,12 @@ def test_chunks_that_split_an_image(family, layers, started, references):
     assert len(places) > len(asked)  # prompts that went on in a later pass
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_preempted_requests_go_on(family, started, references):
+@pytest.mark.parametrize(
+    "family, policy", [("qwen", "fcfs"), ("llava", "fcfs"), ("qwen", "priority")]
+)
+def test_preempted_requests_go_on(family, policy, started, references):
     blocks = {"block_size": 32, "num_gpu_blocks_override": 12, "max_model_len": 256}
-    llm = started(family, "all", **blocks, max_num_batched_tokens=64)
+    llm = started(family, "all", **blocks, max_num_batched_tokens=64, scheduling_policy=policy)
     scheduler, preempted = engines.scheduler(llm), []
     original = scheduler._preempt_request
     scheduler._preempt_request = lambda request, *args, **kwargs: (
@@ -73,7 +77,9 @@ def test_preempted_requests_go_on(family, started, references):
     )
     asked = mixed("all", QUESTIONS[:4])
     steps = 60
-    assert engines.generate(llm, asked, steps) == references[family].all(asked, steps)
+    urgent = [-number for number in range(len(asked))] if policy == "priority" else None
+    got = engines.generate(llm, asked, steps, priority=urgent)
+    assert got == references[family].all(asked, steps)
     assert sum(tokens > 0 for tokens in preempted) >= 3
     nothing_left(llm)
 
@@ -127,7 +133,7 @@ def test_in_half_precision_every_step_is_that_of_the_formulas(started):
                 states = prompt.session.columns.states
                 assert states.dtype == torch.bfloat16
                 alone = step(row, states, serving.head, prompt.config)
-                assert torch.equal(mine > -torch.inf, alone.scores > -torch.inf)
+                assert torch.equal(mine > LEFT_OUT, alone.scores > -torch.inf)
                 seen.append(int(mine.argmax()) == int(alone.scores.argmax()))
         return refined
 
@@ -204,6 +210,79 @@ def test_penalties_come_after_and_masks_before(started):
     assert plain[0] not in tokens
 
 
+class BanPlausible(LogitsProcessor):
+    """Bans all that ReVisiT has kept."""
+
+    def __init__(self, *_):
+        pass
+
+    def is_argmax_invariant(self):
+        return False
+
+    def update_state(self, batch_update):
+        pass
+
+    def apply(self, logits):
+        return logits.masked_fill(logits > LEFT_OUT, -torch.inf)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1e-2])
+def test_a_ban_of_all_plausible_tokens_leaves_the_model_s_best_of_the_others(alpha, started):
+    llm = started("qwen", "last", processors=(BanPlausible,))
+    serving, seen = engines.serving(llm), []
+    original = serving.refine
+    serving.refine = lambda logits, context: (
+        seen.append(logits[0].clone()) or original(logits, context)
+    )
+    try:
+        (tokens,) = engines.generate(llm, [(QUESTIONS[0], ReVisiTConfig(alpha=alpha))])
+    finally:
+        del serving.refine
+    others = [row.masked_fill(row >= row.max() + math.log(alpha), -torch.inf) for row in seen]
+    assert tokens == [int(row.argmax()) for row in others]
+
+
+def bans(likely):
+    """Settings that leave out the tokens that the model finds likeliest."""
+    return {
+        "allowed": {"allowed_token_ids": [*range(100, 130)]},
+        "biased": {"logit_bias": {token: -100.0 for token in likely}},
+        "not ended yet": {"min_tokens": 16, "stop_token_ids": likely, "ignore_eos": False},
+        "structured": {"structured_outputs": StructuredOutputsParams(regex="[a-z ]{80,90}")},
+        "bad words": {"bad_words": ["a", " a", "s", "in", " the"]},
+    }
+
+
+@pytest.mark.parametrize("name", bans([]))
+def test_what_vllm_bans_leaves_the_model_s_best_of_the_rest(name, started):
+    """With alpha 1 the likeliest token alone is plausible, so that it must be the plain one."""
+    llm = started("qwen", "last")
+    likely = sorted(set(engines.generate(llm, [(QUESTIONS[0], None)])[0]))
+    asked = [(QUESTIONS[0], None), (QUESTIONS[0], ReVisiTConfig(alpha=1.0))]
+    plain, refined = engines.generate(llm, asked, **bans(likely)[name])
+    assert refined == plain
+    assert name == "bad words" or plain != engines.generate(llm, asked[:1])[0]
+
+
+def test_what_is_handed_on_is_finite_where_the_model_s_own_is(started):
+    llm = started("qwen", "last")
+    serving, original = engines.serving(llm), engines.serving(llm).refine
+    seen = []
+
+    def watch(logits, context):
+        own = logits.isfinite()
+        refined = original(logits, context)
+        seen.append(bool((refined.isfinite() == own).all()))
+        return refined
+
+    serving.refine = watch
+    try:
+        engines.generate(llm, mixed("last"), min_tokens=4, ignore_eos=False)
+    finally:
+        del serving.refine
+    assert seen and all(seen)
+
+
 def test_settings_of_the_engine_are_those_of_a_request_that_names_none(started, references):
     llm = started("qwen", "all", revisit={"alpha": 1e-2, "divergence": "js"})
     config = ReVisiTConfig(layers="all", alpha=1e-2, divergence="js")
@@ -220,7 +299,7 @@ def test_columns_that_find_no_room_are_computed_again(started, references):
     assert engines.generate(llm, asked) == references["qwen"].all(asked)
 
 
-def test_logits_without_a_possible_token_end_nothing(started, references, caplog):
+def test_a_request_of_which_no_token_is_possible_fails_alone(started, references):
     llm = started("qwen", "last")
     serving = engines.serving(llm)
     config = ReVisiTConfig(alpha=1e-3)
@@ -231,34 +310,52 @@ def test_logits_without_a_possible_token_end_nothing(started, references, caplog
         names = rows(logits.shape[0], context)
         if len(names) == 3 and not broken:
             broken.append(names[1])
-        if broken and broken[0] in names:
-            logits[names.index(broken[0])] = float("nan")
+            logits[1] = float("nan")
         return original(logits, context)
 
     serving.refine = spoil
     try:
-        got = engines.generate(llm, asked)
+        got = engines.outcomes(llm, asked)
     finally:
         del serving.refine
     expected = references["qwen"].all(asked)
-    assert broken and (got[0], got[2]) == (expected[0], expected[2])
+    assert [got[0], got[2]] == [(expected[0], "length", None), (expected[2], "length", None)]
+    tokens, reason, why = got[1]
+    assert tokens == expected[1][: len(tokens)] and len(tokens) < STEPS
+    assert reason == "error" and "not decoded plainly instead: the model's logits hold NaN" in why
     nothing_left(llm)
 
 
-def test_an_error_in_the_worker_ends_nothing(started, references, monkeypatch):
-    llm = started("qwen", "last")
-    config = ReVisiTConfig(alpha=1e-3)
-    asked = [(QUESTIONS[0], config), (QUESTIONS[1], None)]
-    serving = engines.serving(llm)
+BROKEN = {
+    "a session": ("revisit.vllm.serving.Session", "MemoryError: no room"),
+    "a step": ("revisit.vllm.serving.refine", "MemoryError: no room"),
+    "the vision tokens": ("revisit.vllm.serving.vision_positions", "MemoryError: no room"),
+    "their hidden states": ("revisit.vllm.serving.put", "MemoryError: no room"),
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+@pytest.mark.parametrize("asynchronously", [False, True])
+def test_a_request_that_lost_a_step_fails_and_plain_ones_go_on(
+    part, asynchronously, started, references, monkeypatch, request
+):
+    layers, options = "last", {}
+    if asynchronously:
+        request.getfixturevalue("asynchronous")
+        layers, options = "all", {"async_scheduling": True}
+    llm = started("qwen", layers, **options)
+    name, message = BROKEN[part]
 
     def fail(*_):
         raise MemoryError("no room")
 
-    monkeypatch.setattr(serving.pool, "open", fail)
-    got = engines.generate(llm, asked)
-    plain = [(question, None) for question, _ in asked]
-    assert got == references["qwen"].all(plain)
-    monkeypatch.undo()
+    config = ReVisiTConfig(layers=layers, alpha=1e-3)
+    asked = [(QUESTIONS[0], config), (QUESTIONS[1], None)]
+    with monkeypatch.context() as patched:
+        patched.setattr(name, fail)
+        (tokens, reason, why), (plain, ended, _) = engines.outcomes(llm, asked)
+    assert (tokens, reason) == ([], "error") and why.endswith(message)
+    assert (plain, ended) == (references["qwen"](QUESTIONS[1], None), "length")
     assert engines.generate(llm, asked) == references["qwen"].all(asked)
     nothing_left(llm)
 

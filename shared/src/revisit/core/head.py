@@ -1,4 +1,4 @@
-"""The LM head, as ReVisiT reads it: the logits of some words at some hidden states."""
+"""The LM head, as ReVisiT reads it: the logits of some tokens at some hidden states."""
 
 from contextlib import suppress
 from functools import cache
@@ -18,14 +18,14 @@ _STATES = 64
 class Head(Protocol):
     """What the method needs of an LM head; `LMHead` is the one that holds its weight in memory.
 
-    Another one projects in its own way: a sharded head the words that this rank holds, summed over
-    the ranks; a quantized head from the unpacked rows of those words. It must be exact about
+    Another one projects in its own way: a sharded head the tokens that this rank holds, summed
+    over the ranks; a quantized head from the unpacked rows of the tokens. It must be exact about
     equality: equal hidden states have equal logits.
     """
 
     @property
     def size(self) -> int:
-        """V, the number of words."""
+        """V, the number of tokens."""
 
     @property
     def width(self) -> int:
@@ -39,8 +39,8 @@ class Head(Protocol):
     def device(self) -> torch.device:
         """Where hidden states and logits are."""
 
-    def project(self, words: Tensor, states: Tensor) -> Tensor:
-        """The logits (c, b) of words (c,) int64 at hidden states (b, d), in the head's dtype."""
+    def project(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """The logits (c, b) of tokens (c,) int64 at hidden states (b, d), in the head's dtype."""
 
 
 class LMHead(NamedTuple):
@@ -57,7 +57,7 @@ class LMHead(NamedTuple):
 
     @property
     def size(self) -> int:
-        """V, the number of words."""
+        """V, the number of tokens."""
         return self.weight.shape[0]
 
     @property
@@ -75,35 +75,45 @@ class LMHead(NamedTuple):
         """Where the weight is."""
         return self.weight.device
 
-    def project(self, words: Tensor, states: Tensor) -> Tensor:
-        """The logits (c, b) of words (c,) int64 at hidden states (b, d), in the head's dtype.
+    def project(self, tokens: Tensor, states: Tensor) -> Tensor:
+        """The logits (c, b) of tokens (c,) int64 at hidden states (b, d), in the head's dtype.
 
         Where the processor has no arithmetic of that dtype (see `native`), the rows of the weight
         and the states are read as float32 and the logits rounded to it: the same within its
         rounding, and several times faster.
         """
-        weight = self.weight.index_select(0, words)
+        weight = self.weight.index_select(0, tokens)
         if weight.dtype == torch.float32 or native(self.dtype, self.device.type):
-            return self.finish(torch.mm(weight, states.T), words)
+            return self.finish(torch.mm(weight, states.T), tokens)
         weight = weight.float()
-        logits = self.weight.new_empty((words.shape[0], states.shape[0]))
+        logits = self.weight.new_empty((tokens.shape[0], states.shape[0]))
         each = zip(torch.split(states, _STATES), torch.split(logits, _STATES, 1), strict=True)
         for some, out in each:
             # A product of always the same shape: all its columns are summed in the same way.
             block = weight.new_zeros((_STATES, self.width))
             block[: some.shape[0]] = some
-            out.copy_(self.finish(torch.mm(weight, block.T), words)[:, : some.shape[0]])
+            out.copy_(self.finish(torch.mm(weight, block.T), tokens)[:, : some.shape[0]])
         return logits
 
-    def finish(self, product: Tensor, words: Tensor) -> Tensor:
-        """Logits (c, b) of the words (c,) from the product W[words] H^T (c, b), in its dtype."""
+    def finish(self, product: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (c, b) of the tokens (c,) from the product W[tokens] H^T (c, b), in its dtype."""
         if self.bias is not None:
-            product = product + self.bias[words].unsqueeze(1)
+            product = product + self.bias[tokens].unsqueeze(1)
         if self.scale != 1:
             product = product * self.scale
         if self.softcap is not None:
             product = torch.tanh(product / self.softcap) * self.softcap
         return product
+
+
+def project(head: Head, tokens: Tensor, states: Tensor) -> Tensor:
+    """`head.project`, in the head's dtype whatever mixed precision surrounds it."""
+    try:
+        plain = torch.autocast(head.device.type, enabled=False)
+    except RuntimeError:  # a device without mixed precision
+        return head.project(tokens, states)
+    with plain:
+        return head.project(tokens, states)
 
 
 @cache

@@ -8,8 +8,8 @@ r = q/p, the mean m = (p + q) / 2 has log m = log p + log(1 + r) - log 2, and so
 
 That is one power and one logarithm an entry: on a CPU, `exp2` is several times faster than `exp`,
 and `log` ten times faster than `log1p` in some releases of PyTorch. The other operations are in
-place, on blocks that fit a CPU's cache. On a GPU, `log_softmax` along the words would take 25 times
-as long as such an operation.
+place, on blocks that fit a CPU's cache. On a GPU, `log_softmax` along the tokens would take 25
+times as long as such an operation.
 """
 
 import math
@@ -24,7 +24,7 @@ _LOG2 = math.log(2)
 # Smaller probabilities count as exp of this: their inverse is still a float32.
 _LEAST = -82.0
 
-# Below this alpha, words of V_cons may be too improbable for that.
+# Below this alpha, tokens of V_cons may be too improbable for that.
 _FAINT = 1e-30
 
 
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
 
     p: Tensor  # (..., c, 1) probabilities, at least exp(_LEAST)
     shift: Tensor  # (..., c, 1) what log2 q loses to become the log2 r of the formulas above
-    never: Tensor | None  # (..., 1) bool, whether a word of V_cons has no probability at all
+    never: Tensor | None  # (..., 1) bool, whether a token of V_cons has no probability at all
 
 
 def prepare(log_p: Tensor, kind: str, alpha: float) -> Prepared:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.columns import Pool
+from revisit.core.columns import Cache, Columns
 
 
 class Session:
@@ -16,10 +16,9 @@ class Session:
 
     Args:
         states: (M, d) vision states, layer by layer: M = layers x vision tokens.
-        pool: where its columns are kept, and the LM head that projects them; sessions whose rows
-            are in one batch share it.
+        cache: the LM head, and how much of its projections is kept; prompts may share it.
         config: how the prompt is decoded; its `layers` are those of `states` already, and its
-            `cache_bytes` is for who makes the pool.
+            `cache_bytes` is for who makes the cache.
         number: how many prompts were decoded before this one: its random draws follow from it and
             from `config.seed`, and not from its neighbours in a batch.
 
@@ -27,14 +26,16 @@ class Session:
         ValueError: there are no states, or they are not as wide as the LM head.
     """
 
-    def __init__(self, states: Tensor, pool: Pool, config: ReVisiTConfig, number: int = 0) -> None:
+    def __init__(
+        self, states: Tensor, cache: Cache, config: ReVisiTConfig, number: int = 0
+    ) -> None:
         self.config = config
         self.number = number
-        self.columns = pool.open(states)
+        self.columns = Columns(states, cache)
 
     def close(self) -> None:
-        """The prompt has ended: what it held in the pool is free for others."""
-        self.columns.pool.close(self.columns)
+        """The prompt has ended: what it kept is free for others."""
+        self.columns.close()
 
     @cached_property
     def generator(self) -> torch.Generator:

@@ -8,7 +8,7 @@ For one row: logits z (V), vision states H (M, d) with M = vision tokens x layer
     select      i* = argmin_i D(p_c, q_i)
     refine      log p_c + log q_i*  on V_cons, -inf elsewhere
 
-`revisit.core.batch` gives the same for the rows of a batch, faster, and is tested against it.
+`revisit.core.rows` gives the same for the rows of a batch, faster, and is tested against it.
 """
 
 import math
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.head import Head
+from revisit.core.head import Head, project
 
 # Relative error of a divergence summed in float32.
 _ROUNDING = 1e-6
@@ -65,7 +65,7 @@ def step(
     check(logits)
     vocabulary = constrain(logits, config.alpha)
     log_p = logits[vocabulary].clamp(max=LARGEST).log_softmax(0)
-    log_q = head.project(vocabulary, states).float().log_softmax(0)
+    log_q = project(head, vocabulary, states).float().log_softmax(0)
     distances = divergence(log_p, log_q, config.divergence)
     choice = select(distances, config.selection, generator)
     scores = torch.full_like(logits, -math.inf)

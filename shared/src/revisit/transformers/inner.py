@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from revisit.config import DoLaConfig
-from revisit.core.head import LMHead
+from revisit.core.head import LMHead, project
 from revisit.decoders import dola
 from revisit.transformers.generation import (
     Generation,
@@ -19,7 +19,7 @@ from revisit.transformers.generation import (
 from revisit.transformers.parts import Model, complete, logits_owners
 from revisit.transformers.recorder import eager
 
-_WORDS = 2**14  # whose rows of the LM head are in memory a second time
+_TOKENS = 2**14  # whose rows of the LM head are in memory a second time
 
 
 class DoLaLogitsProcessor(ReadingLogitsProcessor):
@@ -171,9 +171,8 @@ class InnerGeneration(Generation):
 
 
 def _premature(head: LMHead, states: list[Tensor]) -> Tensor:
-    """The logits (rows, J, V) at J layers' hidden states (rows, d), some words at a time."""
+    """The logits (rows, J, V) at J layers' hidden states (rows, d), some tokens at a time."""
     inner = torch.stack([state.to(head.device, head.dtype) for state in states], 1)
-    words = torch.split(torch.arange(head.size, device=head.device), _WORDS)
-    with torch.autocast(head.device.type, enabled=False):  # in the head's dtype, always
-        product = torch.cat([head.project(some, inner.flatten(0, 1)) for some in words])
+    tokens = torch.split(torch.arange(head.size, device=head.device), _TOKENS)
+    product = torch.cat([project(head, some, inner.flatten(0, 1)) for some in tokens])
     return product.T.reshape(*inner.shape[:2], -1)

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import Pool
+from revisit.core.columns import Cache
 from revisit.core.head import LMHead
+from revisit.core.rows import refine
 from revisit.core.session import Session
 from revisit.core.trace import Choice, TraceStep, VisionLayout
 from revisit.transformers.generation import (
@@ -165,9 +165,9 @@ class ReVisiTGeneration(Generation):
         self.head = head = complete(
             processor.head(), processor.model.config, recorder.last[0], recorder.logits[0], name
         )
-        pool = Pool(head, config.cache_bytes)
+        cache = Cache(head, config.cache_bytes)
         for number, states in enumerate(recorder.states, processor.prompts):
-            session = Session(states, pool, config, number) if len(states) else None
+            session = Session(states, cache, config, number) if len(states) else None
             self.sessions += [session] * recorder.rows
         processor.prompts += len(recorder.counts)
         if config.trace:

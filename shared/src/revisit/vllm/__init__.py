@@ -7,6 +7,7 @@ vLLM gives a logits processor neither the model nor its hidden states. So three 
     processor.py   the logits processor that vLLM is given
     serving.py     the sessions of a worker's requests, from the first chunk of a prompt to its end
     memory.py      where they are kept, as vLLM's profiling sees it
+    failure.py     how a request ends of which a step went wrong
     runner_v1.py, runner_v2.py   what vLLM's two model runners tell of a pass, behind one face
     head.py        the LM head as vLLM holds it
 """

@@ -10,7 +10,7 @@ from revisit.core.layers import resolve_layers
 
 KEY = "revisit"
 PROCESSOR = "revisit.vllm:ReVisiT"
-RELEASES = ("0.32.0",)
+RELEASES = ("0.32.0", "0.33.0")
 """Those that all of this was tested with: what is read of vLLM is not its public interface."""
 
 # What requests keep together, where `cache_bytes` is not named.
@@ -22,8 +22,8 @@ _OF_REQUEST = tuple(
     field.name for field in fields(ReVisiTConfig) if field.name not in (*_OF_ENGINE, "trace")
 )
 _EXAMPLE = (
-    'send {"revisit": {"alpha": 1e-05}} in SamplingParams.extra_args, or over HTTP '
-    '"vllm_xargs": {"revisit": "{\\"alpha\\": 1e-05}"}'
+    'send {"revisit": {"alpha": 1e-05}} in SamplingParams.extra_args, or over HTTP, where all is '
+    'JSON in a string, "vllm_xargs": {"revisit": "{\\"alpha\\": 1e-05}"} or {"revisit": "true"}'
 )
 _MODALITIES = ("image", "video")
 
@@ -39,13 +39,17 @@ def check_release() -> None:
         )
 
 
-def is_served(vllm_config: Any) -> bool:
-    """Whether an engine was given ReVisiT's logits processor."""
-    given = getattr(vllm_config.model_config, "logits_processors", None) or ()
+def gives_processor(given: Any) -> bool:
+    """Whether ReVisiT is among the logits processors that an engine is given, if any."""
     return any(
         each == PROCESSOR or getattr(each, "__module__", "") == "revisit.vllm.processor"
-        for each in given
+        for each in given or ()
     )
+
+
+def is_served(vllm_config: Any) -> bool:
+    """Whether an engine was given ReVisiT's logits processor."""
+    return gives_processor(getattr(vllm_config.model_config, "logits_processors", None))
 
 
 def engine_settings(vllm_config: Any) -> ReVisiTConfig:
@@ -72,6 +76,8 @@ def check_engine(vllm_config: Any) -> ReVisiTConfig:
     Raises:
         ValueError: it cannot; the message says why.
     """
+    from vllm.v1.core.sched.scheduler import Scheduler
+
     parallel, model = vllm_config.parallel_config, vllm_config.model_config
     refused = {
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
@@ -80,6 +86,11 @@ def check_engine(vllm_config: Any) -> ReVisiTConfig:
         "LoRA adapters (one may change the LM head)": vllm_config.lora_config,
         "an encoder-decoder": model.is_encoder_decoder,
         "a model that takes no images": not model.is_multimodal_model,
+        "sleep mode (it takes the weights away)": model.enable_sleep_mode,
+        "a weight transfer (it replaces the LM head)": vllm_config.weight_transfer_config,
+        "a scheduler that is none of vLLM's (a request that fails could not be ended)": (
+            not issubclass(vllm_config.scheduler_config.get_scheduler_cls(), Scheduler)
+        ),
     }
     if reasons := [reason for reason, holds in refused.items() if holds]:
         raise ValueError(f"ReVisiT cannot be served with {', '.join(reasons)}")
@@ -123,6 +134,41 @@ def asked_settings(asked: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
     return settings
 
 
+def asks(params: Any) -> bool:
+    """Whether sampling parameters name ReVisiT; after `admit`, whether a request decodes by it."""
+    return KEY in (getattr(params, "extra_args", None) or {})
+
+
+def check_settings(extra: Any, vllm_config: Any) -> ReVisiTConfig | None:
+    """The settings that a request's extra arguments ask for; None where they do not.
+
+    Raises:
+        VLLMValidationError: they are wrong, or the engine cannot; an HTTP server answers 400.
+    """
+    if KEY not in (extra or {}):
+        return None
+    try:
+        settings = asked_settings(extra[KEY], engine_settings(vllm_config))
+        if settings is not None and not is_served(vllm_config):
+            raise ValueError(f"this engine was started without --logits-processors {PROCESSOR}")
+    except ValueError as error:
+        raise _refusal(f"{error}; {_EXAMPLE}") from None
+    return settings
+
+
+def check_http(request: Any, vllm_config: Any) -> None:
+    """`check_settings` for a request over HTTP, before its prompt is looked at.
+
+    vLLM's beam search asks for one token at a time, with sampling parameters of its own.
+
+    Raises:
+        VLLMValidationError: the same, or it asks for beam search too.
+    """
+    settings = check_settings(getattr(request, "vllm_xargs", None), vllm_config)
+    if settings is not None and getattr(request, "use_beam_search", False):
+        raise _refusal("beam search is not supported; set use_beam_search to false")
+
+
 def admit(request: Any, vllm_config: Any) -> None:
     """Let a request in, its settings complete, or refuse it; one that does not ask is left alone.
 
@@ -130,39 +176,32 @@ def admit(request: Any, vllm_config: Any) -> None:
         VLLMValidationError: it is refused; an HTTP server answers 400 with the message.
     """
     params = request.sampling_params
-    extra = getattr(params, "extra_args", None) or {}
-    if KEY not in extra:
+    if not asks(params):
         return
-    try:
-        settings = asked_settings(extra[KEY], engine_settings(vllm_config))
-        if settings is not None:
-            _check_request(request, settings, vllm_config)
-    except ValueError as error:
-        raise _refusal(f"revisit: {error}; {_EXAMPLE}") from None
-    left = {name: value for name, value in extra.items() if name != KEY}
-    if settings is not None and _has_vision(request):
-        left[KEY] = {name: getattr(settings, name) for name in _OF_REQUEST}
-        # Of what a prefix cache serves nobody would see the hidden states.
-        params.skip_reading_prefix_cache = True
+    settings = check_settings(params.extra_args, vllm_config)
+    left = {name: value for name, value in params.extra_args.items() if name != KEY}
+    if settings is not None:
+        _check_prompt(request, settings)
+        if _has_vision(request):
+            left[KEY] = {name: getattr(settings, name) for name in _OF_REQUEST}
+            # Of what a prefix cache serves nobody would see the hidden states.
+            params.skip_reading_prefix_cache = True
     params.extra_args = left
 
 
-def _check_request(request: Any, settings: ReVisiTConfig, vllm_config: Any) -> None:
-    if not is_served(vllm_config):
-        raise ValueError(f"this engine was started without --logits-processors {PROCESSOR}")
+def _check_prompt(request: Any, settings: ReVisiTConfig) -> None:
     if getattr(request, "resumable", False):
-        raise ValueError("a prompt that is streamed in is not supported: send it whole")
+        raise _refusal("a prompt that is streamed in is not supported: send it whole")
     if not _has_vision(request) and settings.no_vision == "error":
-        raise ValueError(
+        raise _refusal(
             "the prompt has no image or video to revisit: give it one, or ask for plain decoding "
             'with "no_vision": "plain"'
         )
 
 
-def admitted_settings(params: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
-    """The settings that `admit` left in a request's sampling parameters, if any."""
-    left = (getattr(params, "extra_args", None) or {}).get(KEY)
-    return None if left is None else replace(engine, **left)
+def admitted_settings(params: Any, engine: ReVisiTConfig) -> ReVisiTConfig:
+    """The settings that `admit` left in the sampling parameters of a request that asks."""
+    return replace(engine, **params.extra_args[KEY])
 
 
 def vision_positions(features: Any) -> list[int]:
@@ -178,15 +217,6 @@ def vision_positions(features: Any) -> list[int]:
     return sorted(places)
 
 
-def refuse_beams(request: Any) -> None:
-    """Raise where a request over HTTP asks for ReVisiT and beam search.
-
-    vLLM's beam search asks for one token at a time, with sampling parameters of its own.
-    """
-    if (request.vllm_xargs or {}).get(KEY) is not None:
-        raise _refusal("revisit: beam search is not supported; set use_beam_search to false")
-
-
 def _has_vision(request: Any) -> bool:
     return any(feature.modality in _MODALITIES for feature in request.mm_features or ())
 
@@ -194,7 +224,7 @@ def _has_vision(request: Any) -> bool:
 def _refusal(message: str) -> Exception:
     from vllm.exceptions import VLLMValidationError
 
-    refusal: Exception = VLLMValidationError(message, parameter=KEY)
+    refusal: Exception = VLLMValidationError(f"revisit: {message}", parameter=KEY)
     return refusal
 
 

@@ -40,6 +40,11 @@ def lm_head(model: Any) -> LMHead:
             f"the LM head of {name} is quantized ({method}), and ReVisiT projects the vision "
             "tokens with its weights: keep lm_head out of quantization"
         )
+    if processor.head_dtype not in (None, head.weight.dtype):
+        raise ValueError(
+            f"the LM head of {name} computes in {processor.head_dtype}, its weights being "
+            f"{head.weight.dtype}: leave head_dtype out of --hf-overrides, or choose the same dtype"
+        )
     size = processor.org_vocab_size
     bias = getattr(head, "bias", None)
     return LMHead(

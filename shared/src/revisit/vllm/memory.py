@@ -14,14 +14,31 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import Pool, merged
+from revisit.core.columns import Cache
+from revisit.core.head import LMHead
+from revisit.core.rows import refine
 from revisit.core.session import Session
 
 log = logging.getLogger("vllm.revisit")
 
-# Words of V_cons that a step is rehearsed with.
-_WORDS = 1000
+# Vision states that a step is rehearsed with: more are taken in parts.
+_STATES = 128
+
+
+def put(values: list[int], device: torch.device) -> Tensor:
+    """Integers of the host as int64 on a device, without waiting for it."""
+    pinned = device.type == "cuda"
+    tensor = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
+    return tensor.to(device, non_blocking=True)
+
+
+def reserve(size: int, device: torch.device) -> Tensor | None:
+    """So many bytes of a GPU: while they are held, vLLM leaves them out of its KV cache.
+
+    Given back, they stay PyTorch's, for what is asked for in parts later. A CPU's are counted by
+    `leave_room`.
+    """
+    return None if device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=device)
 
 
 class Arena:
@@ -63,20 +80,30 @@ class Arena:
         """Nobody reads it any more."""
         if taken.untyped_storage().data_ptr() == self.table.untyped_storage().data_ptr():
             start = taken.storage_offset()
-            self.free = merged([*self.free, range(start, start + taken.numel())])
+            self.free = _merged([*self.free, range(start, start + taken.numel())])
+
+
+def _merged(runs: list[range]) -> list[range]:
+    """Runs in order, neighbours as one."""
+    merged: list[range] = []
+    for run in sorted(runs, key=lambda each: each.start):
+        if merged and merged[-1].stop == run.start:
+            merged[-1] = range(merged[-1].start, run.stop)
+        else:
+            merged.append(run)
+    return merged
 
 
 @torch.inference_mode()
-def rehearse(pool: Pool, config: ReVisiTConfig, rows: int) -> None:
-    """A step as it is when all requests decode at once: what it needs meanwhile is profiled."""
-    head = pool.head
-    states = torch.zeros((pool.sizes.narrowest, head.width), dtype=head.dtype, device=head.device)
-    sessions = [Session(states, pool, config) for _ in range(rows)]
-    logits = torch.full((rows, head.size), -1e4, device=head.device)
-    logits[:, :_WORDS] = 0
-    refine(logits, sessions)
-    for session in sessions:
-        session.close()
+def rehearse(head: LMHead, config: ReVisiTConfig, rows: int) -> None:
+    """A step as large as one may be, for vLLM to profile: every token is plausible.
+
+    Rows are taken one after another, so that one of them stands for all.
+    """
+    states = torch.zeros((_STATES, head.width), dtype=head.dtype, device=head.device)
+    session = Session(states, Cache(head, head.size * _STATES * head.dtype.itemsize), config)
+    logits = torch.zeros((rows, head.size), device=head.device)
+    refine(logits, [session] + [None] * (rows - 1))
 
 
 def leave_room(worker: Any, size: int) -> None:

@@ -1,41 +1,50 @@
 """What vLLM loads in each of its processes (entry point `vllm.general_plugins`).
 
 A process that admits requests (`InputProcessor`) checks them here; one that runs the model joins
-its runner here, once the model is loaded. An engine that was not given ReVisiT stays as it is.
+its runner here, once the model is loaded; one that schedules ends here what failed there. An engine
+that was not given ReVisiT stays as it is, but for refusing who asks for it.
 """
 
-import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from typing import Any
 
 from revisit.vllm.admission import (
-    RELEASES,
     admit,
     check_engine,
+    check_http,
     check_release,
+    check_settings,
+    gives_processor,
     is_served,
-    refuse_beams,
 )
-
-log = logging.getLogger("vllm.revisit")
+from revisit.vllm.failure import as_error, finish, marked
 
 _MARK = "_revisit"
 
 
 def install() -> None:
-    """Wrap what admits requests, and what loads a model; again is a no-op."""
+    """Wrap what admits requests, what loads a model and what ends requests; again is a no-op.
+
+    Another release of vLLM is left alone, but for refusing an engine that is given ReVisiT.
+    """
     try:
         check_release()
     except RuntimeError:
-        log.debug("ReVisiT is not available: it was tested with vLLM %s", RELEASES)
+        with suppress(ImportError, AttributeError):
+            from vllm.engine.arg_utils import EngineArgs
+
+            _wrap(EngineArgs, "create_engine_config", _refuse_release)
         return
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_worker import Worker
 
     _wrap(InputProcessor, "__init__", _begin_admission)
     _wrap(InputProcessor, "process_inputs", _admit)
     _wrap(Worker, "load_model", _join)
+    _wrap(Scheduler, "update_from_output", _finish)
 
 
 def installed() -> bool:
@@ -53,35 +62,73 @@ def _wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
         setattr(owner, name, wrapped)
 
 
+def _refuse_release(original: Any) -> Any:
+    """Say so in the process that the user has started, and before others are."""
+
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if gives_processor(self.logits_processors):
+            check_release()
+        return original(self, *args, **kwargs)
+
+    return create_engine_config
+
+
 def _begin_admission(original: Any) -> Any:
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+        from vllm.v1.engine.output_processor import RequestOutputCollector
+
         if is_served(vllm_config):
             check_engine(vllm_config)
-            from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-            from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-
-            for request in (ChatCompletionRequest, CompletionRequest):
-                _wrap(request, "to_beam_search_params", _without_beams)
+        # An engine without the processor refuses requests for ReVisiT.
+        _wrap(GenerateBaseServing, "_check_model", _check_early)
+        _wrap(RequestOutputCollector, "put", _raise)
         original(self, vllm_config, *args, **kwargs)
 
     return __init__
 
 
+def _check_early(original: Any) -> Any:
+    """Refuse a request over HTTP before its images are read, of which vLLM counts some as sent."""
+
+    async def _check_model(self: Any, request: Any) -> Any:
+        check_http(request, self.engine_client.vllm_config)
+        return await original(self, request)
+
+    return _check_model
+
+
 def _admit(original: Any) -> Any:
-    def process_inputs(self: Any, request_id: str, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        hashes = dict(prompt).get("mm_hashes", {}) if isinstance(prompt, Mapping) else {}
-        names = [name for each in hashes.values() for name in each]
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        hashes = _carried(prompt)
         try:
-            request = original(self, request_id, prompt, *args, **kwargs)
-            names = [feature.mm_hash for feature in request.mm_features or ()]
+            check_settings(getattr(params, "extra_args", None), self.vllm_config)
+            request = original(self, request_id, prompt, params, *args, **kwargs)
+            features = request.mm_features or ()
+            hashes = [each.mm_hash for each in features if each.data is not None]
             admit(request, self.vllm_config)
         except Exception:
             if is_served(self.vllm_config):
-                _forget(self.renderer.mm_processor_cache, names)
+                _forget(self.renderer.mm_processor_cache, hashes)
             raise
         return request
 
     return process_inputs
+
+
+def _carried(prompt: Any) -> list[str]:
+    """The images that a prompt brings along; the engine has the others already."""
+    if not isinstance(prompt, Mapping):
+        return []
+    hashes, items = prompt.get("mm_hashes", {}), prompt.get("mm_kwargs", {})
+    return [
+        name
+        for modality, names in hashes.items()
+        for name, item in zip(names, items.get(modality, ()), strict=False)
+        if item is not None
+    ]
 
 
 def _forget(cache: Any, hashes: list[str]) -> None:
@@ -93,12 +140,26 @@ def _forget(cache: Any, hashes: list[str]) -> None:
         cache.invalidate(name)
 
 
-def _without_beams(original: Any) -> Any:
-    def to_beam_search_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        refuse_beams(self)
-        return original(self, *args, **kwargs)
+def _raise(original: Any) -> Any:
+    """Raise for who waits for a request that lost a step, in place of what it decoded."""
 
-    return to_beam_search_params
+    def put(self: Any, output: Any) -> None:
+        original(self, as_error(output) or output)
+
+    return put
+
+
+def _finish(original: Any) -> Any:
+    def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
+        from vllm.v1.engine import EngineCoreOutputs
+
+        failed = finish(self, output)
+        outputs = original(self, scheduled, output)
+        for client, told in failed:
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(told)
+        return outputs
+
+    return update_from_output
 
 
 def _join(original: Any) -> Any:
@@ -128,7 +189,7 @@ def join(worker: Any) -> None:
             processor.serving = serving
     if serving.head.device.type == "cpu":
         leave_room(worker, serving.bytes)
-    execute, profile = runner.execute_model, runner.profile_run
+    execute, sample, profile = runner.execute_model, runner.sample_tokens, runner.profile_run
 
     @wraps(profile)
     def profile_run(*args: Any, **kwargs: Any) -> None:
@@ -145,4 +206,12 @@ def join(worker: Any) -> None:
             serving.after()
         return output
 
+    @wraps(sample)
+    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
+        return marked(sample(*args, **kwargs), serving.lost_on_any_rank())
+
+    def reload_weights(*_: Any, **__: Any) -> None:
+        raise ValueError("ReVisiT has read the LM head: start the engine anew with other weights")
+
     runner.profile_run, runner.execute_model = profile_run, execute_model
+    runner.sample_tokens, runner.reload_weights = sample_tokens, reload_weights

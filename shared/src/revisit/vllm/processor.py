@@ -8,7 +8,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
 from revisit.vllm import plugin
-from revisit.vllm.admission import KEY, check_engine
+from revisit.vllm.admission import asks, check_engine
 from revisit.vllm.serving import Serving
 
 
@@ -38,7 +38,7 @@ class ReVisiT(LogitsProcessorV1, LogitsProcessorV2):  # type: ignore[misc]
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """V2: whether the request asks for it."""
-        return KEY in (sampling_params.extra_args or {})
+        return asks(sampling_params)
 
     @torch.inference_mode()
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:

@@ -2,31 +2,32 @@
 
 `before` and `after` a forward pass and at `refine` nothing may be raised: an error in a worker ends
 the engine, and with it the requests of everybody. What goes wrong there is logged, and the requests
-concerned are decoded plainly from then on.
+concerned fail (`failure.py`): a step that is plain is never handed out as one of ReVisiT.
 """
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import Pool, put
+from revisit.core.columns import Cache
 from revisit.core.layers import resolve_layers
+from revisit.core.left_out import fill_left_out
+from revisit.core.rows import refine
 from revisit.core.session import Session
-from revisit.vllm.admission import admitted_settings, vision_positions
+from revisit.vllm.admission import admitted_settings, asks, vision_positions
+from revisit.vllm.failure import agreed
 from revisit.vllm.head import check_head, is_tied, lm_head
-from revisit.vllm.memory import Arena, rehearse
+from revisit.vllm.memory import Arena, put, rehearse, reserve
 from revisit.vllm.runner import Runner, Span
 
 log = logging.getLogger("vllm.revisit")
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_IMPOSSIBLE = "the model's logits hold NaN, or are -inf for every token"
 
 
 class Prompt:
@@ -80,20 +81,6 @@ class Prompt:
             self.arena.give(self.states)
 
 
-def _guarded(method: Callable[P, R]) -> Callable[P, R | None]:
-    """Log what a method raises, in place of raising it."""
-
-    @wraps(method)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
-        try:
-            return method(*args, **kwargs)
-        except Exception:
-            log.exception("ReVisiT: an error; the requests concerned are decoded plainly")
-            return None
-
-    return guarded
-
-
 class Serving:
     """What a worker keeps of its requests, in memory that is taken here, for all of them.
 
@@ -103,8 +90,12 @@ class Serving:
 
     Attributes:
         bytes: of that memory: `cache_bytes`, half for columns and half for vision states, and what
-            a pool needs besides for each of `max_num_seqs` prompts.
-        prompts: by request, from its first pass until vLLM says that it has ended.
+            is noted besides for each of `max_num_seqs` prompts, in the host's memory.
+        reserved: on a GPU the half for columns, until the first request comes.
+        asking: the requests with ReVisiT, from their first pass until vLLM says that they have
+            ended: the same on all ranks.
+        prompts: what is kept of them.
+        lost: those of which a step went wrong, and why; they are about to fail.
         reading: those of which vision tokens are yet to be read.
         unfinished: those of which the pass that ran leaves tokens to read.
         latest: the requests of the latest step and their sessions, while none comes, goes or reads.
@@ -125,22 +116,22 @@ class Serving:
         if self.inner:
             _read_inner(runner.runner, model, self.inner)
         self._take_memory()
+        self.asking: set[str] = set()
         self.prompts: dict[str, Prompt] = {}
+        self.lost: dict[str, str] = {}
         self.reading: dict[str, Prompt] = {}
         self.unfinished: set[str] = set()
         self.latest: tuple[list[str], list[Session | None]] | None = None
 
     def _take_memory(self) -> None:
         # A column is as long as a prompt has vision states, and a state as wide as the LM head:
-        # about as many words ever become plausible. So both get as much.
-        runner = self.runner.runner
-        self.most = runner.scheduler_config.max_num_seqs
-        self.pool = Pool(self.head, self.config.cache_bytes // 2)
-        self.pool.reserve(self.most, len(self.layers) * runner.model_config.max_model_len)
-        self.arena = Arena(self.config.cache_bytes // 2, self.head.dtype, self.head.device)
-        pool = self.pool
-        taken = (self.arena.table, pool.table, pool.slots, pool.absent, pool.used)
-        self.bytes = sum(each.nbytes for each in taken)
+        # about as many tokens ever become plausible. So both get as much.
+        half = self.config.cache_bytes // 2
+        self.most = self.runner.runner.scheduler_config.max_num_seqs
+        self.cache = Cache(self.head, half)
+        self.arena = Arena(half, self.head.dtype, self.head.device)
+        self.bytes = 2 * half + self.most * 8 * self.head.size
+        self.reserved = reserve(half, self.head.device)
         log.info(
             "ReVisiT: %d MiB, with room for the vision states of %d tokens",
             self.bytes >> 20,
@@ -148,82 +139,131 @@ class Serving:
         )
 
     def rehearse(self) -> None:
-        """A step of all requests at once, for vLLM to profile."""
-        rehearse(self.pool, self.config, self.most)
+        """A step of all requests, for vLLM to profile."""
+        rehearse(self.head, self.config, self.most)
 
-    @_guarded
+    def lost_on_any_rank(self) -> dict[str, str]:
+        """The requests that lost a step, and why; asked after each step, on all ranks."""
+        if self.asking:
+            self.lost.update(agreed(self.lost))
+        return dict(self.lost)  # it may be read by another thread
+
+    @contextmanager
+    def _losing(self, requests: Iterable[str]) -> Iterator[None]:
+        """What goes wrong inside is the end of these requests, and not of the engine."""
+        try:
+            yield
+        except Exception as error:
+            concerned = sorted(requests)
+            log.exception("ReVisiT: an error, by which these requests fail: %s", concerned)
+            self._lose(concerned, f"{type(error).__name__}: {error}")
+
+    def _lose(self, requests: Iterable[str], why: str) -> None:
+        self.latest = None
+        for request in requests:
+            self.lost.setdefault(request, why)
+
     def before(self, scheduled: Any) -> None:
         """Requests that end and that begin, before the pass that `scheduled` tells."""
         if scheduled.finished_req_ids or scheduled.scheduled_new_reqs:
             self.latest = None
-        for request in scheduled.finished_req_ids:
+        for request in self.asking & scheduled.finished_req_ids:
+            self.asking.discard(request)
+            self.lost.pop(request, None)
             self.reading.pop(request, None)
             if prompt := self.prompts.pop(request, None):
                 prompt.close()
         for new in scheduled.scheduled_new_reqs:
-            if new.req_id in self.prompts:
-                continue  # it goes on after a preemption: what was read of it holds
-            config = admitted_settings(new.sampling_params, self.config)
-            if config is not None:
-                prompt = Prompt(config, vision_positions(new.mm_features), self.arena)
-                self.prompts[new.req_id] = self.reading[new.req_id] = prompt
+            # One that is known goes on after a preemption: what was read of it holds.
+            if asks(new.sampling_params) and new.req_id not in self.asking:
+                self.asking.add(new.req_id)
+                with self._losing([new.req_id]):
+                    config = admitted_settings(new.sampling_params, self.config)
+                    prompt = Prompt(config, vision_positions(new.mm_features), self.arena)
+                    self.prompts[new.req_id] = self.reading[new.req_id] = prompt
 
-    @_guarded
     def after(self) -> None:
         """Keep what the pass that ran tells of prompts that are being read."""
         if not self.prompts:
             return
-        self.unfinished = self.runner.unfinished()
-        if not self.reading:
-            return
+        with self._losing(self.asking):
+            self.unfinished = self.runner.unfinished()
+            if self.reading:
+                self._read()
+
+    def _read(self) -> None:
         last, inner = self.runner.hidden_states()
         read = dict(zip(self.inner, inner, strict=True))
         layers = [read.get(layer, last) for layer in self.layers]
         for span in self.runner.spans():
             if prompt := self.reading.get(span.request):
-                prompt.record(span, layers)
-                if prompt.complete:
+                with self._losing([span.request]):
+                    prompt.record(span, layers)
+                if prompt.complete or span.request in self.lost:
                     del self.reading[span.request]
 
     def refine(self, logits: Tensor, context: Any) -> Tensor:
         """Logits (rows, V) of all requests; refined, float32, where one of them asks for it."""
-        refined = self._refine(logits, context) if self.prompts else None
-        return logits if refined is None else refined
+        if self.prompts:
+            with self._losing(self.asking):
+                requests = self.runner.rows(logits.shape[0], context)
+                sessions = self._sessions(requests)
+                if any(sessions):
+                    with self._losing(
+                        name for name, each in zip(requests, sessions, strict=True) if each
+                    ):
+                        return self._refine(logits, requests, sessions)
+        return logits
 
-    @_guarded
-    def _refine(self, logits: Tensor, context: Any) -> Tensor | None:
-        requests = self.runner.rows(logits.shape[0], context)
-        if self.unfinished or self.latest is None or self.latest[0] != requests:
-            sessions = [self._session(request) for request in requests]
-            self.latest = None if self.unfinished else (list(requests), sessions)
-        else:
-            sessions = self.latest[1]
-        if not any(sessions):
-            return None
+    def _refine(
+        self, logits: Tensor, requests: list[str], sessions: list[Session | None]
+    ) -> Tensor:
         try:
-            return refine(logits, sessions)[0]
+            refined, _ = refine(logits, sessions)
         except ValueError:
             good = (~logits.isnan().any(1) & ~logits.isneginf().all(1)).tolist()
-            bad = [name for name, fine in zip(requests, good, strict=True) if not fine]
-            if not bad:
-                raise
-            log.error("ReVisiT: no token is possible by the logits of %s: left as they are", bad)
             kept = [each if fine else None for each, fine in zip(sessions, good, strict=True)]
-            return refine(logits, kept)[0]
+            if kept == sessions:
+                raise
+            each = zip(requests, sessions, kept, strict=True)
+            self._lose((name for name, had, has in each if had is not has), _IMPOSSIBLE)
+            sessions = kept
+            refined, _ = refine(logits, sessions)
+        return filled(refined, logits, sessions)
+
+    def _sessions(self, requests: list[str]) -> list[Session | None]:
+        """The sessions of the rows of a step; made anew only where something has changed."""
+        if self.latest is not None and self.latest[0] == requests and not self.unfinished:
+            return self.latest[1]
+        sessions = [self._session(request) for request in requests]
+        self.latest = None if self.unfinished else (list(requests), sessions)
+        return sessions
 
     def _session(self, request: str) -> Session | None:
         """The session of a request that chooses a token now; None where it decodes plainly."""
         prompt = self.prompts.get(request)
-        if prompt is None or request in self.unfinished:
+        if prompt is None or request in self.unfinished or request in self.lost:
             return None
         if prompt.session is None:
+            self.reserved = None  # the columns take it
             if not prompt.complete or prompt.states is None:
-                log.error("ReVisiT: the vision tokens of %s were not all read here", request)
-                self.prompts.pop(request).close()
-                self.reading.pop(request, None)
+                self._lose([request], "its vision tokens were not all read here")
                 return None
-            prompt.session = Session(prompt.states.flatten(0, 1), self.pool, prompt.config)
+            with self._losing([request]):
+                prompt.session = Session(prompt.states.flatten(0, 1), self.cache, prompt.config)
         return prompt.session
+
+
+def filled(refined: Tensor, logits: Tensor, sessions: Sequence[Session | None]) -> Tensor:
+    """What processors after ReVisiT are given: finite scores beyond V_cons, written in place.
+
+    Row by row: temporaries of all rows at once would take more memory than all else does.
+    """
+    for row, session in enumerate(sessions):
+        if session is not None:
+            each = slice(row, row + 1)
+            refined[each] = fill_left_out(refined[each], logits[each])
+    return refined
 
 
 def _read_inner(runner: Any, model: Any, layers: list[int]) -> None:
