@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from revisit.core.batch import refine
 
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
 from revisit.core.columns import Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session

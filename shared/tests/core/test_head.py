@@ -6,15 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from revisit.core.batch import refine
+from test_refine import SIZES
 
 from revisit.config import ReVisiTConfig
 from revisit.core import head as module
-from revisit.core.batch import refine
 from revisit.core.columns import CPU, Pool
 from revisit.core.head import Head, LMHead, native
 from revisit.core.session import Session
 from revisit.core.step import step
-from test_refine import SIZES
 from test_step import BIG
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from revisit.core.batch import refine
 
 import dense
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
 from revisit.core.columns import CPU, GPU, Pool
 from revisit.core.head import LMHead
 from revisit.core.session import Session

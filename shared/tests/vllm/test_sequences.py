@@ -247,7 +247,6 @@ def test_an_error_in_the_worker_ends_nothing(started, references, monkeypatch):
     llm = started("qwen", "last")
     config = ReVisiTConfig(alpha=1e-3)
     asked = [(QUESTIONS[0], config), (QUESTIONS[1], None)]
-    serving = engines.serving(llm)
 
     def fail(*_):
         raise MemoryError("no room")

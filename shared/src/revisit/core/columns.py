@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revisit.core.head import Head, project
+from revisit.core.head import Head
 
 # Vision states in a block at least.
 _NARROWEST = 128
@@ -37,9 +37,9 @@ class Cache:
     def __init__(self, head: Head, size: int) -> None:
         self.head = head
         self.size = self.left = size
+        self.on_cpu = head.device.type == "cpu"
         # These fit a CPU's cache, and are enough work for a GPU.
-        on_cpu = head.device.type == "cpu"
-        self.block, self.gathered = (5 * 2**18, 2**22) if on_cpu else (2**26, 2**26)
+        self.block, self.gathered = (5 * 2**18, 2**22) if self.on_cpu else (2**26, 2**26)
 
 
 class Kept(NamedTuple):
@@ -101,11 +101,12 @@ class Columns:
         """Compute and keep the columns of tokens (c,) int64 that are new, as many as fit."""
         if self.closed:
             raise ValueError("the session of this prompt is closed")
-        device, small = self.table.device, len(self.places) * self.bytes <= self.cache.left
-        if device.type != "cpu" and small and not self.held:
+        small = len(self.places) * self.bytes <= self.cache.left
+        if small and not self.held and not self.cache.on_cpu:
             self.fill()
         if self.dense:
             return Kept(tokens, tokens, None)
+        device = self.table.device
         self.step += 1
         here = tokens.cpu()
         self.used.index_fill_(0, here, self.step)
@@ -114,8 +115,9 @@ class Columns:
         if len(new):
             taken = self._take(len(new), len(here) - len(new))
             absent, new = new[len(taken) :], new[: len(taken)]
-            self._write(here.index_select(0, new), taken)
-            rows.index_copy_(0, new, taken)
+            if len(new):
+                self._write(here.index_select(0, new), taken)
+                rows.index_copy_(0, new, taken)
             if len(absent):
                 _warn(self.cache.size)
                 return Kept(tokens, rows.clamp_(min=0).to(device), absent.to(device))
@@ -163,19 +165,20 @@ class Columns:
     @torch.inference_mode(False)
     def _make_room(self, rows: int) -> None:
         """Take as much of the budget as so many rows need, or as it has."""
-        vocabulary, device = len(self.places), self.table.device
+        vocabulary, on_cpu = len(self.places), self.cache.on_cpu
         if rows <= self.room:
             return
-        if device.type != "cpu":
+        if not on_cpu:
             rows = max(rows, 2 * self.room)  # a table that grows is copied
         rows = min(rows, vocabulary, self.room + self.cache.left // self.bytes)
         self.cache.left -= (rows - self.room) * self.bytes
         self.room = rows
-        if device.type == "cpu":  # where memory is taken as it is written: all that may come
+        if on_cpu:  # where memory is taken as it is written: all that may come
             rows = min(vocabulary, self.cache.size // self.bytes)
         if rows > len(self.table):
             # With deterministic algorithms `torch.empty` would write all of it.
-            memory = torch.UntypedStorage(rows * self.bytes, device=device)  # type: ignore[no-untyped-call]
+            size, device = rows * self.bytes, self.table.device
+            memory = torch.UntypedStorage(size, device=device)  # type: ignore[no-untyped-call]
             grown = self.table.new_empty(0).set_(memory).view(rows, -1)
             grown[: self.held] = self.table[: self.held]
             self.table = grown
@@ -190,7 +193,7 @@ class Columns:
         head, device = self.cache.head, self.table.device
         states = states.to(device)
         parts = torch.split(tokens.to(device), max(1, self.cache.gathered // (4 * head.width)))
-        return torch.cat([project(head, some, states) for some in parts])
+        return torch.cat([head.project(some, states) for some in parts])
 
 
 @cache
