@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import published
 from drift import Work, drift
 from revisit import LMHead, ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import Pool
+from revisit.core.columns import Cache
+from revisit.core.rows import refine
 from revisit.core.session import Session
 
 CONFIG = ReVisiTConfig()
@@ -61,7 +61,7 @@ def clock(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> flo
 
 def generation(states: Tensor, head: Tensor, steps: Sequence[Tensor]) -> list[float]:
     """Seconds of each step of ReVisiT for vision states (M, d); logits (V,) of each step."""
-    session = Session(states, Pool(LMHead(head), CONFIG.cache_bytes), CONFIG)
+    session = Session(states, Cache(LMHead(head), CONFIG.cache_bytes), CONFIG)
     return [clock(refine, logits.unsqueeze(0), [session]) for logits in steps]
 
 
@@ -145,8 +145,7 @@ def measure(
     for candidates in work.candidates:
         progress.set_description(f"{shape.name}: V_cons {candidates:,}")
         steps = list(drift(shape.vocabulary, candidates, work))
-        columns = Pool(LMHead(head), CONFIG.cache_bytes).open(states)
-        fits = candidates <= columns.pool.limit // columns.size
+        fits = candidates * shape.tokens * states.element_size() <= CONFIG.cache_bytes
         own, dense = [], []
         for repeat in range(shape.repeats if fits else 1):
             own.append(sum(generation(states, head, steps)))
@@ -154,9 +153,11 @@ def measure(
                 row = steps[(repeat + number) % work.steps]
                 dense.append(clock(published.step, row, projected, LOG_ALPHA))
         with Peak() as own_peak:
-            session = Session(states, Pool(LMHead(head), CONFIG.cache_bytes), CONFIG)
+            session = Session(states, Cache(LMHead(head), CONFIG.cache_bytes), CONFIG)
             for logits in steps:
                 refine(logits.unsqueeze(0), [session])
+        kept = session.columns  # its table is asked for whole, and taken where it is written
+        unwritten = (len(kept.table) - kept.held) * kept.bytes
         with Peak() as step_peak:
             published.step(steps[0], projected, LOG_ALPHA)
         cells.append(
@@ -168,7 +169,7 @@ def measure(
                 statistics.median(own),
                 statistics.median(prefill) + work.steps * statistics.median(dense[1:]),
                 greedy,
-                states.nbytes + own_peak.bytes,
+                states.nbytes + own_peak.bytes - unwritten,
                 max(states.nbytes, step_peak.bytes) + dense_peak.bytes,
             )
         )

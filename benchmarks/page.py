@@ -52,7 +52,7 @@ ROWS = """\
 
 Rows of one batch, each with its own number of vision states and of plausible words, drawn between
 half and one and a half times those of the shape: LLaVA-1.5-7B has 576 states and 300 words, *small*
-64 and 50 (width 128, vocabulary 1,000). One after another, each row has a pool of its own, as if it
+64 and 50 (width 128, vocabulary 1,000). One after another, each row has its own cache, as if it
 were alone. Operators are what PyTorch is asked to do in a step without new words, views apart: on a
 GPU about one kernel each. Where their number grows, a temporary would exceed a CPU's cache, and the
 rows are taken in parts; a GPU's temporaries are larger."""

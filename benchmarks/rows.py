@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from drift import Work, drift
 from revisit import LMHead, ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import Pool
+from revisit.core.columns import Cache
+from revisit.core.rows import refine
 from revisit.core.session import Session
 
 CONFIG = ReVisiTConfig()
@@ -95,10 +95,10 @@ def weight(ragged: Ragged, dtype: torch.dtype) -> LMHead:
 def batch(ragged: Ragged, count: int, work: Work, dtype: torch.dtype) -> Batch:
     """The median step of `count` rows together, and of the same rows one after another."""
     head, rows = weight(ragged, dtype), rows_of(ragged, count, work, dtype)
-    pool = Pool(head, count * CONFIG.cache_bytes)
-    sessions = [Session(row.states, pool, CONFIG) for row in rows]
-    # Alone each has a pool of its own, as if nobody else was there.
-    own = [Session(row.states, Pool(head, CONFIG.cache_bytes), CONFIG) for row in rows]
+    cache = Cache(head, count * CONFIG.cache_bytes)
+    sessions = [Session(row.states, cache, CONFIG) for row in rows]
+    # Alone each has a cache of its own, as if nobody else was there.
+    own = [Session(row.states, Cache(head, CONFIG.cache_bytes), CONFIG) for row in rows]
     together, alone = [], []
     for step in range(work.steps):
         logits = torch.stack([row.logits[step] for row in rows])
@@ -134,7 +134,7 @@ def traffic(ragged: Ragged, slots: int, requests: int, work: Work, dtype: torch.
 
 def serve(head: LMHead, rows: Sequence[Row], lengths: Sequence[int], slots: int) -> float:
     """Seconds of ReVisiT's own work: sessions opened, steps, sessions closed."""
-    pool = Pool(head, slots * CONFIG.cache_bytes)
+    cache = Cache(head, slots * CONFIG.cache_bytes)
     waiting = list(range(len(rows)))[::-1]
     running: dict[int, Session] = {}
     done = dict.fromkeys(waiting, 0)
@@ -143,7 +143,7 @@ def serve(head: LMHead, rows: Sequence[Row], lengths: Sequence[int], slots: int)
         started = time.perf_counter()
         while waiting and len(running) < slots:
             number = waiting.pop()
-            running[number] = Session(rows[number].states, pool, CONFIG, number)
+            running[number] = Session(rows[number].states, cache, CONFIG, number)
         seconds += time.perf_counter() - started
         logits = torch.stack([rows[number].logits[done[number]] for number in running])
         started = time.perf_counter()

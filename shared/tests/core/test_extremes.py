@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import Pool
+from revisit.core.columns import Cache
 from revisit.core.head import LMHead
+from revisit.core.rows import refine
 from revisit.core.session import Session
 from revisit.core.step import step
 
@@ -21,8 +21,8 @@ def by_formulas(logits, states, head, config):
 
 def in_a_batch(logits, states, head, config):
     """Beside a neighbour whose logits are ordinary."""
-    pool = Pool(head, 2**20)
-    sessions = [Session(each, pool, config) for each in (states, states.flip(0))]
+    cache = Cache(head, 2**20)
+    sessions = [Session(each, cache, config) for each in (states, states.flip(0))]
     refined, _ = refine(torch.stack([logits, torch.arange(VOCABULARY).float()]), sessions)
     return refined[0]
 

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 
 from revisit.config import ReVisiTConfig
 from revisit.core import head as module
-from revisit.core.batch import refine
-from revisit.core.columns import CPU, Pool
-from revisit.core.head import Head, LMHead, native
+from revisit.core.columns import Cache
+from revisit.core.head import Head, LMHead, native, own_precision
+from revisit.core.rows import refine
 from revisit.core.session import Session
 from revisit.core.step import step
-from test_refine import SIZES
 from test_step import BIG
 
 
@@ -27,35 +26,35 @@ class Quantized:
         self.size, self.width = weight.shape
         self.dtype, self.device = weight.dtype, weight.device
 
-    def project(self, words, states):
-        rows = self.rows[words].float() * self.scales[words]
+    def project(self, tokens, states):
+        rows = self.rows[tokens].float() * self.scales[tokens]
         return (rows @ states.float().T).to(self.dtype)
 
 
 class Sharded:
-    """Each rank has the rows of some words; what they compute is summed."""
+    """Each rank has the rows of some tokens; what they compute is summed."""
 
     def __init__(self, weight, ranks=3):
         self.shards = weight.chunk(ranks)
         self.size, self.width = weight.shape
         self.dtype, self.device = weight.dtype, weight.device
 
-    def project(self, words, states):
+    def project(self, tokens, states):
         logits, start = 0, 0
         for shard in self.shards:
-            own = (words >= start) & (words < start + len(shard))
-            local = LMHead(shard).project((words - start).where(own, 0), states)
+            own = (tokens >= start) & (tokens < start + len(shard))
+            local = LMHead(shard).project((tokens - start).where(own, 0), states)
             logits = logits + local.where(own.unsqueeze(1), 0)
             start += len(shard)
         return logits
 
 
-def decode(head: Head, sizes=CPU, steps=4, budget=BIG):
+def decode(head: Head, steps=4, budget=BIG):
     """Some steps of three prompts with an LM head; each row's scores, and its session."""
     generator = torch.Generator().manual_seed(0)
-    pool = Pool(head, budget, sizes)
+    cache = Cache(head, budget)
     sessions = [
-        Session(torch.randn(m, head.width, generator=generator), pool, ReVisiTConfig(alpha=0.01))
+        Session(torch.randn(m, head.width, generator=generator), cache, ReVisiTConfig(alpha=0.01))
         for m in (7, 40, 20)
     ]
     for _ in range(steps):
@@ -67,11 +66,11 @@ def decode(head: Head, sizes=CPU, steps=4, budget=BIG):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [Quantized, Sharded])
 @pytest.mark.parametrize("budget", [BIG, 2000])
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-def test_a_head_of_another_kind_is_used_as_it_projects(kind, dtype, budget, sizes):
+@pytest.mark.filterwarnings("ignore:ReVisiT. cache_bytes")
+def test_a_head_of_another_kind_is_used_as_it_projects(kind, dtype, budget):
     weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)).to(dtype)
     head = kind(weight)
-    for logits, refined, session in decode(head, sizes, budget=budget):
+    for logits, refined, session in decode(head, budget=budget):
         alone = step(logits, session.columns.states, head, session.config)
         torch.testing.assert_close(refined, alone.scores, rtol=1e-4, atol=1e-4)
 
@@ -188,3 +187,10 @@ def test_a_system_that_tells_nothing_of_its_processor_has_no_features(monkeypatc
 def test_the_plain_head_tells_what_it_is():
     head = LMHead(torch.zeros(7, 3, dtype=torch.bfloat16))
     assert (head.size, head.width, head.dtype, head.device.type) == (7, 3, torch.bfloat16, "cpu")
+
+
+def test_mixed_precision_is_left_out_on_devices_that_have_it():
+    for device in ("cpu", "meta"):
+        with torch.autocast("cpu", torch.bfloat16), own_precision(torch.device(device)):
+            dtype = (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+        assert dtype == (torch.float32 if device == "cpu" else torch.bfloat16)

@@ -2,8 +2,8 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,55 +13,53 @@ from hypothesis import strategies as st
 
 import dense
 from revisit.config import ReVisiTConfig
-from revisit.core.batch import refine
-from revisit.core.columns import CPU, GPU, Pool
+from revisit.core import columns
+from revisit.core.columns import Cache
 from revisit.core.head import LMHead
+from revisit.core.rows import refine
 from revisit.core.session import Session
 from revisit.core.step import constrain, divergence, select, step
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step.json").read_text())
 BIG = 2**30
+pytestmark = pytest.mark.filterwarnings("ignore:ReVisiT. cache_bytes")
 
 
-def plain(logits, columns, config):
+def plain(logits, session):
     """The step as its formulas say it."""
-    session = on(columns, config)
-    return step(logits, columns.states, columns.pool.head, config, session.generator)
+    columns = session.columns
+    return step(logits, columns.states, columns.cache.head, session.config, session.generator)
 
 
-def fast(logits, columns, config, **sizes):
-    """The step as a batch of one row, with temporaries of other sizes where told."""
-    columns.pool.sizes = CPU._replace(**sizes)
-    refined, (decided,) = refine(logits.unsqueeze(0), [on(columns, config)])
+def fast(logits, session):
+    """The step as a batch of one row."""
+    refined, (decided,) = refine(logits.unsqueeze(0), [session])
     assert torch.equal(refined[0], decided.scores)
     return decided
 
 
-def on(columns, config, number=0):
-    """A session whose columns these are."""
-    session = object.__new__(Session)
-    session.config, session.number, session.columns = config, number, columns
-    return session
+def dense_table(logits, session):
+    """The step with a table of the whole vocabulary, as on a GPU where it is small."""
+    if not session.columns.held:
+        session.columns.fill()
+    return fast(logits, session)
 
 
-def in_large_products(logits, columns, config):
-    """The step with as many words in a product as on a GPU."""
-    return fast(logits, columns, config, multiple=GPU.multiple)
-
-
-def in_small_blocks(logits, columns, config):
+def in_small_blocks(logits, session):
     """The step with temporaries of a kilobyte."""
-    return fast(logits, columns, config, block=1000, narrowest=3, gathered=300, spilled=3000)
+    session.columns.cache.block, session.columns.cache.gathered = 1000, 300
+    with patch.object(columns, "_NARROWEST", 3):
+        return fast(logits, session)
 
 
-PATHS = [plain, fast, in_large_products, in_small_blocks]
+PATHS = [plain, fast, dense_table, in_small_blocks]
 ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
 
 
-def make(logits, states, head, budget=BIG, bias=None):
-    """Logits, and a prompt's columns in a pool of its own."""
-    pool = Pool(LMHead(torch.as_tensor(head), bias), budget)
-    return torch.as_tensor(logits), pool.open(torch.as_tensor(states))
+def make(states, head, budget=BIG, bias=None, **config):
+    """A prompt's session, with a budget of its own."""
+    cache = Cache(LMHead(torch.as_tensor(head), bias), budget)
+    return Session(torch.as_tensor(states), cache, ReVisiTConfig(**config))
 
 
 @pytest.mark.parametrize("case", range(len(GOLDEN)))
@@ -69,8 +67,8 @@ def make(logits, states, head, budget=BIG, bias=None):
 @ON_EVERY_PATH
 def test_published_steps_are_reproduced(path, case, kind):
     golden = GOLDEN[case]
-    logits, columns = make(golden["logits"], golden["vision_states"], golden["lm_head"])
-    result = path(logits, columns, ReVisiTConfig(alpha=golden["alpha"], divergence=kind))
+    logits, setting = torch.tensor(golden["logits"]), {"alpha": golden["alpha"], "divergence": kind}
+    result = path(logits, make(golden["vision_states"], golden["lm_head"], **setting))
     assert result.vocabulary.tolist() == golden["vocabulary"]
     assert int(result.choice) == golden[f"selected_{kind}"]
     expected = golden[kind][golden[f"selected_{kind}"]]
@@ -117,8 +115,7 @@ def agrees(result, logits, states, head, alpha, kind, tolerance):
 @given(problem=problems(), alpha=ALPHAS, kind=KINDS)
 def test_step_equals_the_textbook_in_float64(path, problem, alpha, kind):
     logits, states, head = problem
-    _, columns = make(*problem)
-    result = path(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
+    result = path(logits, make(states, head, alpha=alpha, divergence=kind))
     agrees(result, logits, states, head, alpha, kind, 1e-4)
 
 
@@ -130,95 +127,29 @@ def test_half_precision_inputs_give_the_textbook_within_their_rounding(
     path, dtype, data, alpha, kind
 ):
     logits, states, head = data.draw(problems(dtype))
-    _, columns = make(logits, states, head)
-    result = path(logits, columns, ReVisiTConfig(alpha=alpha, divergence=kind))
+    result = path(logits, make(states, head, alpha=alpha, divergence=kind))
     # The product is rounded to the model's dtype; the textbook takes over from the rounded product.
     product = (head.float() @ states.float().T).to(dtype)
     one_hot = torch.eye(states.shape[0])
     agrees(result, logits, one_hot, product, alpha, kind, 2e-2 if dtype == torch.bfloat16 else 3e-3)
 
 
-@pytest.mark.parametrize("path", [fast, in_large_products, in_small_blocks])
+@pytest.mark.parametrize("path", [fast, in_small_blocks])
 @settings(deadline=None, max_examples=100)
 @given(problem=problems(), alpha=ALPHAS, kind=KINDS, budget=st.integers(0, 9000))
 def test_a_cache_of_any_budget_filled_by_other_steps_gives_the_same_result(
     path, problem, alpha, kind, budget
 ):
     logits, states, head = problem
-    config = ReVisiTConfig(alpha=alpha, divergence=kind)
-    _, columns = make(*problem, budget=budget)
-    expected = plain(logits, columns, config)
+    session = make(states, head, budget, alpha=alpha, divergence=kind)
+    expected = plain(logits, session)
     for shift in range(3):
-        path(logits.roll(shift + 1), columns, config)
-    result = path(logits, columns, config)
-    kept = columns.held * columns.size * CPU.grain * columns.pool.table.element_size()
-    assert kept <= budget
+        path(logits.roll(shift + 1), session)
+    result = path(logits, session)
+    assert session.columns.held * states.shape[0] * 4 <= budget
     assert result.vocabulary.tolist() == expected.vocabulary.tolist()
     assert float(result.divergence) == pytest.approx(float(expected.divergence), rel=1e-4, abs=1e-5)
     agrees(result, logits, states, head, alpha, kind, 1e-4)
-
-
-class Counted(LMHead):
-    """An LM head that tells which words it projected."""
-
-    def project(self, words, states):
-        PROJECTED.extend(words.tolist())
-        return super().project(words, states)
-
-
-PROJECTED = []
-COLUMN = CPU.grain * 4  # bytes of a column of a few vision states
-
-
-def counted(states, head, budget):
-    """A prompt's columns; what is projected for it is noted in PROJECTED."""
-    PROJECTED.clear()
-    return Pool(Counted(head), budget).open(states)
-
-
-def test_no_column_is_computed_twice_below_the_budget():
-    generator = torch.Generator().manual_seed(0)
-    states, head = torch.randn(5, 8, generator=generator), torch.randn(40, 8, generator=generator)
-    session = on(counted(states, head, BIG), ReVisiTConfig(alpha=0.01))
-    needed = set()
-    for _ in range(20):
-        logits = torch.randn(3, 40, generator=generator) * 3
-        _, steps = refine(logits, [session, None, session])
-        needed |= {word for row in (0, 2) for word in steps[row].vocabulary.tolist()}
-    assert sorted(PROJECTED) == sorted(needed)
-
-
-def likely(words, size):
-    """Logits (1, size) whose V_cons are the given words."""
-    logits = torch.full((1, size), -100.0)
-    logits[0, words] = torch.linspace(0, 1, len(words))
-    return logits
-
-
-def test_a_full_cache_drops_what_was_not_used_for_longest():
-    columns = counted(torch.randn(3, 2), torch.randn(30, 2), 10 * COLUMN)
-    computed = []
-    for words in ([0, 1, 2, 3], [4, 5, 6], [0, 1, 7], [0, 1, 8, 9, 10], [0, 1, 7, 9], [4, 5, 6]):
-        PROJECTED.clear()
-        fast(likely(words, 30)[0], columns, ReVisiTConfig())
-        computed.append(sorted(PROJECTED))
-    assert computed == [[0, 1, 2, 3], [4, 5, 6], [7], [8, 9, 10], [], []]
-    assert columns.pool.absent[columns.row].sum() == 20
-
-
-def test_of_a_vocabulary_that_does_not_fit_the_cache_only_the_rest_is_computed_each_step():
-    columns = counted(torch.randn(3, 2), torch.randn(30, 2), 10 * COLUMN)
-    for words in (range(14), range(2, 14)):
-        PROJECTED.clear()
-        logits = likely(list(words), 30)[0]
-        result = fast(logits, columns, ReVisiTConfig())
-        assert set(PROJECTED) <= set(words)
-        expected = plain(logits, columns, ReVisiTConfig())
-        torch.testing.assert_close(result.scores, expected.scores, rtol=1e-4, atol=1e-4)
-    assert columns.held == 10
-    PROJECTED.clear()
-    fast(likely(list(range(2, 14)), 30)[0], columns, ReVisiTConfig())
-    assert set(PROJECTED) == {12, 13}
 
 
 @ON_EVERY_PATH
@@ -227,17 +158,14 @@ def test_of_a_vocabulary_that_does_not_fit_the_cache_only_the_rest_is_computed_e
 def test_the_first_of_equal_vision_tokens_is_chosen(path, problem, alpha, kind, copies):
     logits, states, head = problem
     repeated = states.repeat(copies, 1)
-    config = ReVisiTConfig(alpha=alpha, divergence=kind)
-    result = path(logits, make(logits, repeated, head)[1], config)
+    result = path(logits, make(repeated, head, alpha=alpha, divergence=kind))
     assert int(result.choice) < states.shape[0]
 
 
 @ON_EVERY_PATH
 def test_one_candidate_chooses_the_first_vision_token_and_keeps_the_token(path):
     logits = torch.tensor([0.0, 9.0, 0.0])
-    result = path(
-        logits, make(logits, torch.randn(4, 2), torch.randn(3, 2))[1], ReVisiTConfig(alpha=1)
-    )
+    result = path(logits, make(torch.randn(4, 2), torch.randn(3, 2), alpha=1))
     assert result.vocabulary.tolist() == [1]
     assert int(result.choice) == 0
     assert result.scores.tolist() == [-math.inf, 0.0, -math.inf]
@@ -257,10 +185,10 @@ def test_the_vocabulary_does_not_depend_on_a_constant_in_the_logits(problem, alp
 def test_impossible_tokens_are_left_out_and_cause_no_nan(path):
     logits = torch.tensor([1.0, -math.inf, 0.5, -math.inf])
     states, head = torch.randn(6, 3), torch.randn(4, 3)
-    below = path(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=1e-5))
+    below = path(logits, make(states, head, alpha=1e-5))
     assert below.vocabulary.tolist() == [0, 2]
     for kind in ("ag", "js"):
-        whole = path(logits, make(logits, states, head)[1], ReVisiTConfig(alpha=0, divergence=kind))
+        whole = path(logits, make(states, head, alpha=0, divergence=kind))
         assert whole.vocabulary.tolist() == [0, 1, 2, 3]
         assert not whole.scores.isnan().any()
         assert whole.scores.isneginf().tolist() == [False, True, False, True]
@@ -273,8 +201,7 @@ def test_very_large_logits_stay_finite_where_they_are_possible(path, kind, size)
     logits = torch.tensor([size, 0.0, -size, size])
     states, head = torch.randn(6, 3), torch.randn(4, 3)
     for alpha in (0.0, 1e-5):
-        config = ReVisiTConfig(alpha=alpha, divergence=kind)
-        result = path(logits, make(logits, states, head)[1], config)
+        result = path(logits, make(states, head, alpha=alpha, divergence=kind))
         assert not result.scores.isnan().any()
         assert int(result.scores.argmax()) in (0, 3)
 
@@ -283,40 +210,32 @@ def test_very_large_logits_stay_finite_where_they_are_possible(path, kind, size)
 def test_nan_logits_are_refused(path):
     for alpha in (0, 1e-5):
         for logits in (torch.full((4,), math.nan), torch.tensor([0.0, math.nan, 1.0, 2.0])):
-            _, columns = make(logits, torch.randn(2, 3), torch.randn(4, 3))
+            session = make(torch.randn(2, 3), torch.randn(4, 3), alpha=alpha)
             with pytest.raises(ValueError, match="NaN"):
-                path(logits, columns, ReVisiTConfig(alpha=alpha))
-
-
-def test_states_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"shape \(M, 3\)"):
-        make(torch.zeros(4), torch.randn(2, 5), torch.randn(4, 3))
+                path(logits, session)
 
 
 @ON_EVERY_PATH
 def test_a_bias_of_the_head_is_part_of_the_projection(path):
     logits, states, head = torch.randn(5), torch.randn(3, 2), torch.randn(5, 2)
     bias = torch.randn(5)
-    with_bias = path(logits, make(logits, states, head, bias=bias)[1], ReVisiTConfig(alpha=0))
+    with_bias = path(logits, make(states, head, bias=bias, alpha=0))
     ones = torch.cat([states, torch.ones(3, 1)], 1)
-    folded = make(logits, ones, torch.cat([head, bias.unsqueeze(1)], 1))[1]
-    torch.testing.assert_close(
-        with_bias.scores, path(logits, folded, ReVisiTConfig(alpha=0)).scores
-    )
+    folded = make(ones, torch.cat([head, bias.unsqueeze(1)], 1), alpha=0)
+    torch.testing.assert_close(with_bias.scores, path(logits, folded).scores)
 
 
 @ON_EVERY_PATH
 def test_max_takes_the_farthest_and_random_repeats_with_its_seed(path):
     generator = torch.Generator().manual_seed(5)
     logits, states = torch.randn(30, generator=generator), torch.randn(20, 4, generator=generator)
-    problem = (logits, states, torch.randn(30, 4, generator=generator))
-    nearest = path(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01))
-    farthest = path(logits, make(*problem)[1], ReVisiTConfig(alpha=0.01, selection="max"))
+    head = torch.randn(30, 4, generator=generator)
+    nearest = path(logits, make(states, head, alpha=0.01))
+    farthest = path(logits, make(states, head, alpha=0.01, selection="max"))
     assert float(farthest.divergence) > float(nearest.divergence)
-    config = ReVisiTConfig(alpha=0.01, selection="random")
-    _, columns = make(*problem)
+    setting = {"alpha": 0.01, "selection": "random"}
     draws = [
-        [int(path(problem[0], columns, replace(config, seed=seed)).choice) for seed in range(8)]
+        [int(path(logits, make(states, head, seed=seed, **setting)).choice) for seed in range(8)]
         for _ in range(2)
     ]
     assert draws[0] == draws[1]

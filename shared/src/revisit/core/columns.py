@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revisit.core.head import Head, project
+from revisit.core.head import Head
 
 # Vision states in a block at least.
 _NARROWEST = 128
@@ -37,17 +37,17 @@ class Cache:
     def __init__(self, head: Head, size: int) -> None:
         self.head = head
         self.size = self.left = size
+        self.on_cpu = head.device.type == "cpu"
         # These fit a CPU's cache, and are enough work for a GPU.
-        on_cpu = head.device.type == "cpu"
-        self.block, self.gathered = (5 * 2**18, 2**22) if on_cpu else (2**26, 2**26)
+        self.block, self.gathered = (5 * 2**18, 2**22) if self.on_cpu else (2**26, 2**26)
 
 
 class Kept(NamedTuple):
     """Where the columns of a step's tokens are; tensors on the device of the table."""
 
     tokens: Tensor  # (c,) int64
-    rows: Tensor  # (c,) int64, of the table; any for those that are absent
-    absent: Tensor | None  # int64, which of the tokens have no column; None if all have
+    rows: Tensor  # (c,) int64, of the table; any row for those that are absent
+    absent: Tensor | None = None  # int64, which of the tokens have no column; None if all have
 
 
 class Columns:
@@ -59,7 +59,7 @@ class Columns:
 
     Attributes:
         table: (n, M) in the LM head's dtype and on its device; the first `held` rows are columns,
-            and `room` is paid for.
+            and `room` of them are counted as taken.
         places: (V,) int32 on the host, the row of each token, -1 where it has none.
         used: (V,) int32 on the host, the step that needed a token last.
 
@@ -80,7 +80,7 @@ class Columns:
         self.cache = cache
         self.states = states.detach().to(head.dtype)
         self.table = torch.empty((1, len(states)), dtype=head.dtype, device=head.device)
-        self.bytes = self.table.nbytes
+        self.bytes = len(states) * self.table.element_size()
         self.places = torch.full((head.size,), -1, dtype=torch.int32, device="cpu")
         self.used = torch.zeros_like(self.places)
         self.held = self.room = self.step = 0
@@ -93,33 +93,31 @@ class Columns:
 
     def fill(self) -> None:
         """Compute the columns of the whole vocabulary: no step has to ask which are new."""
-        tokens = torch.arange(self.cache.head.size, device="cpu")
-        self._write(tokens, self._take(len(tokens), 0))
+        self._add(torch.arange(len(self.places), device="cpu"), 0)
         self.dense = True
 
     def keep(self, tokens: Tensor) -> Kept:
         """Compute and keep the columns of tokens (c,) int64 that are new, as many as fit."""
         if self.closed:
             raise ValueError("the session of this prompt is closed")
-        device, small = self.table.device, len(self.places) * self.bytes <= self.cache.left
-        if device.type != "cpu" and small and not self.held:
+        small = len(self.places) * self.bytes <= self.cache.left
+        if small and not self.held and not self.cache.on_cpu:
             self.fill()
         if self.dense:
-            return Kept(tokens, tokens, None)
+            return Kept(tokens, tokens)
+        device, here = self.table.device, tokens.cpu()
         self.step += 1
-        here = tokens.cpu()
         self.used.index_fill_(0, here, self.step)
         rows = self.places.index_select(0, here).long()
         new = (rows < 0).nonzero().squeeze(1)
         if len(new):
-            taken = self._take(len(new), len(here) - len(new))
-            absent, new = new[len(taken) :], new[: len(taken)]
-            self._write(here.index_select(0, new), taken)
-            rows.index_copy_(0, new, taken)
-            if len(absent):
-                _warn(self.cache.size)
-                return Kept(tokens, rows.clamp_(min=0).to(device), absent.to(device))
-        return Kept(tokens, rows.to(device), None)
+            added = self._add(here.index_select(0, new), len(here) - len(new))
+            rows.index_copy_(0, new[: len(added)], added)
+            new = new[len(added) :]
+        if len(new):
+            _warn(self.cache.size)
+            return Kept(tokens, rows.clamp_(min=0).to(device), new.to(device))
+        return Kept(tokens, rows.to(device))
 
     def blocks(self, kept: Kept) -> Iterator[Tensor]:
         """Logits (c, b) of the tokens at some vision states at a time, for the caller to change."""
@@ -136,61 +134,63 @@ class Columns:
 
     def _complete(self, logits: Tensor, kept: Kept, states: Tensor) -> Tensor:
         """Logits (c, b) at states (b, d), those of absent tokens computed."""
-        if kept.absent is None:
-            return logits
-        projected = self._project(kept.tokens.index_select(0, kept.absent), states)
-        return logits.index_copy_(0, kept.absent, projected)
+        if kept.absent is not None:
+            tokens = kept.tokens.index_select(0, kept.absent)
+            self._project(tokens, states, logits, kept.absent)
+        return logits
 
-    def _take(self, count: int, in_use: int) -> Tensor:
-        """Up to `count` rows of the table: free ones, then those not used for longest.
+    def _add(self, tokens: Tensor, in_use: int) -> Tensor:
+        """Compute the columns of tokens (c,), on the host, and keep them as far as there is room.
 
         Args:
-            in_use: how many of those that are held this step needs; `used` says which.
+            in_use: how many of the columns that are held this step needs; `used` says which.
+
+        Returns:
+            The rows of the first tokens: free ones, then those not used for longest.
         """
         held = self.held
-        self._make_room(held + count)
-        self.held = min(self.room, held + count)
+        self._make_room(held + len(tokens))
+        self.held = min(self.room, held + len(tokens))
         rows = torch.arange(held, self.held, device="cpu")
-        old = min(count - len(rows), held - in_use)
-        if not old:
-            return rows
-        never = torch.iinfo(torch.int32).max
-        oldest = self.used.masked_fill(self.places < 0, never).topk(old, largest=False).indices
-        rows = torch.cat((rows, self.places.index_select(0, oldest)))
-        self.places.index_fill_(0, oldest, -1)
+        if old := min(len(tokens) - len(rows), held - in_use):
+            never = torch.iinfo(torch.int32).max
+            oldest = self.used.masked_fill(self.places < 0, never).topk(old, largest=False).indices
+            rows = torch.cat((rows, self.places.index_select(0, oldest)))
+            self.places.index_fill_(0, oldest, -1)
+        if len(rows):
+            tokens = tokens[: len(rows)]
+            self.places.index_copy_(0, tokens, rows.int())
+            self._project(tokens, self.states, self.table, rows)
         return rows
 
     @torch.inference_mode(False)
     def _make_room(self, rows: int) -> None:
         """Take as much of the budget as so many rows need, or as it has."""
-        vocabulary, device = len(self.places), self.table.device
+        vocabulary, on_cpu = len(self.places), self.cache.on_cpu
         if rows <= self.room:
             return
-        if device.type != "cpu":
+        if not on_cpu:
             rows = max(rows, 2 * self.room)  # a table that grows is copied
         rows = min(rows, vocabulary, self.room + self.cache.left // self.bytes)
         self.cache.left -= (rows - self.room) * self.bytes
         self.room = rows
-        if device.type == "cpu":  # where memory is taken as it is written: all that may come
+        if on_cpu:  # where memory is taken as it is written: all that may come
             rows = min(vocabulary, self.cache.size // self.bytes)
         if rows > len(self.table):
             # With deterministic algorithms `torch.empty` would write all of it.
-            memory = torch.UntypedStorage(rows * self.bytes, device=device)  # type: ignore[no-untyped-call]
+            size, device = rows * self.bytes, self.table.device
+            memory = torch.UntypedStorage(size, device=device)  # type: ignore[no-untyped-call]
             grown = self.table.new_empty(0).set_(memory).view(rows, -1)
             grown[: self.held] = self.table[: self.held]
             self.table = grown
 
-    def _write(self, tokens: Tensor, rows: Tensor) -> None:
-        """Compute the columns of tokens (c,), on the host, into rows (c,) of the table."""
-        self.places.index_copy_(0, tokens, rows.int())
-        self.table.index_copy_(0, rows.to(self.table.device), self._project(tokens, self.states))
-
-    def _project(self, tokens: Tensor, states: Tensor) -> Tensor:
-        """Logits (c, b) of tokens (c,) at states (b, d), a part of the tokens at a time."""
-        head, device = self.cache.head, self.table.device
-        states = states.to(device)
-        parts = torch.split(tokens.to(device), max(1, self.cache.gathered // (4 * head.width)))
-        return torch.cat([project(head, some, states) for some in parts])
+    def _project(self, tokens: Tensor, states: Tensor, out: Tensor, rows: Tensor) -> None:
+        """Write the logits of tokens (c,) at states (b, d) to their rows (c,) of `out` (n, b)."""
+        head, states = self.cache.head, states.to(out.device)
+        most = max(1, self.cache.gathered // (4 * head.width))
+        parts = (torch.split(each.to(out.device), most) for each in (tokens, rows))
+        for some, places in zip(*parts, strict=True):
+            out.index_copy_(0, places, head.project(some, states))
 
 
 @cache

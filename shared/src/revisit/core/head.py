@@ -1,9 +1,9 @@
 """The LM head, as ReVisiT reads it: the logits of some tokens at some hidden states."""
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -106,14 +106,12 @@ class LMHead(NamedTuple):
         return product
 
 
-def project(head: Head, tokens: Tensor, states: Tensor) -> Tensor:
-    """`head.project`, in the head's dtype whatever mixed precision surrounds it."""
+def own_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Operators keep the dtypes of their tensors inside, whatever mixed precision is set."""
     try:
-        plain = torch.autocast(head.device.type, enabled=False)
+        return torch.autocast(device.type, enabled=False)
     except RuntimeError:  # a device without mixed precision
-        return head.project(tokens, states)
-    with plain:
-        return head.project(tokens, states)
+        return nullcontext()
 
 
 @cache

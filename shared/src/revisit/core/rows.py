@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from revisit.core import onepass
+from revisit.core.head import own_precision
 from revisit.core.session import Session
 from revisit.core.step import LARGEST, Step, check, constrain, select
 
@@ -41,7 +42,8 @@ def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, 
         if session is not None and (math.isnan(most) or most == -math.inf):
             check(row)
     each = zip(refined, sessions, strict=True)
-    steps = [None if session is None else _refine(row, session) for row, session in each]
+    with own_precision(device):
+        steps = [None if session is None else _refine(row, session) for row, session in each]
     return refined.to(scores.device), steps
 
 

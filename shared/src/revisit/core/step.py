@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.head import Head, project
+from revisit.core.head import Head, own_precision
 
 # Relative error of a divergence summed in float32.
 _ROUNDING = 1e-6
@@ -41,6 +41,7 @@ class Step(NamedTuple):
         return self.distances.take(self.choice)
 
 
+@torch.no_grad()
 def step(
     logits: Tensor,
     states: Tensor,
@@ -65,7 +66,8 @@ def step(
     check(logits)
     vocabulary = constrain(logits, config.alpha)
     log_p = logits[vocabulary].clamp(max=LARGEST).log_softmax(0)
-    log_q = project(head, vocabulary, states).float().log_softmax(0)
+    with own_precision(head.device):
+        log_q = head.project(vocabulary, states).float().log_softmax(0)
     distances = divergence(log_p, log_q, config.divergence)
     choice = select(distances, config.selection, generator)
     scores = torch.full_like(logits, -math.inf)
