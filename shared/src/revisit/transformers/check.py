@@ -14,7 +14,7 @@ from revisit.config import ReVisiTConfig
 from revisit.core.head import LMHead
 from revisit.core.trace import TraceStep
 from revisit.transformers.enable import attach
-from revisit.transformers.parts import Model, is_tied, output_embeddings
+from revisit.transformers.parts import Model, is_tied, output_embeddings, text_config
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.vision import vision_token_fields, vision_token_ids
 
@@ -176,7 +176,7 @@ def describe(model: Model) -> dict[str, str]:
     head = processor.head()
     names = {module: name or "the model itself" for name, module in model.named_modules()}
     own = output_embeddings(model)
-    text = model.config.get_text_config(decoder=True)
+    text = text_config(model.config)
     told = [f"{name} {value}" for name, value in vision_token_fields(model.config).items()]
     return {
         "model": f"{type(model).__name__}, Transformers {transformers.__version__}",

@@ -1,12 +1,12 @@
 """Records the hidden states of the vision tokens during prefill."""
 
 import threading
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from revisit.transformers.parts import Decoder
 
@@ -35,6 +35,65 @@ class _Eager:
 
 
 eager = _Eager()
+
+
+@contextmanager
+def layer_inputs(
+    decoder: Decoder, mine: Callable[[], bool], keep: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `keep(k, hidden)` with hidden states 0 to n - 1 of each pass of the decoder.
+
+    They are counted as Transformers counts its `hidden_states`: number k belongs to the k-th call
+    of a layer, whichever layer that is.
+
+    Args:
+        mine: whether a pass that runs now counts.
+
+    Raises:
+        ValueError: in a pass that does not call n layers, so that the numbers mean something else.
+    """
+    calls = 0
+    returned: Tensor | None = None
+
+    def start(_module: nn.Module, _args: Any) -> None:
+        nonlocal calls
+        calls = 0 if mine() else calls
+
+    # kwargs=None: where one thread takes a hook off while another is about to call it, PyTorch no
+    # longer finds that it was to get keyword arguments.
+    def before(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        nonlocal calls
+        if mine():
+            given = args[0] if args else kwargs["hidden_states"]
+            reported = returned if decoder.reports_outputs and calls else None
+            if calls < decoder.depth:
+                keep(calls, given if reported is None else reported)
+            calls += 1
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        nonlocal returned
+        if mine():
+            # Kept as it is: what is added to it in place is a part of what is reported.
+            returned = output[0] if isinstance(output, tuple) else output
+
+    def end(module: nn.Module, _args: Any, _output: Any) -> None:
+        nonlocal returned
+        returned = None
+        if mine() and calls != decoder.depth:
+            raise ValueError(
+                f"{type(module).__name__} called {calls} layers in a pass, not {decoder.depth}, so "
+                "that the numbers of its inner hidden states are not known: choose layers='last'. "
+                "Where the layers are compiled, take torch.compile off them, or use PyTorch 2.6 or "
+                "newer"
+            )
+
+    with ExitStack() as undo:
+        undo.callback(decoder.module.register_forward_pre_hook(start).remove)
+        undo.callback(decoder.module.register_forward_hook(end).remove)
+        for layer in dict.fromkeys(decoder.layers):
+            undo.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            undo.callback(layer.register_forward_hook(after).remove)
+        yield
 
 
 class Recorder:
@@ -90,8 +149,6 @@ class Recorder:
         self._from: tuple[Tensor, Tensor]
         self._to: Tensor
         self._stored: set[int] = set()
-        # By layer, what the layer before it returned, until the layer is reached.
-        self._returned: dict[int, Tensor] = {}
         self._buffer: Tensor | None = None
         self._undo = ExitStack()
         self._thread = 0
@@ -100,10 +157,8 @@ class Recorder:
         self._thread = threading.get_ident()
         with ExitStack() as undo:
             undo.enter_context(eager)
-            for layer in (layer for layer in self.layers if layer < len(self.decoder.layers)):
-                if layer and self.decoder.reports_outputs:
-                    undo.callback(self._after(layer - 1).remove)
-                undo.callback(self._before(layer).remove)
+            if min(self.layers) < self.decoder.depth:
+                undo.enter_context(layer_inputs(self.decoder, self._mine, self._keep))
             module = self.decoder.module
             undo.callback(module.register_forward_hook(self._after_pass).remove)
             for owner in self.owners:
@@ -117,7 +172,6 @@ class Recorder:
     def finish(self) -> None:
         """Take every hook off."""
         self._undo.close()
-        self._returned.clear()
 
     @property
     def done(self) -> bool:
@@ -128,35 +182,16 @@ class Recorder:
         """Whether it is this generation that runs the model: others may at the same time."""
         return threading.get_ident() == self._thread and not self.done
 
-    # kwargs=None: where one thread takes a hook off while another is about to call it, PyTorch no
-    # longer finds that it was to get keyword arguments.
-    def _before(self, layer: int) -> RemovableHandle:
-        def hook(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
-            if self._mine():
-                given = args[0] if args else kwargs["hidden_states"]
-                self._store(layer, self._returned.pop(layer, given))
-
-        return self.decoder.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
-
-    def _after(self, layer: int) -> RemovableHandle:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if self._mine():
-                # Kept as it is: what is added to it in place is a part of what is reported.
-                self._returned[layer + 1] = output[0] if isinstance(output, tuple) else output
-
-        return self.decoder.layers[layer].register_forward_hook(hook)
+    def _keep(self, layer: int, hidden: Tensor) -> None:
+        if layer in self.layers:
+            self._store(layer, hidden)
 
     def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if not self._mine():
             return
         final: Tensor = output[0]
-        if len(self.decoder.layers) in self.layers:
-            self._store(len(self.decoder.layers), final)
-        if len(self._stored) != len(set(self.layers)):
-            raise ValueError(
-                "hidden states of the chosen layers went by unseen, as in a compiled graph: "
-                "take torch.compile off the layers, or use PyTorch 2.6 or newer"
-            )
+        if self.decoder.depth in self.layers:
+            self._store(self.decoder.depth, final)
         self._stored.clear()
         self._seen += final.shape[1]
         if self._seen == self.mask.shape[1]:
@@ -167,7 +202,7 @@ class Recorder:
         """Keep the vision positions of a pass over the next positions of the prompts."""
         if hidden.ndim != 3 or hidden.shape[2] != self.width:
             # Several streams, in a dimension of their own or side by side.
-            last = layer == len(self.decoder.layers)
+            last = layer == self.decoder.depth
             raise ValueError(
                 f"hidden state {layer} of {type(self.decoder.module).__name__} has shape "
                 f"{tuple(hidden.shape)}, not (rows, positions, {self.width}), so the LM head "
