@@ -1,6 +1,7 @@
 """The LM head is what the model multiplies by, or it is refused; parts that are given are used."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 import revisit
 from releases import RELEASE
 from revisit import LMHead, ReVisiTConfig
-from revisit.transformers.parts import is_tied, lm_head
+from revisit.transformers.parts import is_tied, lm_head, text_decoder
 from small_llama import PROMPTS, batch, make_model
 
 REFUSED = r"(?s)are not its LM head's product.*Pass lm_head=revisit\.LMHead"
@@ -192,6 +193,13 @@ def test_an_adapter_of_peft_on_the_head(kind):
         adapted.merge_adapter()
     output = decode(model)
     assert_equal(output, decode(adapted.merge_and_unload()))
+
+
+def test_a_config_that_names_its_text_only_as_text_config():
+    """As LLaVA's from Transformers 4.36 to 4.44."""
+    model = make_model()
+    model.config = SimpleNamespace(text_config=model.config)
+    assert text_decoder(model) == (model.model, model.model.layers)
 
 
 # Parts that are given

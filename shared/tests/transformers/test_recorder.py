@@ -6,7 +6,8 @@ from torch import nn
 
 import revisit
 from releases import RELEASE
-from revisit import DoLaConfig, ReVisiTConfig
+from revisit import DoLaConfig, LMHead, ReVisiTConfig, ReVisiTLogitsProcessor
+from revisit.transformers.parts import complete
 from small_llama import IMAGE, LAYERS, PROMPTS, batch, make_model
 
 REFUSED = {"a layer twice": [0, 1, 1, 2, 3], "a layer never": [0, 1, 3]}
@@ -67,3 +68,51 @@ def test_a_config_that_says_how_often_layers_are_looped_numbers_them():
     row = ROWS["inkling2_loop"].family
     decoder = revisit.ReVisiTLogitsProcessor(row.make()).decoder
     assert (len(decoder.layers), decoder.depth) == (shrunk.LAYERS, 8)
+
+
+# Mixed precision
+
+
+def around_forward(model, precision):
+    """As Accelerate prepares a model: mixed precision inside `forward`, float32 outside."""
+    inner = model.forward
+
+    def forward(*args, **kwargs):
+        with torch.autocast("cpu", precision):
+            output = inner(*args, **kwargs)
+        output.logits = output.logits.float()
+        return output
+
+    model.forward = forward
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inside", [False, True])
+def test_mixed_precision_does_not_change_the_dtype_of_vision_states(dtype, precision, inside):
+    if precision == torch.float16 and RELEASE < (4, 45):
+        pytest.skip("its PyTorch has no such mixed precision on a CPU")
+    model = make_model().to(dtype)
+    processor = ReVisiTLogitsProcessor(model, ReVisiTConfig(layers=EVERY))
+    inputs = batch(PROMPTS[:1])
+    with torch.no_grad(), processor.generation(inputs) as generation:
+        if inside:
+            around_forward(model, precision)
+            model(**inputs)
+        with torch.autocast("cpu", precision, enabled=not inside):
+            if not inside:
+                model(**inputs)
+            recorder = generation.recorder
+            found = recorder.last[0], recorder.logits[0], "Llama"
+            head = processor.head()
+            assert complete(head, model.config, *found) == head
+            with pytest.raises(ValueError, match="Pass lm_head"):
+                complete(LMHead(1.1 * head.weight, scale=1.1), model.config, *found)
+        assert recorder.states[0].dtype == dtype
+
+
+def test_dola_reads_a_model_that_accelerate_prepared():
+    model = make_model()
+    around_forward(model, torch.bfloat16)
+    with revisit.attach(model, DoLaConfig(layers=[0, 2])):
+        model.generate(**batch(PROMPTS), max_new_tokens=2)

@@ -113,8 +113,8 @@ def prompt(model: Model) -> dict[str, Tensor]:
     """A prompt of ordinary tokens, the model's vision token ids among them."""
     ids = vision_token_ids(model.config)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(vocabulary, (24,), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    words = torch.randint(vocabulary, (24,), generator=generator, device="cpu")
     others = [word for word in words.tolist() if word not in ids]
     kinds = ids[:1] * 6
     input_ids = torch.tensor([[*others[:4], *kinds, *others[4:12]]], device=model.device)
@@ -218,11 +218,12 @@ def _auto_class(config: Any) -> Any:
 @torch.no_grad()
 def _randomize(model: Model) -> Model:
     """Weights that keep states near 1, and logits large enough to tell a cap or scale by."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for _, weight in sorted(model.named_parameters()):
         if weight.ndim > 1:
             size = weight.shape[1:].numel() ** -0.5
-            weight.copy_(torch.randn(weight.shape, generator=generator) * size)
+            values = torch.randn(weight.shape, generator=generator, device="cpu")
+            weight.copy_(values * size)
     head = output_embeddings(model)
     if isinstance(head, nn.Module) and isinstance(head.weight, Tensor):
         head.weight.mul_(8)

@@ -17,7 +17,7 @@ from revisit.transformers.generation import (
     running_generation,
 )
 from revisit.transformers.parts import Model, complete, logits_owners
-from revisit.transformers.recorder import eager, layer_inputs
+from revisit.transformers.recorder import eager, layer_inputs, product_dtype
 
 _WORDS = 2**14  # whose rows of the LM head are in memory a second time
 
@@ -78,6 +78,7 @@ class InnerGeneration(Generation):
         self.final: Tensor | None = None
         self.logits: Tensor | None = None
         self.head: LMHead | None = None
+        self._precision: torch.dtype | None = None
         self._undo = ExitStack()
 
     def __enter__(self) -> "InnerGeneration":
@@ -145,12 +146,13 @@ class InnerGeneration(Generation):
     def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self._runs():
             self.final = output[0][:, -1].detach()
+            self._precision = product_dtype(self.final, self.processor.head().dtype)
 
     def _keep_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self._runs() and self.head is None:
             logits = getattr(output, "logits", None)
             if isinstance(logits, Tensor):
-                self.logits = logits[:, -1].detach()
+                self.logits = logits[:, -1].detach().to(self._precision)
 
 
 def _premature(head: LMHead, states: list[Tensor]) -> Tensor:

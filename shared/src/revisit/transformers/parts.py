@@ -259,19 +259,21 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     """
     # Logits that a model masks tell nothing: -inf, or the least of their dtype.
     told = logits.isfinite() & (logits > torch.finfo(logits.dtype).min / 2)
+    allowed = max(rounding(head.dtype), rounding(logits.dtype))
     logits = logits.detach().float().to(head.weight.device)
     # The extremes tell a cap or scale best.
     unmasked = told.to(logits.device).nonzero().squeeze(1)
     ranked = unmasked[logits[unmasked].argsort()]
     words = torch.cat([ranked[:32], ranked[-32:]])
-    projected = head.weight[words].float() @ state.to(head.weight.device).float().unsqueeze(1)
+    # Sums of products, and no matrix product: mixed precision would round that.
+    state = state.to(head.device).float()
+    projected = (head.weight[words].float() * state).sum(1, keepdim=True)
     expected = logits[words]
-    allowed = rounding(head.weight.dtype)
     best, error = head, float("inf")
     for tried in _candidates(head, config):
         got = tried.finish(projected, words).squeeze(1)
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        scale = float(got @ expected / (got @ got).clamp(min=1e-12))
+        scale = float((got * expected).sum() / (got * got).sum().clamp(min=1e-12))
         off = max(off, abs(scale - 1) * allowed / min(allowed, _SCALE_ROUNDING))
         if off < error:
             best, error = tried, off

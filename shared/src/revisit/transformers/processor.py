@@ -70,10 +70,7 @@ class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
             raise ValueError("ReVisiT has no second stream: leave out second_inputs")
         positions = locate(self.model, inputs, vision_mask)
         owners = logits_owners(self.model)
-        weight = self.head().weight
-        recorder = Recorder(
-            self.decoder, owners, self.layers, positions.mask, weight.device, weight.shape[1]
-        )
+        recorder = Recorder(self.decoder, owners, self.layers, positions.mask, self.head())
         return ReVisiTGeneration(self, recorder, positions)
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revisit.core.head import Head
 from revisit.transformers.parts import Decoder
 
 
@@ -96,6 +97,13 @@ def layer_inputs(
         yield
 
 
+def product_dtype(like: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+    """What mixed precision, as it is set here, makes of a product of `dtype`; None: it is left."""
+    one = like.new_ones((1, 1), dtype=dtype)
+    made = torch.mm(one, one).dtype
+    return None if made == dtype else made
+
+
 class Recorder:
     """Keeps the vision positions of the chosen layers of one prefill, in one thread.
 
@@ -108,15 +116,14 @@ class Recorder:
         layers: indices of hidden states; 0 is the embedding, n the output after the final norm.
         mask: (P, S) bool, true at the vision tokens of the P prompts. The decoder may read each
             prompt several times, in neighbouring rows (beams).
-        device: where the states are kept.
-        width: d, what the LM head reads.
+        head: the LM head, in whose dtype and on whose device the states are kept.
 
     Attributes:
         counts: N, how many vision tokens each prompt has.
         states: for each prompt, (len(layers) * N, d) hidden states, layer by layer.
         rows: how many rows of the decoder each prompt has.
         last: (rows, d) the decoder's output at the last position of the prompts.
-        logits: (rows, V) the model's own there.
+        logits: (rows, V) the model's own there, in the dtype that they were computed in.
         bare: whether the model returned a tuple, whose parts have no names.
     """
 
@@ -126,15 +133,13 @@ class Recorder:
         owners: list[nn.Module],
         layers: tuple[int, ...],
         mask: Tensor,
-        device: torch.device,
-        width: int,
+        head: Head,
     ) -> None:
         self.decoder = decoder
         self.owners = owners
         self.layers = layers
         self.mask = mask
-        self.device = device
-        self.width = width
+        self.head = head
         self.rows = 1
         self.counts: list[int] = mask.sum(1).tolist()
         self.states: list[Tensor] = []
@@ -150,6 +155,7 @@ class Recorder:
         self._to: Tensor
         self._stored: set[int] = set()
         self._buffer: Tensor | None = None
+        self._precision: torch.dtype | None = None
         self._undo = ExitStack()
         self._thread = 0
 
@@ -196,16 +202,17 @@ class Recorder:
         self._seen += final.shape[1]
         if self._seen == self.mask.shape[1]:
             self.last = final[:, -1].detach()
+            self._precision = product_dtype(final, self.head.dtype)
             self._split()
 
     def _store(self, layer: int, hidden: Tensor) -> None:
         """Keep the vision positions of a pass over the next positions of the prompts."""
-        if hidden.ndim != 3 or hidden.shape[2] != self.width:
+        if hidden.ndim != 3 or hidden.shape[2] != self.head.width:
             # Several streams, in a dimension of their own or side by side.
             last = layer == self.decoder.depth
             raise ValueError(
                 f"hidden state {layer} of {type(self.decoder.module).__name__} has shape "
-                f"{tuple(hidden.shape)}, not (rows, positions, {self.width}), so the LM head "
+                f"{tuple(hidden.shape)}, not (rows, positions, {self.head.width}), so the LM head "
                 "cannot read it: "
                 + ("pass decoder, whose output it reads" if last else "choose layers='last'")
             )
@@ -220,15 +227,15 @@ class Recorder:
         self.rows = rows
         if self._buffer is None:
             shape = (len(self.layers), sum(self.counts), hidden.shape[2])
-            self._buffer = torch.empty(shape, dtype=hidden.dtype, device=self.device)
+            self._buffer = torch.empty(shape, dtype=self.head.dtype, device=self.head.device)
         if not self._stored:
             there = self.mask[:, self._seen : end]
             # Rows of one prompt hold the same: the first of each is kept.
             row, column = there.nonzero().to(hidden.device).unbind(1)
             self._from = (row * rows, column)
-            self._to = self._numbers[:, self._seen : end][there].to(self.device)
+            self._to = self._numbers[:, self._seen : end][there].to(self.head.device)
         row, column = (index.to(hidden.device) for index in self._from)
-        kept = hidden.detach()[row, column].to(self.device)
+        kept = hidden.detach()[row, column].to(self._buffer)
         for slot, chosen in enumerate(self.layers):
             if chosen == layer:
                 self._buffer[slot].index_copy_(0, self._to, kept)
@@ -247,5 +254,5 @@ class Recorder:
             logits = getattr(output, "logits", None)
             self.bare = isinstance(output, tuple)
             if isinstance(logits, Tensor):
-                self.logits = logits[:, -1].detach()
+                self.logits = logits[:, -1].detach().to(self._precision)
                 self.finish()
