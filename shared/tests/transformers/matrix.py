@@ -1,7 +1,7 @@
 """What ReVisiT does with each family that Transformers maps to image-text-to-text.
 
-A row is in one of four states: `Exact` (with the argument that it needs, if it needs one),
-`Refused` before anything is generated, or `NotBuilt` tiny. To add a family, give it a row: most are
+A row is `Exact` (with the argument that it needs, if it needs one), `Refused` before anything is
+generated, `NotBuilt` tiny, or `Broken` in this release of Transformers. To add a family, give it a row: most are
 `_exact(KEY, IMAGE)`, where `shrunk.model(KEY)` makes the model from Transformers' own config, and
 IMAGE makes the tensors of one image.
 """
@@ -31,6 +31,7 @@ from families import (
     same,
     softcap,
 )
+from releases import RELEASE
 
 
 class Exact(NamedTuple):
@@ -58,7 +59,15 @@ class NotBuilt(NamedTuple):
     reason: str
 
 
-Row = Exact | Refused | NotBuilt
+class Broken(NamedTuple):
+    """This release of Transformers fails to run it, whatever decodes."""
+
+    family: Family
+    error: str  # a pattern of the AttributeError's message
+    reason: str
+
+
+Row = Exact | Refused | NotBuilt | Broken
 
 
 def _pixels(*shape: int) -> Callable[[int], tuple[Inputs, None]]:
@@ -638,8 +647,16 @@ ROWS: dict[str, Row] = {
 
 # Where releases before 5.0 differ.
 if not NEWER:
-    ROWS["fuyu"] = NotBuilt("takes its patches as a list, and their places; exact on 5.23")
-    ROWS["perception_lm"] = NotBuilt("its vision tower must be timm's; exact on 5.23")
+    ROWS["fuyu"] = NotBuilt("takes its patches as a list, and their places; exact on 5.24")
+    ROWS["perception_lm"] = NotBuilt("its vision tower must be timm's; exact on 5.24")
+
+if RELEASE >= (5, 24):
+    ROWS["llama4"] = Broken(
+        FAMILIES["Llama 4"],
+        "image_outputs",
+        "5.24: its own `forward` asks its language model for `image_outputs`, which that does not "
+        "have; exact on 5.23",
+    )
 
 # Whose prompts are tried with images and videos together: the shape of a patch, the two ids.
 MIXED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")
