@@ -1,9 +1,9 @@
 """What ReVisiT does with each family that Transformers maps to image-text-to-text.
 
 A row is `Exact` (with the argument that it needs, if it needs one), `Refused` before anything is
-generated, `NotBuilt` tiny, or `Broken` in this release of Transformers. To add a family, give it a row: most are
-`_exact(KEY, IMAGE)`, where `shrunk.model(KEY)` makes the model from Transformers' own config, and
-IMAGE makes the tensors of one image.
+generated, `NotBuilt` tiny, or `Broken` in this release of Transformers. To add a family, give it a
+row: most are `_exact(KEY, IMAGE)`, where `shrunk.model(KEY)` makes the model from Transformers' own
+config, and IMAGE makes the tensors of one image.
 """
 
 import inspect

@@ -181,9 +181,7 @@ def _line(at: Tensor, shown: Tensor, pixels: int) -> Callable[[float], float]:
     if not spread > 0 and pixels > 1:
         raise ValueError("the model sees no more than a line of the image: too thin to tell places")
     # A single row or column of vision tokens shows all of the image.
-    slope = (
-        ((at - mean) * (shown - middle)).mean() / spread if spread > 0 else mean.new_ones(())
-    )
+    slope = ((at - mean) * (shown - middle)).mean() / spread if spread > 0 else mean.new_ones(())
     off = float((middle + slope * (at - mean) - shown).abs().max())
     if not slope > 0 or off > 0.01 + float(slope) * 0.6 / pixels:  # of rounding, and at the edges
         raise ValueError(
