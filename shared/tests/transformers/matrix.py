@@ -1,9 +1,9 @@
 """What ReVisiT does with each family that Transformers maps to image-text-to-text.
 
-A row is in one of four states: `Exact` (with the argument that it needs, if it needs one),
-`Refused` before anything is generated, or `NotBuilt` tiny. To add a family, give it a row: most are
-`_exact(KEY, IMAGE)`, where `shrunk.model(KEY)` makes the model from Transformers' own config, and
-IMAGE makes the tensors of one image.
+A row is `Exact` (with the argument that it needs, if it needs one), `Refused` before anything is
+generated, `NotBuilt` tiny, or `Broken` in this release of Transformers. To add a family, give it a
+row: most are `_exact(KEY, IMAGE)`, where `shrunk.model(KEY)` makes the model from Transformers' own
+config, and IMAGE makes the tensors of one image.
 """
 
 import inspect
@@ -31,6 +31,7 @@ from families import (
     same,
     softcap,
 )
+from releases import RELEASE
 
 
 class Exact(NamedTuple):
@@ -58,7 +59,15 @@ class NotBuilt(NamedTuple):
     reason: str
 
 
-Row = Exact | Refused | NotBuilt
+class Broken(NamedTuple):
+    """This release of Transformers fails to run it, whatever decodes."""
+
+    family: Family
+    error: str  # a pattern of the AttributeError's message
+    reason: str
+
+
+Row = Exact | Refused | NotBuilt | Broken
 
 
 def _pixels(*shape: int) -> Callable[[int], tuple[Inputs, None]]:
@@ -118,11 +127,18 @@ MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 
 QWEN = _patches(96)
 GLM = {"rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
 OMNI = {"text_config": {"rope_parameters": MROPE}, "vision_start_token_id": 7}
+INKLING_VISION = {"posemb_grid_size": 4, "projection_hidden_dim": 16}
 MINICPM = {
     "image_token_id": IMAGE,
     "video_token_id": VIDEO,
     "text_config": {"rope_parameters": MROPE},
 }
+
+
+def _inkling(number: int) -> tuple[Inputs, int]:
+    grid = torch.tensor([[1, 2, 2]])
+    return {"pixel_values": torch.randn(4, 8, 8, 3), "image_grid_thw": grid}, 4
+
 
 ROWS: dict[str, Row] = {
     **{
@@ -416,14 +432,42 @@ ROWS: dict[str, Row] = {
         _pixels(3, 16, 16),
         vision_config={"model_type": "siglip_vision_model", **VISION},
     ),
-    "inkling2": _exact(
-        "inkling2",
+    "inkling2": _exact("inkling2", _inkling, finish=softcap(30.0), vision_config=INKLING_VISION),
+    "inkling2_loop": _exact(
+        "inkling2_loop",
+        _inkling,
         finish=softcap(30.0),
-        image=lambda number: (
-            {"pixel_values": torch.randn(4, 8, 8, 3), "image_grid_thw": torch.tensor([[1, 2, 2]])},
-            4,
+        vision_config=INKLING_VISION,
+        text_config={
+            "n_layers_per_attn_res_block": 1,
+            "loop_layer_index_start": 1,
+            "loop_layer_index_end": 3,
+        },
+    ),
+    "apertus1p5": _exact(
+        "apertus1p5",
+        lambda number: (
+            {"pixel_values": torch.randn(1, 3, 8, 8), "image_sizes": torch.tensor([[8, 8]])},
+            None,
         ),
-        vision_config={"posemb_grid_size": 4, "projection_hidden_dim": 16},
+        image_token_offset=90,
+        audio_token_offset=100,
+        text_config={"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+        vision_config={
+            "codebook_size": 10,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "attn_resolutions": [],
+        },
+        audio_config={"codebook_size": 10, "codebook_dim": 16},
+    ),
+    "hy_v4_vl": _exact(
+        "hy_v4_vl",
+        _patches(48),
+        layers=("last",),
+        argument=ONE_STREAM,
+        text_config={"rope_parameters": {**MROPE, "mrope_section": [2, 1, 1]}},
     ),
     "inkling_mm_model": _exact(
         "inkling_mm_model",
@@ -603,8 +647,16 @@ ROWS: dict[str, Row] = {
 
 # Where releases before 5.0 differ.
 if not NEWER:
-    ROWS["fuyu"] = NotBuilt("takes its patches as a list, and their places; exact on 5.23")
-    ROWS["perception_lm"] = NotBuilt("its vision tower must be timm's; exact on 5.23")
+    ROWS["fuyu"] = NotBuilt("takes its patches as a list, and their places; exact on 5.24")
+    ROWS["perception_lm"] = NotBuilt("its vision tower must be timm's; exact on 5.24")
+
+if RELEASE >= (5, 24):
+    ROWS["llama4"] = Broken(
+        FAMILIES["Llama 4"],
+        "image_outputs",
+        "5.24: its own `forward` asks its language model for `image_outputs`, which that does not "
+        "have; exact on 5.23",
+    )
 
 # Whose prompts are tried with images and videos together: the shape of a patch, the two ids.
 MIXED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matrix import ROWS, Exact, Refused, Row
+from matrix import ROWS, Broken, Exact, Refused, Row
 
 # Tried in vLLM (shared/tests/vllm); of the others nothing is known.
 IN_VLLM = {"llava": "yes", "qwen2_5_vl": "yes"}
@@ -21,12 +21,19 @@ tiny models with random weights:
 - **refused**: an error says why before anything is generated.
 - **not built**: no tiny model of it was made, so nothing is known of it; an error, and never a
   plain decoding in silence, is what a wrong part would give.
+- **broken**: this release of Transformers fails to run it, with or without ReVisiT.
 
 Decoder, final norm, LM head (tied, biased, scaled, capped, in half precision) and vision token ids
 are found from the model and its config, never by its name, and what was found is compared with the
-model's own logits before anything is decoded. Refused in every family: an LM head that is quantized
-or offloaded, unless you pass its weights (`lm_head=revisit.LMHead(...)`). Models spread over
-several GPUs are not tested.
+model's own logits before anything is decoded. Refused in every family: an LM head that is
+quantized or offloaded, or that does more than multiply by its weight (an adapter that is not
+merged, a forward hook, a forward of its own), unless you pass its weights
+(`lm_head=revisit.LMHead(...)`). Models spread over several GPUs are not tested.
+
+The columns are the releases that this table was tried on. ReVisiT was run on Transformers 4.31.0,
+4.45.2, 4.49 to 4.57 and 5.0 to 5.24, and LLaVA alone on 4.36.2, 4.38.2, 4.42.4 and 4.44.2. These
+four expand the one placeholder of an image themselves: with `vision_mask` over the prompt as it is
+then, LLaVA gives what it gives on 4.57.
 
 A trace tells the vision token and layer of every model; the last column says where it also tells
 the image and the patch in it (row and column), for some where the prompt has one plain image
@@ -71,7 +78,8 @@ def page(before: str, release: str, mapped: Sequence[str], seen: Mapping[str, st
 def _state(row: Row) -> str:
     if isinstance(row, Exact):
         return "exact with" if row.argument else "exact"
-    return "refused" if isinstance(row, Refused) else "not built"
+    names = {Refused: "refused", Broken: "broken"}
+    return names.get(type(row), "not built")
 
 
 def _remarks(row: Row) -> str:

@@ -25,6 +25,7 @@ AUDIO = 9
 # What fields of configs are called, and how large they are here; a family has some of them.
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
+    "unpadded_vocab_size": VOCABULARY - 8,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": LAYERS,

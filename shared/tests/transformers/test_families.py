@@ -12,6 +12,7 @@ import families
 import revisit
 from exact import ALPHA, ASKED, STEPS, check, decode, new_tokens, reported
 from families import BOS, FAMILIES, IMAGE, LAYERS, batch, prompts, same, softcap
+from releases import RELEASE
 from revisit import ReVisiTConfig
 from revisit.transformers.parts import is_tied
 
@@ -23,6 +24,8 @@ def made(name):
     chosen = FAMILIES[name]
     if not hasattr(transformers, chosen.needs):
         pytest.skip(f"transformers {transformers.__version__} has no {chosen.needs}")
+    if name == "Llama 4" and RELEASE >= (5, 24):
+        pytest.skip("broken in this transformers itself: see matrix.py")
     if name not in MADE:
         model = chosen.make()
         MADE[name] = model, prompts(chosen, model)

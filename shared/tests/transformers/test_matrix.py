@@ -14,7 +14,7 @@ import models_page
 import revisit
 from exact import ALPHA, check, decode, new_tokens
 from families import IMAGE, batch, prompts
-from matrix import AUDIO_KEYS, MIXED, ROWS, Exact, Refused, mixed_prompt
+from matrix import AUDIO_KEYS, MIXED, ROWS, Broken, Exact, Refused, mixed_prompt
 from releases import RELEASE
 from revisit import ReVisiTConfig
 from revisit.transformers.vision import locate, vision_token_ids
@@ -110,6 +110,15 @@ def test_a_family_is_refused_before_anything_is_generated(key):
     with pytest.raises(ValueError, match=row.message), revisit.attach(model):
         model.generate(input_ids=torch.tensor([[1, 20, IMAGE, 21]]), max_new_tokens=2)
     assert not ran
+
+
+@pytest.mark.parametrize("key", keys(Broken))
+def test_a_family_that_this_release_breaks_is_noticed_once_it_is_mended(key):
+    row = ROWS[key]
+    model = row.family.make()
+    inputs = prompts(row.family, model)[0]
+    with pytest.raises(AttributeError, match=row.error):
+        model.generate(**inputs, max_new_tokens=1)
 
 
 @pytest.mark.parametrize("key", [key for key in MIXED if key in MAPPED])

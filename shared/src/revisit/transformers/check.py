@@ -14,7 +14,7 @@ from revisit.config import ReVisiTConfig
 from revisit.core.head import LMHead
 from revisit.core.trace import TraceStep
 from revisit.transformers.enable import attach
-from revisit.transformers.parts import Model, is_tied, output_embeddings
+from revisit.transformers.parts import Model, is_tied, output_embeddings, text_config
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.vision import vision_token_fields, vision_token_ids
 
@@ -113,8 +113,8 @@ def prompt(model: Model) -> dict[str, Tensor]:
     """A prompt of ordinary tokens, the model's vision token ids among them."""
     ids = vision_token_ids(model.config)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    words = torch.randint(vocabulary, (24,), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    words = torch.randint(vocabulary, (24,), generator=generator, device="cpu")
     others = [word for word in words.tolist() if word not in ids]
     kinds = ids[:1] * 6
     input_ids = torch.tensor([[*others[:4], *kinds, *others[4:12]]], device=model.device)
@@ -176,7 +176,7 @@ def describe(model: Model) -> dict[str, str]:
     head = processor.head()
     names = {module: name or "the model itself" for name, module in model.named_modules()}
     own = output_embeddings(model)
-    text = model.config.get_text_config(decoder=True)
+    text = text_config(model.config)
     told = [f"{name} {value}" for name, value in vision_token_fields(model.config).items()]
     return {
         "model": f"{type(model).__name__}, Transformers {transformers.__version__}",
@@ -218,11 +218,12 @@ def _auto_class(config: Any) -> Any:
 @torch.no_grad()
 def _randomize(model: Model) -> Model:
     """Weights that keep states near 1, and logits large enough to tell a cap or scale by."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for _, weight in sorted(model.named_parameters()):
         if weight.ndim > 1:
             size = weight.shape[1:].numel() ** -0.5
-            weight.copy_(torch.randn(weight.shape, generator=generator) * size)
+            values = torch.randn(weight.shape, generator=generator, device="cpu")
+            weight.copy_(values * size)
     head = output_embeddings(model)
     if isinstance(head, nn.Module) and isinstance(head.weight, Tensor):
         head.weight.mul_(8)

@@ -159,7 +159,8 @@ class ReadingLogitsProcessor(DecoderLogitsProcessor):
             raise ValueError(f"{self.name} takes its own settings, got {config!r}")
         self.given_head = lm_head
         self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
-        self.layers = resolve_layers(config.layers, len(self.decoder.layers), is_tied(model))
+        tied = is_tied(model, lm_head)
+        self.layers = resolve_layers(config.layers, self.decoder.depth, tied)
         self.head()  # what cannot work is refused now
 
     def head(self) -> LMHead:

@@ -17,7 +17,7 @@ from revisit.transformers.generation import (
     running_generation,
 )
 from revisit.transformers.parts import Model, complete, logits_owners
-from revisit.transformers.recorder import eager
+from revisit.transformers.recorder import eager, layer_inputs, product_dtype
 
 _TOKENS = 2**14  # whose rows of the LM head are in memory a second time
 
@@ -46,7 +46,7 @@ class DoLaLogitsProcessor(ReadingLogitsProcessor):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__(model, config, lm_head=lm_head, decoder=decoder)
-        count = len(self.decoder.layers)
+        count = self.decoder.depth
         self.layers = tuple(layer for layer in self.layers if layer != count)
         if not self.layers:
             raise ValueError(
@@ -78,20 +78,14 @@ class InnerGeneration(Generation):
         self.final: Tensor | None = None
         self.logits: Tensor | None = None
         self.head: LMHead | None = None
+        self._precision: torch.dtype | None = None
         self._undo = ExitStack()
 
     def __enter__(self) -> "InnerGeneration":
         decoder = self.processor.decoder
         with ExitStack() as undo:
             undo.enter_context(eager)
-            for layer in self.processor.layers:
-                if layer and decoder.reports_outputs:
-                    hook = decoder.layers[layer - 1].register_forward_hook(self._after(layer))
-                else:
-                    hook = decoder.layers[layer].register_forward_pre_hook(
-                        self._before(layer), with_kwargs=True
-                    )
-                undo.callback(hook.remove)
+            undo.enter_context(layer_inputs(decoder, self._runs, self._keep))
             undo.callback(decoder.module.register_forward_hook(self._after_pass).remove)
             for owner in logits_owners(self.processor.model):
                 undo.callback(owner.register_forward_hook(self._keep_logits).remove)
@@ -135,21 +129,11 @@ class InnerGeneration(Generation):
 
     # Hooks. Other generations may run the model at the same time, or in between.
 
-    def _before(self, layer: int) -> Any:
-        # kwargs=None: see the recorder.
-        def hook(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
-            self._keep(layer, args[0] if args else kwargs["hidden_states"])
-
-        return hook
-
-    def _after(self, layer: int) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._keep(layer, output[0] if isinstance(output, tuple) else output)
-
-        return hook
+    def _runs(self) -> bool:
+        return running_generation() is self
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
-        if running_generation() is not self:
+        if layer not in self.processor.layers:
             return
         width = self.processor.head().width
         if hidden.ndim != 3 or hidden.shape[2] != width:
@@ -160,14 +144,15 @@ class InnerGeneration(Generation):
         self.states[layer] = hidden[:, -1].detach().clone()
 
     def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if running_generation() is self:
+        if self._runs():
             self.final = output[0][:, -1].detach()
+            self._precision = product_dtype(self.final, self.processor.head().dtype)
 
     def _keep_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if running_generation() is self and self.head is None:
+        if self._runs() and self.head is None:
             logits = getattr(output, "logits", None)
             if isinstance(logits, Tensor):
-                self.logits = logits[:, -1].detach()
+                self.logits = logits[:, -1].detach().to(self._precision)
 
 
 def _premature(head: LMHead, states: list[Tensor]) -> Tensor:

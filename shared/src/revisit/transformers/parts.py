@@ -12,6 +12,8 @@ from revisit.core.head import LMHead
 # A causal language model of Transformers: an nn.Module with attributes of its family's own.
 Model = Any
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # Relative error of a logit: the product in the model's dtype, summed in another order.
 _ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-3}
 _HALF_ROUNDING = 5e-2
@@ -40,7 +42,18 @@ class Decoder(NamedTuple):
         Older code reports what layer k was given. The two differ where the decoder adds something
         in between, as Qwen3-VL adds visual features of early layers.
         """
-        return "hidden_states" in (getattr(self.module, "_can_record_outputs", None) or {})
+        return "hidden_states" in self._recorded
+
+    @property
+    def depth(self) -> int:
+        """n, how many layers a pass calls: more than there are where its config says it loops."""
+        usual = "num_hidden_layers"
+        key = getattr(self._recorded.get("hidden_states"), f"{usual}_key", usual)
+        return len(self.layers) if key == usual else int(getattr(self.module.config, key))
+
+    @property
+    def _recorded(self) -> dict[str, Any]:
+        return getattr(self.module, "_can_record_outputs", None) or {}
 
 
 def text_decoder(model: Model) -> Decoder:
@@ -52,7 +65,7 @@ def text_decoder(model: Model) -> Decoder:
     Raises:
         ValueError: there is none; the message says what to pass.
     """
-    text = _text_config(model.config)
+    text = text_config(model.config)
     if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text)):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: its decoder's prompt holds no vision "
@@ -71,9 +84,11 @@ def text_decoder(model: Model) -> Decoder:
     )
 
 
-def _text_config(config: Any) -> Any:
+def text_config(config: Any) -> Any:
     """The text decoder's config: a part of the model's, or all of it."""
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    if hasattr(config, "get_text_config"):  # from Transformers 4.45 on
+        return config.get_text_config(decoder=True)
+    return getattr(config, "text_config", config)
 
 
 def given_decoder(model: Model, module: nn.Module) -> Decoder:
@@ -121,33 +136,93 @@ def output_embeddings(model: Model) -> nn.Module | None:
 def lm_head(model: Model) -> LMHead:
     """The LM head's weight (V, d) and bias; what follows it is found by `complete`.
 
+    A parametrized weight is the one that its parametrizations give, a wrapped layer's (PEFT,
+    `torch.compile`) that of the layer which is used.
+
     Raises:
-        ValueError: the model has none, or its weights are not in memory as floating point.
+        ValueError: the model has none, its weights are not in memory as floating point, or it does
+            more than multiply by them.
     """
-    head = output_embeddings(model)
+    head = _unwrapped(output_embeddings(model))
     weight: Any = getattr(head, "weight", None)
-    # A subclass holds something else than the weights: quantized, flattened or spread over ranks.
-    plain = type(weight) in (Tensor, nn.Parameter)
-    if not plain or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+    if not _readable(weight) or weight.ndim != 2:
         raise ValueError(
             f"the LM head of {type(model).__name__} has no floating-point weight in memory, which "
             "ReVisiT projects the vision tokens with. Keep it out of quantization and of "
             "offloading, or pass lm_head=revisit.LMHead(weight, bias)"
         )
+    if more := _beyond_its_weight(head):
+        raise ValueError(
+            f"the logits of {type(model).__name__} are not its LM head's product with a weight "
+            f"alone: the head {more}. Pass lm_head=revisit.LMHead(weight, bias) that gives the "
+            "same logits, or take that off (an adapter: merge it)"
+        )
     bias = getattr(head, "bias", None)
     return LMHead(weight.detach(), None if bias is None else bias.detach())
 
 
-def is_tied(model: Model) -> bool:
-    """Whether LM head and embedding share their weights; a config may say otherwise, or nothing."""
+def _unwrapped(head: Any) -> Any:
+    """The layer that gives the logits, inside wrappers that add nothing to it now."""
+    if head is None or _hooked(head):
+        return head
+    if hasattr(head, "_orig_mod"):  # torch.compile's
+        return _unwrapped(head._orig_mod)
+    if isinstance(copies := getattr(head, "modules_to_save", None), nn.ModuleDict):  # PEFT's
+        active = head.active_adapter
+        name = active[0] if active and isinstance(active, list) else active
+        used = name in copies and not head.disable_adapters
+        return _unwrapped(copies[name] if used else head.original_module)
+    if hasattr(head, "base_layer") and (head.disable_adapters or head.merged):  # PEFT's
+        return _unwrapped(head.base_layer)
+    return head
+
+
+def _hooked(head: nn.Module) -> bool:
+    return bool(head._forward_hooks or head._forward_pre_hooks)
+
+
+def _beyond_its_weight(head: nn.Module) -> str | None:
+    """What an LM head has that may change its logits, other than `nn.Linear`'s weight and bias."""
+    if _hooked(head):
+        return "has a forward hook"
+    if hasattr(head, "parametrizations") and head.training:  # spectral norm changes with each use
+        return "is parametrized and in training mode (call model.eval())"
+    forward = head.forward
+    placed = getattr(head, "_hf_hook", None)
+    hooks = getattr(placed, "hooks", (placed,))
+    if all(type(hook).__module__ == "accelerate.hooks" for hook in hooks):  # moves tensors only
+        forward = getattr(head, "_old_forward", forward)
+    if getattr(forward, "__func__", None) is not nn.Linear.forward:
+        return f"({type(head).__module__}.{type(head).__qualname__}) has a forward of its own"
+    return None
+
+
+def _readable(weight: Any) -> bool:
+    """Whether it is in memory as floating point.
+
+    A subclass of tensors holds something else than the values: quantized, flattened or spread over
+    ranks.
+    """
+    return type(weight) in (Tensor, nn.Parameter) and weight.dtype in _DTYPES and not weight.is_meta
+
+
+def is_tied(model: Model, given: LMHead | None = None) -> bool:
+    """Whether LM head and embedding share their weights; a config may say otherwise, or nothing.
+
+    Args:
+        given: the LM head that a caller gives in place of the model's.
+    """
     embedding = getattr(model.get_input_embeddings(), "weight", None)
-    head = getattr(output_embeddings(model), "weight", None)
-    if not isinstance(embedding, Tensor) or not isinstance(head, Tensor):
+    own = _unwrapped(output_embeddings(model)) if given is None else given
+    head = getattr(own, "weight", None)
+    if embedding is None or head is None:
         return False
-    if embedding.is_meta or head.is_meta:  # offloaded: only the config can tell
-        text = _text_config(model.config)
-        told = (getattr(config, "tie_word_embeddings", None) for config in (model.config, text))
-        return bool(next((tied for tied in told if tied is not None), False))
+    if not (_readable(embedding) and _readable(head)):  # only the config can tell
+        configs = [text_config(model.config), model.config]
+        if hasattr(model, "all_tied_weights_keys"):  # from 5.0 on the model's config counts
+            configs.reverse()
+        said = (getattr(config, "tie_word_embeddings", None) for config in configs)
+        return bool(next((tied for tied in said if tied is not None), False))
     if embedding.data_ptr() == head.data_ptr():
         return True
     # Spread over devices, shared weights become copies of each other.
@@ -184,19 +259,21 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
     """
     # Logits that a model masks tell nothing: -inf, or the least of their dtype.
     told = logits.isfinite() & (logits > torch.finfo(logits.dtype).min / 2)
+    allowed = max(rounding(head.dtype), rounding(logits.dtype))
     logits = logits.detach().float().to(head.weight.device)
     # The extremes tell a cap or scale best.
     unmasked = told.to(logits.device).nonzero().squeeze(1)
     ranked = unmasked[logits[unmasked].argsort()]
     words = torch.cat([ranked[:32], ranked[-32:]])
-    projected = head.weight[words].float() @ state.to(head.weight.device).float().unsqueeze(1)
+    # Sums of products, and no matrix product: mixed precision would round that.
+    state = state.to(head.device).float()
+    projected = (head.weight[words].float() * state).sum(1, keepdim=True)
     expected = logits[words]
-    allowed = rounding(head.weight.dtype)
     best, error = head, float("inf")
     for tried in _candidates(head, config):
         got = tried.finish(projected, words).squeeze(1)
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
-        scale = float(got @ expected / (got @ got).clamp(min=1e-12))
+        scale = float((got * expected).sum() / (got * got).sum().clamp(min=1e-12))
         off = max(off, abs(scale - 1) * allowed / min(allowed, _SCALE_ROUNDING))
         if off < error:
             best, error = tried, off
@@ -214,7 +291,7 @@ def _candidates(head: LMHead, config: Any) -> Iterator[LMHead]:
     yield head
     if head.scale != 1 or head.softcap is not None:
         return  # the caller said
-    text = _text_config(config)
+    text = text_config(config)
     numbers = _numbers(text, _SCALES)
     scales = [1.0, *numbers, *(1 / number for number in numbers)]
     for scale, softcap in product(scales, [None, *_numbers(text, _CAPS)]):

@@ -96,15 +96,17 @@ def image_boxes(
 def _probes(size: tuple[int, int]) -> list[Image.Image]:
     """Black, white, and the ramps from left to right and from top to bottom."""
     width, height = size
-    columns = ((torch.arange(width) + 0.5) / width * 255).round().to(torch.uint8)
-    rows = ((torch.arange(height) + 0.5) / height * 255).round().to(torch.uint8)
-    across = Image.frombytes("L", (width, 1), bytes(columns.tolist()))
-    down = Image.frombytes("L", (1, height), bytes(rows.tolist()))
+    across = Image.frombytes("L", (width, 1), _ramp(width))
+    down = Image.frombytes("L", (1, height), _ramp(height))
     nearest = Image.Resampling.NEAREST
     return [
         *(Image.new("RGB", size, colour) for colour in ("black", "white")),
         *(ramp.resize(size, nearest).convert("RGB") for ramp in (across, down)),
     ]
+
+
+def _ramp(pixels: int) -> bytes:
+    return bytes(round((pixel + 0.5) / pixels * 255) for pixel in range(pixels))
 
 
 def _seen(black: Tensor, white: Tensor, across: Tensor, down: Tensor) -> _Seen:
@@ -149,8 +151,8 @@ def _boxes(seen: _Seen, cells: tuple[int, int]) -> list[Box | None]:
     rows, columns = cells
     if seen.x.isnan().all():
         return [None] * (rows * columns)
-    down = (torch.arange(height).double() + 0.5)[:, None].expand(height, width)
-    across = (torch.arange(width).double() + 0.5).expand(height, width)
+    down = (torch.arange(height).to(seen.y) + 0.5)[:, None].expand(height, width)
+    across = (torch.arange(width).to(seen.x) + 0.5).expand(height, width)
     x = _line(across / width, seen.x, width)
     y = _line(down / height, seen.y, height)
     lefts = [x(column / columns) for column in range(columns + 1)]
@@ -179,7 +181,7 @@ def _line(at: Tensor, shown: Tensor, pixels: int) -> Callable[[float], float]:
     if not spread > 0 and pixels > 1:
         raise ValueError("the model sees no more than a line of the image: too thin to tell places")
     # A single row or column of vision tokens shows all of the image.
-    slope = ((at - mean) * (shown - middle)).mean() / spread if spread > 0 else torch.tensor(1.0)
+    slope = ((at - mean) * (shown - middle)).mean() / spread if spread > 0 else mean.new_ones(())
     off = float((middle + slope * (at - mean) - shown).abs().max())
     if not slope > 0 or off > 0.01 + float(slope) * 0.6 / pixels:  # of rounding, and at the edges
         raise ValueError(

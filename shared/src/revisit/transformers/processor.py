@@ -75,10 +75,7 @@ class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
         refuse_read_prompts(inputs, self.name)
         positions = locate(self.model, inputs, vision_mask)
         owners = logits_owners(self.model)
-        weight = self.head().weight
-        recorder = Recorder(
-            self.decoder, owners, self.layers, positions.mask, weight.device, weight.shape[1]
-        )
+        recorder = Recorder(self.decoder, owners, self.layers, positions.mask, self.head())
         return ReVisiTGeneration(self, recorder, positions)
 
     @property

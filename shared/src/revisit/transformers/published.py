@@ -56,7 +56,7 @@ def published_layers(
     """
     if isinstance(layers, str):
         return layers
-    last = len(text_decoder(model).layers)
+    last = text_decoder(model).depth
     resolve_layers(layers, last, is_tied(model))
     kept = [layer for layer in layers if layer != last]
     if not kept:

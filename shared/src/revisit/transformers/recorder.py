@@ -1,13 +1,14 @@
 """Records the hidden states of the vision tokens during prefill."""
 
 import threading
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from revisit.core.head import Head
 from revisit.transformers.parts import Decoder
 
 
@@ -37,6 +38,72 @@ class _Eager:
 eager = _Eager()
 
 
+@contextmanager
+def layer_inputs(
+    decoder: Decoder, mine: Callable[[], bool], keep: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Call `keep(k, hidden)` with hidden states 0 to n - 1 of each pass of the decoder.
+
+    They are counted as Transformers counts its `hidden_states`: number k belongs to the k-th call
+    of a layer, whichever layer that is.
+
+    Args:
+        mine: whether a pass that runs now counts.
+
+    Raises:
+        ValueError: in a pass that does not call n layers, so that the numbers mean something else.
+    """
+    calls = 0
+    returned: Tensor | None = None
+
+    def start(_module: nn.Module, _args: Any) -> None:
+        nonlocal calls
+        calls = 0 if mine() else calls
+
+    # kwargs=None: where one thread takes a hook off while another is about to call it, PyTorch no
+    # longer finds that it was to get keyword arguments.
+    def before(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
+        nonlocal calls
+        if mine():
+            given = args[0] if args else kwargs["hidden_states"]
+            reported = returned if decoder.reports_outputs and calls else None
+            if calls < decoder.depth:
+                keep(calls, given if reported is None else reported)
+            calls += 1
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        nonlocal returned
+        if mine():
+            # Kept as it is: what is added to it in place is a part of what is reported.
+            returned = output[0] if isinstance(output, tuple) else output
+
+    def end(module: nn.Module, _args: Any, _output: Any) -> None:
+        nonlocal returned
+        returned = None
+        if mine() and calls != decoder.depth:
+            raise ValueError(
+                f"{type(module).__name__} called {calls} layers in a pass, not {decoder.depth}, so "
+                "that the numbers of its inner hidden states are not known: choose layers='last'. "
+                "Where the layers are compiled, take torch.compile off them, or use PyTorch 2.6 or "
+                "newer"
+            )
+
+    with ExitStack() as undo:
+        undo.callback(decoder.module.register_forward_pre_hook(start).remove)
+        undo.callback(decoder.module.register_forward_hook(end).remove)
+        for layer in dict.fromkeys(decoder.layers):
+            undo.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+            undo.callback(layer.register_forward_hook(after).remove)
+        yield
+
+
+def product_dtype(like: Tensor, dtype: torch.dtype) -> torch.dtype | None:
+    """What mixed precision, as it is set here, makes of a product of `dtype`; None: it is left."""
+    one = like.new_ones((1, 1), dtype=dtype)
+    made = torch.mm(one, one).dtype
+    return None if made == dtype else made
+
+
 class Recorder:
     """Keeps the vision positions of the chosen layers of one prefill, in one thread.
 
@@ -49,15 +116,14 @@ class Recorder:
         layers: indices of hidden states; 0 is the embedding, n the output after the final norm.
         mask: (P, S) bool, true at the vision tokens of the P prompts. The decoder may read each
             prompt several times, in neighbouring rows (beams).
-        device: where the states are kept.
-        width: d, what the LM head reads.
+        head: the LM head, in whose dtype and on whose device the states are kept.
 
     Attributes:
         counts: N, how many vision tokens each prompt has.
         states: for each prompt, (len(layers) * N, d) hidden states, layer by layer.
         rows: how many rows of the decoder each prompt has.
         last: (rows, d) the decoder's output at the last position of the prompts.
-        logits: (rows, V) the model's own there.
+        logits: (rows, V) the model's own there, in the dtype that they were computed in.
         bare: whether the model returned a tuple, whose parts have no names.
     """
 
@@ -67,15 +133,13 @@ class Recorder:
         owners: list[nn.Module],
         layers: tuple[int, ...],
         mask: Tensor,
-        device: torch.device,
-        width: int,
+        head: Head,
     ) -> None:
         self.decoder = decoder
         self.owners = owners
         self.layers = layers
         self.mask = mask
-        self.device = device
-        self.width = width
+        self.head = head
         self.rows = 1
         self.counts: list[int] = mask.sum(1).tolist()
         self.states: list[Tensor] = []
@@ -90,9 +154,8 @@ class Recorder:
         self._from: tuple[Tensor, Tensor]
         self._to: Tensor
         self._stored: set[int] = set()
-        # By layer, what the layer before it returned, until the layer is reached.
-        self._returned: dict[int, Tensor] = {}
         self._buffer: Tensor | None = None
+        self._precision: torch.dtype | None = None
         self._undo = ExitStack()
         self._thread = 0
 
@@ -100,10 +163,8 @@ class Recorder:
         self._thread = threading.get_ident()
         with ExitStack() as undo:
             undo.enter_context(eager)
-            for layer in (layer for layer in self.layers if layer < len(self.decoder.layers)):
-                if layer and self.decoder.reports_outputs:
-                    undo.callback(self._after(layer - 1).remove)
-                undo.callback(self._before(layer).remove)
+            if min(self.layers) < self.decoder.depth:
+                undo.enter_context(layer_inputs(self.decoder, self._mine, self._keep))
             module = self.decoder.module
             undo.callback(module.register_forward_hook(self._after_pass).remove)
             for owner in self.owners:
@@ -117,7 +178,6 @@ class Recorder:
     def finish(self) -> None:
         """Take every hook off."""
         self._undo.close()
-        self._returned.clear()
 
     @property
     def done(self) -> bool:
@@ -128,49 +188,31 @@ class Recorder:
         """Whether it is this generation that runs the model: others may at the same time."""
         return threading.get_ident() == self._thread and not self.done
 
-    # kwargs=None: where one thread takes a hook off while another is about to call it, PyTorch no
-    # longer finds that it was to get keyword arguments.
-    def _before(self, layer: int) -> RemovableHandle:
-        def hook(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
-            if self._mine():
-                given = args[0] if args else kwargs["hidden_states"]
-                self._store(layer, self._returned.pop(layer, given))
-
-        return self.decoder.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
-
-    def _after(self, layer: int) -> RemovableHandle:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            if self._mine():
-                # Kept as it is: what is added to it in place is a part of what is reported.
-                self._returned[layer + 1] = output[0] if isinstance(output, tuple) else output
-
-        return self.decoder.layers[layer].register_forward_hook(hook)
+    def _keep(self, layer: int, hidden: Tensor) -> None:
+        if layer in self.layers:
+            self._store(layer, hidden)
 
     def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if not self._mine():
             return
         final: Tensor = output[0]
-        if len(self.decoder.layers) in self.layers:
-            self._store(len(self.decoder.layers), final)
-        if len(self._stored) != len(set(self.layers)):
-            raise ValueError(
-                "hidden states of the chosen layers went by unseen, as in a compiled graph: "
-                "take torch.compile off the layers, or use PyTorch 2.6 or newer"
-            )
+        if self.decoder.depth in self.layers:
+            self._store(self.decoder.depth, final)
         self._stored.clear()
         self._seen += final.shape[1]
         if self._seen == self.mask.shape[1]:
             self.last = final[:, -1].detach()
+            self._precision = product_dtype(final, self.head.dtype)
             self._split()
 
     def _store(self, layer: int, hidden: Tensor) -> None:
         """Keep the vision positions of a pass over the next positions of the prompts."""
-        if hidden.ndim != 3 or hidden.shape[2] != self.width:
+        if hidden.ndim != 3 or hidden.shape[2] != self.head.width:
             # Several streams, in a dimension of their own or side by side.
-            last = layer == len(self.decoder.layers)
+            last = layer == self.decoder.depth
             raise ValueError(
                 f"hidden state {layer} of {type(self.decoder.module).__name__} has shape "
-                f"{tuple(hidden.shape)}, not (rows, positions, {self.width}), so the LM head "
+                f"{tuple(hidden.shape)}, not (rows, positions, {self.head.width}), so the LM head "
                 "cannot read it: "
                 + ("pass decoder, whose output it reads" if last else "choose layers='last'")
             )
@@ -185,15 +227,15 @@ class Recorder:
         self.rows = rows
         if self._buffer is None:
             shape = (len(self.layers), sum(self.counts), hidden.shape[2])
-            self._buffer = torch.empty(shape, dtype=hidden.dtype, device=self.device)
+            self._buffer = torch.empty(shape, dtype=self.head.dtype, device=self.head.device)
         if not self._stored:
             there = self.mask[:, self._seen : end]
             # Rows of one prompt hold the same: the first of each is kept.
             row, column = there.nonzero().to(hidden.device).unbind(1)
             self._from = (row * rows, column)
-            self._to = self._numbers[:, self._seen : end][there].to(self.device)
+            self._to = self._numbers[:, self._seen : end][there].to(self.head.device)
         row, column = (index.to(hidden.device) for index in self._from)
-        kept = hidden.detach()[row, column].to(self.device)
+        kept = hidden.detach()[row, column].to(self._buffer)
         for slot, chosen in enumerate(self.layers):
             if chosen == layer:
                 self._buffer[slot].index_copy_(0, self._to, kept)
@@ -212,5 +254,5 @@ class Recorder:
             logits = getattr(output, "logits", None)
             self.bare = isinstance(output, tuple)
             if isinstance(logits, Tensor):
-                self.logits = logits[:, -1].detach()
+                self.logits = logits[:, -1].detach().to(self._precision)
                 self.finish()

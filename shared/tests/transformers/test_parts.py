@@ -1,0 +1,235 @@
+"""The LM head is what the model multiplies by, or it is refused; parts that are given are used."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+import revisit
+from releases import RELEASE
+from revisit import LMHead, ReVisiTConfig
+from revisit.transformers.parts import is_tied, lm_head, text_decoder
+from small_llama import PROMPTS, batch, make_model
+
+REFUSED = r"(?s)are not its LM head's product.*Pass lm_head=revisit\.LMHead"
+ABSENT = "has no floating-point weight in memory"
+
+
+def decode(model, **given):
+    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=1e-2), **given):
+        return model.generate(
+            **batch(PROMPTS), max_new_tokens=4, return_dict_in_generate=True, output_scores=True
+        )
+
+
+def assert_equal(output, other):
+    assert output.sequences.tolist() == other.sequences.tolist()
+    for scores, expected in zip(output.scores, other.scores, strict=True):
+        torch.testing.assert_close(scores, expected)
+
+
+# What changes an LM head's logits by less than bfloat16's rounding, or by more.
+
+
+class Adapter(nn.Module):
+    """A layer of PEFT: an adapter beside a linear layer, whose weight it shows as its own."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+        self.delta = nn.Parameter(1e-3 * torch.randn_like(base_layer.weight))
+        self.disable_adapters = self.merged = False
+
+    @property
+    def weight(self):
+        return self.base_layer.weight
+
+    def forward(self, state):
+        if self.disable_adapters or self.merged:
+            return self.base_layer(state)
+        return self.base_layer(state) + nn.functional.linear(state, self.delta)
+
+
+class Copies(nn.Module):
+    """What PEFT's `modules_to_save` puts in a layer's place."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.original_module = layer
+        self.modules_to_save = nn.ModuleDict({"trained": copy.deepcopy(layer)})
+        self.modules_to_save["trained"].weight.data += 0.1
+        self.active_adapter, self.disable_adapters = ["trained"], False
+
+    @property
+    def used(self):
+        return self.original_module if self.disable_adapters else self.modules_to_save["trained"]
+
+    def forward(self, state):
+        return self.used(state)
+
+
+class Scaled(nn.Linear):
+    def forward(self, state):
+        return 1.001 * super().forward(state)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def with_forward(head):
+    head.forward = lambda state: 1.001 * nn.functional.linear(state, head.weight)
+    return head
+
+
+def hooked(register):
+    def change(head):
+        getattr(head, register)(lambda _, __, *output: 1.001 * output[0] if output else None)
+        return head
+
+    return change
+
+
+def scaled(head):
+    other = Scaled(*head.weight.T.shape, bias=False)
+    other.weight = head.weight
+    return other
+
+
+CHANGED = {
+    "an adapter": Adapter,
+    "an adapter in a copy": lambda head: Copies(Adapter(head)),
+    "a forward of its class": scaled,
+    "a forward of its own": with_forward,
+    "a forward hook": hooked("register_forward_hook"),
+    "a forward pre-hook": hooked("register_forward_pre_hook"),
+    "a norm by a hook": nn.utils.weight_norm,
+    "parametrized, in training": parametrizations.spectral_norm,
+    "in sequence": lambda head: nn.Sequential(head, nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_head_that_does_more_than_multiply_is_refused_before_anything_runs(change, dtype):
+    model = make_model().to(dtype)
+    weight = model.lm_head.weight.detach().clone()
+    model.lm_head = change(model.lm_head.train()).to(dtype)
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=f"{REFUSED}|{ABSENT}"):
+        revisit.enable(model)
+    assert lm_head(make_model().to(dtype)).weight.equal(weight)
+
+
+def test_a_hook_or_adapter_that_comes_after_enable_is_refused_too():
+    model = make_model()
+    revisit.enable(model)
+    model.lm_head = Adapter(model.lm_head)
+    with pytest.raises(ValueError, match=REFUSED):
+        model.generate(**batch(PROMPTS), max_new_tokens=1)
+
+
+def merged(head):
+    adapter = Adapter(head)
+    adapter.base_layer.weight.data += adapter.delta
+    adapter.merged = True
+    return adapter
+
+
+def off(head):
+    adapter = Adapter(head)
+    adapter.disable_adapters = True
+    return adapter
+
+
+def original(head):
+    copies = Copies(head)
+    copies.disable_adapters = True
+    return copies
+
+
+def doubled(head):
+    return parametrize.register_parametrization(head, "weight", Doubled())
+
+
+USED = {
+    "an adapter that is merged": (merged, lambda head: head.base_layer.weight),
+    "an adapter that is off": (off, lambda head: head.base_layer.weight),
+    "a copy that PEFT trained": (Copies, lambda head: head.modules_to_save["trained"].weight),
+    "the layer that PEFT copied": (original, lambda head: head.original_module.weight),
+    "a parametrized weight": (doubled, lambda head: 2 * head.parametrizations.weight.original),
+}
+
+
+@pytest.mark.parametrize(("change", "weight"), USED.values(), ids=USED)
+def test_a_head_is_used_with_the_weight_that_it_multiplies_by(change, weight):
+    model = make_model()
+    model.lm_head = change(model.lm_head)
+    plain = make_model()
+    plain.lm_head.weight = nn.Parameter(weight(model.lm_head).detach().clone())
+    assert_equal(decode(model), decode(plain))
+
+
+@pytest.mark.skipif(RELEASE < (4, 45), reason="tried on newer releases")
+@pytest.mark.parametrize("kind", ["lora", "dora", "modules_to_save"])
+def test_an_adapter_of_peft_on_the_head(kind):
+    peft = pytest.importorskip("peft")
+    targets = {"target_modules": ["lm_head"], "use_dora": kind == "dora"}
+    if kind == "modules_to_save":
+        targets = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    config = peft.LoraConfig(init_lora_weights=False, **targets)
+    adapted = peft.get_peft_model(make_model(), config).eval()
+    model = adapted.get_base_model()
+    if kind != "modules_to_save":
+        with pytest.raises(ValueError, match=REFUSED):
+            decode(model)
+        with adapted.disable_adapter():
+            assert_equal(decode(model), decode(make_model()))
+        adapted.merge_adapter()
+    output = decode(model)
+    assert_equal(output, decode(adapted.merge_and_unload()))
+
+
+def test_a_config_that_names_its_text_only_as_text_config():
+    """As LLaVA's from Transformers 4.36 to 4.44."""
+    model = make_model()
+    model.config = SimpleNamespace(text_config=model.config)
+    assert text_decoder(model) == (model.model, model.model.layers)
+
+
+# Parts that are given
+
+
+class Packed(torch.Tensor):
+    """A quantized weight: a tensor that knows nothing but how it is multiplied."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is nn.functional.linear:
+            state, weight = args[:2]
+            return nn.functional.linear(state, weight.as_subclass(torch.Tensor))
+        if function in ALLOWED:
+            return super().__torch_function__(function, types, args, kwargs or {})
+        raise NotImplementedError(f"{function} of a packed weight")
+
+
+ALLOWED = [torch.Tensor.as_subclass, torch.Tensor.requires_grad.__get__]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_is_given_is_not_looked_for(tied):
+    model = make_model(tie_word_embeddings=tied)
+    expected = decode(model)
+    given = LMHead(model.lm_head.weight.detach().clone())
+    packed = model.lm_head.weight.detach().clone().as_subclass(Packed)
+    del model.lm_head.weight
+    model.lm_head.weight = packed
+    with pytest.raises(ValueError, match=ABSENT):
+        revisit.enable(model)
+    assert_equal(decode(model, lm_head=given), expected)
+    assert is_tied(model, given) is is_tied(model) is tied
