@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from revisit.commands import CommandError
-from revisit.commands.images import open_image
+from revisit.evaluation.images import ImageError, as_seen, open_image
 
 RED = (200, 30, 30)
 
@@ -28,7 +27,7 @@ def test_a_plain_image_comes_without_a_word(tmp_path):
     ["https://example.org/a.jpg", "file:///etc/passwd", "data:image/png;base64,AA", "S3://b/c"],
 )
 def test_a_url_is_refused_with_a_word_why(url):
-    with pytest.raises(CommandError, match="is a URL, and nothing is fetched"):
+    with pytest.raises(ImageError, match="is a URL, and nothing is fetched"):
         opened(url)
 
 
@@ -46,17 +45,17 @@ def test_what_cannot_be_read_is_named(tmp_path):
         "page.eps": "not an image that can be read",
         "cut.jpg": "(?i)truncated",
     }.items():
-        with pytest.raises(CommandError, match=message) as raised:
+        with pytest.raises(ImageError, match=message) as raised:
             opened(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     Image.new("RGB", (101, 100), RED).save(tmp_path / "a.png")
-    with pytest.raises(CommandError, match=r"101 x 100 pixels, more than 0\.01 million"):
+    with pytest.raises(ImageError, match=r"101 x 100 pixels, more than 0\.01 million"):
         opened(tmp_path / "a.png")
     (tmp_path / "bomb.png").write_bytes(png_of(60_000, 60_000))
-    with pytest.raises(CommandError, match=r"more than 0\.01 million: make it smaller"):
+    with pytest.raises(ImageError, match=r"more than 0\.01 million: make it smaller"):
         opened(tmp_path / "bomb.png")
 
 
@@ -118,5 +117,5 @@ def test_sixteen_bits_become_eight_and_are_not_clipped(tmp_path, kind):
 
 def test_numbers_without_a_white_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(CommandError, match=r"holds numbers \(F\) from 0\.5 to 0\.5"):
+    with pytest.raises(ImageError, match=r"holds numbers \(F\) from 0\.5 to 0\.5"):
         opened(tmp_path / "a.tiff")
