@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 pytest.importorskip("transformers")
 
 from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
-from revisit.evaluation import EvaluationError
+from revisit.evaluation import EvaluationError, chair
 from revisit.evaluation.answering import Answer, unusable_images
 from revisit.evaluation.captioning import main
 from revisit.evaluation.chair import read_captions
@@ -594,3 +595,32 @@ def test_captions_of_a_run_that_stopped_are_not_scored(run, annotations):
 def test_output_path_may_be_a_folder(run, tmp_path):
     assert run("--output_path", str(tmp_path / "results")) == 0
     assert len(read_captions(tmp_path / "results" / "captions.jsonl")) == 10
+
+
+def test_captions_are_scored_by_the_annotations_and_images_of_their_run_alone(
+    run, annotations, tmp_path, capsys
+):
+    assert run("--anno_path", str(annotations)) == 0
+    other = tmp_path / "other"
+    shutil.copytree(annotations, other)
+    file = other / "instances_val2014.json"
+    file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 4'))
+    flags = ["--cap_file", str(run.out), "--lemmatizer", "noun", "--coco_path"]
+    assert chair.main([*flags, str(annotations)]) == 0
+    assert chair.main([*flags, str(other)]) == 2
+    err = capsys.readouterr().err
+    assert "was made for other annotations: its run saw a instances_val2014.json" in err
+    record = run.out.with_name("captions.jsonl.run.json")
+    saved = json.loads(record.read_text())
+    record.write_text(json.dumps(saved | {"images": [name(n) for n in range(1, 10)]}))
+    assert chair.main([*flags, str(annotations)]) == 2
+    assert "1 images that its run was not asked about (image id 10" in capsys.readouterr().err
+
+
+def test_captions_to_other_questions_are_not_compared_by_the_scorer(run, annotations, capsys):
+    assert run() == 0
+    other = run.out.with_name("other.jsonl")
+    assert run("--question", "Who is there?", "--output_path", str(other)) == 0
+    files = ["--cap_file", str(run.out), "--compare", str(other), "--lemmatizer", "noun"]
+    assert chair.main([*files, "--coco_path", str(annotations)]) == 2
+    assert "cannot be compared: their runs' question differ" in capsys.readouterr().err
