@@ -271,7 +271,8 @@ def _client() -> Any:
     except ImportError as error:
         raise DownloadError(
             f"{sys.executable} has no huggingface_hub. Run this in a family's environment: after "
-            "`source .nox/llava/bin/activate` or `conda activate revisit_llava` (or qwen)."
+            "`source .nox/llava/bin/activate` (`conda activate ./.nox/llava` where nox used conda) "
+            "or `conda activate revisit_llava` (or qwen)."
         ) from error
     return huggingface_hub
 

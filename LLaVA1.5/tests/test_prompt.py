@@ -1,5 +1,6 @@
 """Prompts, their tokens, and images made ready."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -107,11 +108,26 @@ def test_pictures_of_every_mode_become_rgb(mode):
     assert picture_of(pixels[1])[4] == [[255, 255, 255]] * 8
 
 
-def test_exif_orientation_is_ignored():
+def test_an_image_is_turned_as_its_exif_says():
     picture = Image.new("RGB", (8, 4), (255, 0, 0))
-    turned = picture.copy()
+    turned = picture.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6
     config = LlavaConfig(image_aspect_ratio="pad")
     assert torch.equal(
         process_images([turned], SQUARE, config), process_images([picture], SQUARE, config)
     )
+
+
+def test_sixteen_bits_are_not_all_white():
+    ramp = np.linspace(0, 65535, 8).astype(np.uint16)[None].repeat(8, 0)
+    pixels = process_images([Image.fromarray(ramp)], SQUARE, LlavaConfig())
+    assert picture_of(pixels[0])[0] == [[round(255 * n / 7)] * 3 for n in range(8)]
+
+
+@pytest.mark.parametrize("aspect", ["pad", None])
+@pytest.mark.parametrize("size", [(3, 3), (1, 1), (4, 4), (2, 1), (8, 1), (8, 3), (8, 4), (3, 8)])
+def test_a_side_as_long_as_there_are_channels_swaps_no_colours(size, aspect):
+    picture = Image.new("RGB", size, (250, 120, 10))
+    pixels = process_images([picture], SQUARE, LlavaConfig(image_aspect_ratio=aspect))
+    colours = {tuple(colour) for row in picture_of(pixels[0]) for colour in row}
+    assert (250, 120, 10) in colours and colours <= {(250, 120, 10), (122, 116, 104)}

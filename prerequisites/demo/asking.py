@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from PIL import Image
 from tqdm import tqdm
 
+from revisit.evaluation.images import open_image
 from timing import measure
 
 
@@ -46,7 +47,7 @@ def answer_questions(asker: Asker, job: dict[str, Any]) -> None:
     found: list[dict[str, Any]] = []
     for start in tqdm(range(0, len(entries), job["batch_size"]), desc=job["out"], unit="batch"):
         batch = entries[start : start + job["batch_size"]]
-        images = [Image.open(Path(job["images"], entry["image"])).convert("RGB") for entry in batch]
+        images = [open_image(Path(job["images"], entry["image"])).image for entry in batch]
         asked = [entry["text"] for entry in batch]
         output, tokens = asker.answer(images, asked, **job["decoding"])
         for row, entry in enumerate(batch):

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from captions import WORDS
+from revisit.evaluation.images import open_image
 from revisit.evaluation.pictures.picture import Box
 from revisit.evaluation.pictures.sheet import Card, write_sheet
 
@@ -41,8 +40,7 @@ def draw_sheet(examples: list[Example], path: Path) -> None:
 
 
 def _card(example: Example) -> Card:
-    with Image.open(example.image) as image:
-        picture = image.convert("RGB")
+    picture = open_image(example.image).image
     changed = changed_words(example.captions[-1][1]["caption"], example.steps)
     return Card(picture, example.captions, [(start, _box(patch)) for start, patch in changed])
 

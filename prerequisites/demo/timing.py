@@ -15,10 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from PIL import Image
-
 from revisit.evaluation.answering import Captioner
 from revisit.evaluation.flags import caption_parser, settle
+from revisit.evaluation.images import open_image
 
 
 def measure(job: Mapping[str, Any]) -> None:
@@ -39,7 +38,7 @@ def measure(job: Mapping[str, Any]) -> None:
     first = next(iter(ways.values()))
     captioner: Captioner = script[job["captioner"]](first)
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
-    rounds = [[Image.open(file).convert("RGB") for file in files] for files in job["rounds"]]
+    rounds = [[open_image(file).image for file in files] for files in job["rounds"]]
     captioner.answer(rounds[0], [first.question] * len(rounds[0]))  # what happens only once
     for number, images in enumerate(rounds):
         # Backwards every second time: what a way does after another one is not always the same.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,6 +221,23 @@ def test_bad_input_is_named(tmp_path, arguments, message, capsys):
     assert command.main(["chair", *flags(tmp_path / "captions.jsonl"), *arguments]) == 2
     err = capsys.readouterr().err
     assert err.startswith("revisit-eval chair: error: ") and message in err
+
+
+def test_an_image_that_the_processor_cannot_take_is_listed_and_the_others_captioned(tmp_path):
+    photos = tmp_path / "val2014"
+    photos.mkdir()
+    for key in (1, 2, 3):
+        shutil.copy(COCO / "val2014" / image_of(key), photos)
+    Image.new("RGB", (2, 500)).save(photos / image_of(2))
+    out, whole = tmp_path / "out" / "captions.jsonl", tmp_path / "whole" / "captions.jsonl"
+    few = ["--data_path", str(photos), "--batch_size", "3"]
+    assert command.main(["chair", *flags(out), *few]) == 1
+    record = json.loads(out.with_name("captions.jsonl.run.json").read_text())
+    assert [entry["file"] for entry in record["failed"]] == [image_of(2)]
+    assert "aspect ratio" in record["failed"][0]["error"]
+    (photos / image_of(2)).unlink()
+    assert command.main(["chair", *flags(whole), *few]) == 0
+    assert CAPTIONS.read(out) == CAPTIONS.read(whole)
 
 
 def test_a_benchmark_that_is_not_there_is_refused(capsys):

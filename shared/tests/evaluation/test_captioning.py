@@ -4,18 +4,21 @@ import hashlib
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("transformers")
 
 from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
-from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Answer
+from revisit.evaluation import EvaluationError, chair
+from revisit.evaluation.answering import Answer, unusable_images
 from revisit.evaluation.captioning import main
 from revisit.evaluation.chair import read_captions
 from revisit.evaluation.flags import decoding_arguments, other_decoder
@@ -27,7 +30,7 @@ CAPTIONER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from revisit.evaluation.answering import Answer
+from revisit.evaluation.answering import Answer, unusable_images
 from revisit.evaluation.captioning import main
 
 class Sizes:
@@ -183,7 +186,7 @@ def test_images_that_cannot_be_read_are_reported_and_tried_again(run, images, ca
     (images / name(5)).write_bytes(sound[5][: len(sound[5]) // 2])
     (images / name(8)).unlink()
     (images / name(8)).symlink_to("nowhere.jpg")
-    assert run() == 0
+    assert run() == 1
     err = capsys.readouterr().err
     assert name(2) in err and name(5) in err and name(8) in err
     assert err.strip().splitlines()[-1].startswith("WARNING: 3 images could not be read")
@@ -203,10 +206,80 @@ def test_an_image_removed_between_runs_is_reported_and_the_sample_stays(run, ima
     sample = run.record()["images"]
     (images / sample[-1]).unlink()
     (images / name(77)).write_bytes((images / sample[0]).read_bytes())
-    assert run("--num_eval_samples", "6") == 0
+    assert run("--num_eval_samples", "6") == 1
     assert run.record()["images"] == sample
     assert sample[-1] in capsys.readouterr().err
     assert len(read_captions(run.out)) == 5
+
+
+class Picky(Sizes):
+    """Cannot take images of some widths; is broken where the name says so."""
+
+    refused = (12, 15)
+
+    def answer(self, images, questions):
+        try:
+            for image in images:
+                self.take(image)
+        except Exception as error:
+            raise unusable_images(error, images, lambda _, image: self.take(image)) from error
+        return super().answer(images, questions)
+
+    def take(self, image):
+        if image.width in self.refused:
+            raise ValueError(f"{image.width} pixels are too few")
+
+
+def test_an_image_that_the_model_cannot_take_is_listed_and_the_others_go_on(run, capsys):
+    assert run(load=Picky) == 1
+    assert sorted(read_captions(run.out)) == [1, 3, 4, 6, 7, 8, 9, 10]
+    failed = {entry["image_id"]: entry["error"] for entry in run.record()["failed"]}
+    assert failed == {2: "12 pixels are too few", 5: "15 pixels are too few"}
+    err = capsys.readouterr().err
+    assert f"{name(2)}: 12 pixels are too few" in err and "WARNING: 2 images" in err
+    before = run.out.read_bytes()
+    assert run(load=Picky) == 1
+    assert run.out.read_bytes() == before and not Picky.batches
+    assert run() == 0
+    assert len(read_captions(run.out)) == 10
+
+
+@pytest.mark.parametrize(
+    ("refused", "error"),
+    [(range(300), ValueError("broken")), ((12,), RuntimeError("CUDA out of memory"))],
+    ids=["every image fails", "memory is short"],
+)
+def test_an_error_that_is_of_no_image_ends_the_run(run, refused, error, capsys):
+    def take(self, image):
+        if image.width in refused:
+            raise error
+
+    assert run(load=type("Broken", (Picky,), {"take": take})) == 1
+    assert f"stopped by {type(error).__name__}: {error}" in capsys.readouterr().err
+    assert run.record()["failed"] == []
+
+
+def test_images_are_read_as_every_program_reads_them_and_the_record_says_what_was_done(run, images):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 22)).save(images / name(1), exif=exif)
+    grey = np.linspace(0, 65535, 256).astype(np.uint16)[None]
+    (images / name(2)).unlink()
+    Image.fromarray(grey).save(images / name(2).replace("jpg", "png"))
+    seen = {}
+
+    class Seeing(Sizes):
+        def answer(self, images, questions):
+            seen.update({image.width: image for image in images})
+            return super().answer(images, questions)
+
+    assert run(load=Seeing) == 0
+    assert seen[22].size == (22, 40) and not seen[22].getexif()
+    assert np.asarray(seen[256])[0, :, 0].tolist() == list(range(256))
+    assert run.record()["runs"][0]["changed_images"] == {
+        name(1): ["turned upright, as its EXIF says"],
+        name(2).replace("jpg", "png"): ["its 16 bits were brought to 8"],
+    }
 
 
 def test_a_failing_model_stops_the_run_and_keeps_the_captions(run, capsys):
@@ -522,3 +595,32 @@ def test_captions_of_a_run_that_stopped_are_not_scored(run, annotations):
 def test_output_path_may_be_a_folder(run, tmp_path):
     assert run("--output_path", str(tmp_path / "results")) == 0
     assert len(read_captions(tmp_path / "results" / "captions.jsonl")) == 10
+
+
+def test_captions_are_scored_by_the_annotations_and_images_of_their_run_alone(
+    run, annotations, tmp_path, capsys
+):
+    assert run("--anno_path", str(annotations)) == 0
+    other = tmp_path / "other"
+    shutil.copytree(annotations, other)
+    file = other / "instances_val2014.json"
+    file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 4'))
+    flags = ["--cap_file", str(run.out), "--lemmatizer", "noun", "--coco_path"]
+    assert chair.main([*flags, str(annotations)]) == 0
+    assert chair.main([*flags, str(other)]) == 2
+    err = capsys.readouterr().err
+    assert "was made for other annotations: its run saw a instances_val2014.json" in err
+    record = run.out.with_name("captions.jsonl.run.json")
+    saved = json.loads(record.read_text())
+    record.write_text(json.dumps(saved | {"images": [name(n) for n in range(1, 10)]}))
+    assert chair.main([*flags, str(annotations)]) == 2
+    assert "1 images that its run was not asked about (image id 10" in capsys.readouterr().err
+
+
+def test_captions_to_other_questions_are_not_compared_by_the_scorer(run, annotations, capsys):
+    assert run() == 0
+    other = run.out.with_name("other.jsonl")
+    assert run("--question", "Who is there?", "--output_path", str(other)) == 0
+    files = ["--cap_file", str(run.out), "--compare", str(other), "--lemmatizer", "noun"]
+    assert chair.main([*files, "--coco_path", str(annotations)]) == 2
+    assert "cannot be compared: their runs' question differ" in capsys.readouterr().err

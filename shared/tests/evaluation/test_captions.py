@@ -129,3 +129,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     file.touch()
     with pytest.raises(EvaluationError, match="cannot open"):
         CaptionStore(file / "captions.jsonl", CAPTIONS)
+
+
+def test_a_list_is_not_appended_to_and_left_as_it_was(path):
+    path.write_text('[{"image_id": 1, "caption": "a"}]')
+    with pytest.raises(EvaluationError, match="give another --output_path"):
+        CaptionStore(path, CAPTIONS)
+    assert path.read_text() == '[{"image_id": 1, "caption": "a"}]'
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_captions_are_read_from_one_list_too(tmp_path, encoding, indent):
+    entries = [{"image_id": n, "caption": f"caf\u00e9 {n}"} for n in (3, 1)]
+    file = tmp_path / "captions.json"
+    file.write_text(json.dumps(entries, indent=indent, ensure_ascii=False), encoding=encoding)
+    assert CAPTIONS.read(file) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}
+    file.write_text("\n".join(map(json.dumps, entries)), encoding=encoding)
+    assert CAPTIONS.read(file) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}

@@ -298,3 +298,22 @@ def test_a_result_is_not_overwritten(result, capsys):
 )
 def test_a_run_is_called_by_its_model_and_decoder(settings, name):
     assert name_of(settings) == name
+
+
+def test_a_result_of_answers_to_other_questions_than_its_own_is_refused(answered, capsys):
+    file = answered("first", dict.fromkeys(range(1, 5), "No"))
+    saved = json.loads(file.read_text())
+    saved["answers"]["run"] = {"settings": {"questions": "0" * 64, "split": "random"}, "runs": []}
+    file.write_text(json.dumps(saved))
+    assert main([str(file)]) == 2
+    assert "answers to other questions" in capsys.readouterr().err
+
+
+def test_a_result_of_captions_against_other_annotations_is_refused(result, capsys):
+    file = result("first", GREEDY, RUN)
+    saved = json.loads(file.read_text())
+    saved["settings"]["ground_truth"]["source"] = {"instances_val2014.json": "1" * 64}
+    saved["captions"]["run"]["annotations"] = {"instances_val2014.json": "0" * 64}
+    file.write_text(json.dumps(saved))
+    assert main([str(file)]) == 2
+    assert "made for other annotations" in capsys.readouterr().err

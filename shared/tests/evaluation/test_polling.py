@@ -9,6 +9,7 @@ pytest.importorskip("transformers")
 
 from revisit.evaluation.answering import Answer
 from revisit.evaluation.polling import main
+from revisit.evaluation.pope import main as pope_program
 from revisit.evaluation.pope import read_answers
 from revisit.transformers.checkpoint import own_dtype
 
@@ -195,3 +196,24 @@ def test_bad_input_is_refused_before_the_model_loads(run, images, capsys, tmp_pa
         assert run(load=load) == 2
         assert message in capsys.readouterr().err
     assert not run.out.exists()
+
+
+def test_answers_are_scored_by_the_questions_that_were_asked_alone(run, capsys):
+    assert run("--splits", "random") == 0
+    answers = ["--answers", str(run.out / "random" / "answers.jsonl")]
+    asked, others = (str(run.folder / f"coco_pope_{name}.json") for name in SPLITS[::2])
+    assert pope_program(["--questions", asked, *answers]) == 0
+    capsys.readouterr()
+    assert pope_program(["--questions", others, *answers]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert f"answers to other questions than those in {others}" in err and "split random" in err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_questions_may_be_one_json_list_with_a_byte_order_mark(run, encoding):
+    file = run.folder / "coco_pope_random.json"
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text(json.dumps(entries, indent=1), encoding=encoding)
+    assert run("--splits", "random") == 0
+    assert len(read_answers(run.out / "random" / "answers.jsonl")) == 12

@@ -92,6 +92,16 @@ def test_it_continues_and_what_is_there_is_not_done_again(sweep, capsys):
     assert sweep("--sweep", "decoder=revisit,vcd", load=None) == 0
 
 
+def test_an_image_that_cannot_be_read_does_not_end_a_sweep(sweep, images, capsys):
+    assert sweep("--decoder", "greedy") == 0
+    record = json.loads((sweep.results / "plain-seed42" / "captions.jsonl.run.json").read_text())
+    (images / record["images"][0]).write_bytes(b"no image")
+    (sweep.results / "plain-seed42" / "captions.jsonl").unlink()
+    assert sweep("--sweep", "decoder=revisit,vcd") == 1
+    assert "3 images" in capsys.readouterr().out
+    assert len(sweep.made()) == 3
+
+
 def test_a_run_of_a_sweep_is_the_run_alone(sweep, tmp_path):
     assert sweep("--sweep", "alpha=0.1", "--output_path", str(tmp_path / "swept")) == 0
     flags = ["--decoder", "revisit", "--relative_top", "0.1"]

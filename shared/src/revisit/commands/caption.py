@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, TextIO, get_args
 from revisit.commands import CommandError
 from revisit.config import Divergence, NamedLayers, ReVisiTConfig
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.images import ImageError, open_image
 from revisit.evaluation.pictures.picture import Picture
 from revisit.evaluation.pictures.plots import check_matplotlib
 from revisit.evaluation.pictures.words import Word
 
 if TYPE_CHECKING:  # loaded once the arguments are checked
     from revisit.commands.describe import Describer
-
-MOST_PIXELS = 64_000_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +114,7 @@ def _run(args: argparse.Namespace, config: ReVisiTConfig | None) -> int:
         try:
             picture = _caption(describer, name, config, args.report is not None)
             pictures += [] if picture is None else [picture]
-        except CommandError as error:
+        except (CommandError, ImageError) as error:
             failed += 1
             print(error, file=sys.stderr)
     if args.report is not None and pictures:
@@ -130,9 +129,7 @@ def _run(args: argparse.Namespace, config: ReVisiTConfig | None) -> int:
 def _caption(
     describer: "Describer", name: str, config: ReVisiTConfig | None, drawn: bool
 ) -> Picture | None:
-    from revisit.commands.images import open_image
-
-    image, notes = open_image(name, MOST_PIXELS)
+    image, notes = open_image(name)
     for note in notes:
         print(f"{name}: {note}", file=sys.stderr)
     print(f"{name}:", end="", flush=True)

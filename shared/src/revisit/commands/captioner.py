@@ -13,7 +13,7 @@ from torch import Tensor
 import revisit
 from revisit.config import DecoderConfig, ReVisiTConfig, RITUALConfig
 from revisit.decoders.transformations import second_image
-from revisit.evaluation.answering import Answer
+from revisit.evaluation.answering import Answer, unusable_images
 from revisit.transformers.parts import Model
 
 
@@ -57,7 +57,12 @@ class TransformersCaptioner:
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
         """The answer to each question about the image beside it."""
-        inputs = self.inputs(images, questions)
+        try:
+            inputs = self.inputs(images, questions)
+        except Exception as error:
+            raise unusable_images(
+                error, images, lambda place, image: self.inputs([image], [questions[place]])
+            ) from error
         second = {}
         if isinstance(self.config, RITUALConfig):
             turned = [second_image(image, self.config.seed) for image in images]

@@ -82,7 +82,7 @@ class Describer:
         """See `Speaker.describe`."""
         try:
             inputs = self.inputs([image], question).to(self.model.device, self.model.dtype)
-        except ValueError as error:
+        except Exception as error:  # whatever its processor raises
             raise CommandError(f"the model cannot read this image: {error}") from error
         settings = {
             "max_new_tokens": max_new_tokens,

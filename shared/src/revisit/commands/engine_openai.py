@@ -14,10 +14,15 @@ from PIL import Image
 
 from revisit.commands import engines
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Answer
+from revisit.evaluation.answering import Answer, unusable_images
 
 _REQUESTS = 32  # at a time
+_OF_THIS_REQUEST = (400, 413, 422, 500)  # HTTP's ways to say that something in it is wrong
 _RETRIES = 5  # of a request that found no server, or a busy one
+
+
+class _Refused(EvaluationError):
+    """What the server says of a request, or of all of them."""
 
 
 class ServerCaptioner:
@@ -74,15 +79,28 @@ class ServerCaptioner:
 
         Raises:
             EvaluationError: the server refuses a request, or cannot be reached any more.
+            UnusableImages: it refuses some for their images alone.
         """
         seeds = torch.randint(2**31, (len(images),)).tolist()
         pool = ThreadPoolExecutor(_REQUESTS)
         try:
-            return list(pool.map(self._ask, images, questions, seeds))
+            answers = list(pool.map(self._ask, images, questions, seeds))
         finally:
             pool.shutdown(cancel_futures=True)
+        refused = {n: each for n, each in enumerate(answers) if isinstance(each, _Refused)}
 
-    def _ask(self, image: Image.Image, question: str, seed: int) -> Answer:
+        def take(place: int, image: Image.Image) -> None:
+            known = image is images[place]
+            again = answers[place] if known else self._ask(image, questions[place], seeds[place])
+            if isinstance(again, _Refused):
+                raise again
+
+        if refused:
+            error = next(iter(refused.values()))
+            raise unusable_images(error, images, take) from error
+        return [each for each in answers if isinstance(each, Answer)]
+
+    def _ask(self, image: Image.Image, question: str, seed: int) -> "Answer | _Refused":
         import openai
 
         content: Any = [
@@ -103,9 +121,10 @@ class ServerCaptioner:
                 **self.body,
             )
         except openai.APIStatusError as error:
-            raise EvaluationError(
-                f"the server answers {error.status_code}: {error.message}"
-            ) from error
+            told = f"the server answers {error.status_code}: {error.message}"
+            if error.status_code in _OF_THIS_REQUEST:
+                return _Refused(told)
+            raise EvaluationError(told) from error
         except openai.APIConnectionError as error:
             raise EvaluationError(
                 f"the server does not answer ({error}); the same command continues"

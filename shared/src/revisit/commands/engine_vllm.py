@@ -11,7 +11,8 @@ from PIL import Image
 from revisit.commands import engines
 from revisit.commands.models import chat_prompt
 from revisit.config import NamedLayers
-from revisit.evaluation.answering import Answer
+from revisit.evaluation.answering import Answer, unusable_images
+from revisit.transformers.checkpoint import check_files
 from revisit.vllm.admission import PROCESSOR
 
 
@@ -33,6 +34,7 @@ class VllmCaptioner:
             import vllm
         except ImportError as error:
             raise ValueError(f"vLLM is not installed here ({error}); see docs/vllm.md") from error
+        check_files(args.model_path)
         processor = transformers.AutoProcessor.from_pretrained(args.model_path)
         config = transformers.AutoConfig.from_pretrained(args.model_path)
         self.last = config.get_text_config().num_hidden_layers
@@ -83,17 +85,29 @@ class VllmCaptioner:
         """The answer to each question about the image beside it."""
         from vllm import SamplingParams
 
+        params = []
+        for seed in torch.randint(2**31, (len(images),)).tolist():
+            asked = engines.asked(self.args, seed)
+            extra = None if asked is None else {"revisit": asked}
+            params.append(SamplingParams(**self.sampling, seed=seed, extra_args=extra))
+        try:
+            outputs = self._chat(images, questions, params)
+        except Exception as error:
+            shortest = SamplingParams(max_tokens=1)
+            raise unusable_images(
+                error,
+                images,
+                lambda place, image: self._chat([image], [questions[place]], shortest),
+            ) from error
+        best = [each.outputs[0] for each in outputs]
+        return [Answer(each.text.strip(), len(each.token_ids)) for each in best]
+
+    def _chat(self, images: Sequence[Image.Image], questions: Sequence[str], params: Any) -> Any:
         chats: list[Any] = [
             [{"role": "user", "content": [_shown(image), {"type": "text", "text": question}]}]
             for image, question in zip(images, questions, strict=True)
         ]
-        params = []
-        for seed in torch.randint(2**31, (len(chats),)).tolist():
-            asked = engines.asked(self.args, seed)
-            extra = None if asked is None else {"revisit": asked}
-            params.append(SamplingParams(**self.sampling, seed=seed, extra_args=extra))
-        outputs = [each.outputs[0] for each in self.llm.chat(chats, params, use_tqdm=False)]
-        return [Answer(each.text.strip(), len(each.token_ids)) for each in outputs]
+        return self.llm.chat(chats, params, use_tqdm=False)
 
 
 def published_layers(layers: NamedLayers | Sequence[int], last: int) -> NamedLayers | Sequence[int]:

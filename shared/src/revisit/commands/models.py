@@ -59,7 +59,13 @@ def chat_inputs(
     ]
     begin = processor.tokenizer.bos_token
     # A template that writes the beginning itself: the tokenizer is not to write it again.
-    begun = {"add_special_tokens": False} if begin and prompts[0].startswith(begin) else {}
+    begun: dict[str, Any] = (
+        {"add_special_tokens": False} if begin and prompts[0].startswith(begin) else {}
+    )
+    # A slow processor takes a side of (H, W, 3) that is as long as channels are many for channels.
+    thin = any(set(image.size) & {1, 3, 4} for shown in images for image in shown)
+    if thin and getattr(processor.image_processor, "is_fast", None) is False:
+        begun["input_data_format"] = "channels_last"
     return processor(
         text=prompts,
         images=[list(shown) for shown in images],

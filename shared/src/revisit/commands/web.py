@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, get_args
 
 from revisit.commands import CommandError
 from revisit.commands.caption import parse_layers
-from revisit.commands.images import Opened, open_image
 from revisit.commands.said import Said, Speaker
 from revisit.config import Divergence, NamedLayers, ReVisiTConfig
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.images import ImageError, Opened, open_image
 from revisit.evaluation.pictures.html import page
 from revisit.evaluation.pictures.picture import Picture, fit, trivial
 from revisit.evaluation.pictures.words import Word
@@ -221,7 +222,7 @@ def answer(
         config = _config(layers, alpha, divergence)
         describer.check(config)
         yield from _describe(describer, opened, name, config)
-    except CommandError as error:
+    except (CommandError, EvaluationError) as error:
         yield Shown(status=_alert(str(error)))
     except Exception:
         _LOG.exception("a request failed")
@@ -233,8 +234,8 @@ def _image(scenes: dict[str, Path], upload: str | None, scene: str | None) -> tu
         name = Path(upload).name
         try:
             return open_image(upload, MOST_PIXELS), name
-        except CommandError as error:
-            raise CommandError(str(error).replace(upload, name)) from error
+        except ImageError as error:
+            raise ImageError(str(error).replace(upload, name)) from error
     if scene in scenes:
         return open_image(str(scenes[scene]), MOST_PIXELS), scene
     raise CommandError("choose an image: upload one, or take an example")

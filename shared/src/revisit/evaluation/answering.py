@@ -30,6 +30,7 @@ from revisit import __version__
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.captions import CAPTIONS, CaptionStore
 from revisit.evaluation.flags import decoder_settings, decoding_arguments
+from revisit.evaluation.images import ImageError, open_image
 
 # Files of a model folder that decide what the model says.
 _MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".pt", ".safetensors", ".txt"}
@@ -51,6 +52,51 @@ class Answer(NamedTuple):
     text: str
     tokens: int
     """The new tokens that were decoded, up to and with the one that ends the answer."""
+
+
+class UnusableImages(Exception):
+    """Some images of a batch that the model cannot take; the others it can."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__(f"images that cannot be used: {reasons}")
+        self.reasons = reasons
+        """By an image's place in the batch, what is wrong with it."""
+
+
+def unusable_images(
+    error: Exception, images: Sequence[Image.Image], take: Callable[[int, Image.Image], object]
+) -> UnusableImages:
+    """The images that an error of a batch is about: those that fail alone, where a plain one does
+    not.
+
+    Args:
+        error: what the batch failed with. It is raised again where it is of no image: where memory
+            is short, every image fails, or none does.
+        take: reads an image with the question at a place of the batch, or raises.
+    """
+    reasons = {}
+    if not _out_of_memory(error):
+        for place, image in enumerate(images):
+            try:
+                take(place, image)
+            except Exception as why:
+                if _out_of_memory(why):
+                    raise
+                reasons[place] = str(why) or type(why).__name__
+    if not reasons:
+        raise error
+    try:
+        take(min(reasons), Image.new("RGB", (224, 224), "grey"))
+    except Exception:
+        raise error from None
+    return UnusableImages(reasons)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    import torch
+
+    short = (MemoryError, torch.cuda.OutOfMemoryError)
+    return isinstance(error, short) or "alloc" in str(error) or "out of memory" in str(error)
 
 
 class Captioner(Protocol):
@@ -77,8 +123,8 @@ class Captioner(Protocol):
         """The answer to each question about the RGB image beside it, in order.
 
         There are as many questions as images, at most a batch. The random generators of torch are
-        seeded before each call: draw from no other. An exception ends the run; the answers of
-        earlier batches are kept.
+        seeded before each call: draw from no other. `UnusableImages` has the batch done again
+        without them. Another exception ends the run; the answers of earlier batches are kept.
         """
 
 
@@ -158,8 +204,8 @@ class Outcome(NamedTuple):
     """How a run ended."""
 
     status: int
-    """The exit status: 0 when every image that can be read was asked about, 1 when the model failed
-    on a batch. Of several processes each speaks for its share."""
+    """The exit status: 0 when nothing is missing, 1 when the model failed on a batch, or images
+    cannot be read. Of several processes the one that ends last speaks of the images."""
     whole: bool
     """Whether the file is whole, and this process is the one that goes on with it."""
 
@@ -197,7 +243,7 @@ def answer_tasks(
     whole = store.finish(shares)
     if whole:
         _report(store, tasks)
-    return Outcome(0, whole)
+    return Outcome(int(whole and bool(store.record["failed"])), whole)
 
 
 def _batches(tasks: Sequence[Task], size: int) -> list[Sequence[Task]]:
@@ -232,19 +278,20 @@ def _answer(
         for batch, lacking in zip(batches, missing, strict=True):
             if not lacking:
                 continue
-            images, errors = _open({task.image for task in batch}, args.data_path)
-            for task in lacking:
-                if error := errors.get(task.image):
-                    progress.write(f"{task.image} cannot be read: {error}", file=sys.stderr)
-                    entry = {store.form.key: task.key, "file": task.image, "error": error}
-                    store.record["failed"].append(entry)
-            sound = [task for task in batch if task.image in images]
-            if any(task.image in images for task in lacking):
+            images, errors = _open({task.image for task in batch}, args.data_path, run)
+            while any(task.image in images for task in lacking):
+                sound = [task for task in batch if task.image in images]
                 torch.manual_seed(_batch_seed(args.seed, batch, store))
                 began = time.perf_counter()
-                answers = captioner.answer(
-                    [images[task.image] for task in sound], [task.question for task in sound]
-                )
+                try:
+                    answers = captioner.answer(
+                        [images[task.image] for task in sound], [task.question for task in sound]
+                    )
+                except UnusableImages as unusable:
+                    for place, why in unusable.reasons.items():
+                        images.pop(sound[place].image, None)
+                        errors[sound[place].image] = why
+                    continue
                 run["seconds"] += time.perf_counter() - began
                 run["tokens"] += sum(answer.tokens for answer in answers)
                 run["peak_bytes"] = _peak_bytes(args.device)
@@ -252,6 +299,12 @@ def _answer(
                     if task.key not in store.texts:
                         store.append(task.key, answer.text)
                         run[store.form.noun] += 1
+                break
+            for task in lacking:
+                if error := errors.get(task.image):
+                    progress.write(f"{task.image}: {error}", file=sys.stderr)
+                    entry = {store.form.key: task.key, "file": task.image, "error": error}
+                    store.record["failed"].append(entry)
             store.save_record()
             progress.update(len(lacking))
 
@@ -273,6 +326,7 @@ def _new_run(args: argparse.Namespace, store: CaptionStore) -> dict[str, Any]:
         "processes": args.process.world_size,
         "batch_size": args.batch_size,
         "python": platform.python_version(),
+        "changed_images": {},  # what `open_image` did to some, by their files
         store.form.noun: 0,
         "tokens": 0,
         "seconds": 0.0,
@@ -325,14 +379,17 @@ def _peak_bytes(device: str) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _open(names: Iterable[str], folder: Path) -> tuple[dict[str, Image.Image], dict[str, str]]:
+def _open(
+    names: Iterable[str], folder: Path, run: dict[str, Any]
+) -> tuple[dict[str, Image.Image], dict[str, str]]:
     """By name, the RGB images that can be read, and what is wrong with the others."""
     images, errors = {}, {}
     for name in names:
         try:
-            with Image.open(folder / name) as image:
-                images[name] = image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            images[name], notes = open_image(folder / name)
+            if notes:
+                run["changed_images"][name] = notes
+        except ImageError as error:
             errors[name] = str(error)
     return images, errors
 

@@ -39,7 +39,7 @@ from revisit.evaluation.answering import (
     settle_dtype,
 )
 from revisit.evaluation.captions import CAPTIONS
-from revisit.evaluation.coco import check_covered, image_id, sample_images
+from revisit.evaluation.coco import check_covered, fingerprints, image_id, sample_images
 from revisit.evaluation.flags import caption_parser, settle
 from revisit.evaluation.lemmas import LEMMATIZERS
 from revisit.evaluation.parts import open_store
@@ -70,9 +70,9 @@ def main(
         program: what it is called, where that is not the name of the script.
 
     Returns:
-        The exit status: 0 when every image that can be read has its caption (those that cannot be
-        are counted on the last line and listed in the run record), 1 when the model failed on a
-        batch, 2 for bad arguments or input or a full disk, 130 on Ctrl-C. Whatever it is, the
+        The exit status: 0 when every image has its caption, 1 when the model failed on a batch, or
+        images cannot be read or used (they are counted on the last line and listed in the run
+        record), 2 for bad arguments or input or a full disk, 130 on Ctrl-C. Whatever it is, the
         captions made so far are in the file, and the same command goes on from there.
     """
     import torch
@@ -106,7 +106,7 @@ def _run_and_score(
     outcome = _run(load, own_dtype, args)
     if args.lemmatizer is None or not outcome.whole:
         return outcome
-    return outcome._replace(status=_score(args))
+    return outcome._replace(status=max(outcome.status, _score(args)))
 
 
 def _scores(args: argparse.Namespace) -> dict[str, Path]:
@@ -124,6 +124,8 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
         store.agree("settings", settings)
         # A rerun goes on with the sample it began, whatever was added to the folder or lost.
         sample = store.record.setdefault("images", sample)
+        if args.anno_path is not None:
+            store.record.setdefault("annotations", fingerprints(args.anno_path))
         if len(sample) < args.num_eval_samples:
             print(
                 f"note: {args.data_path} holds {len(sample)} images, fewer than "

@@ -140,6 +140,11 @@ class CaptionStore:
 
     def _cut_incomplete_line(self) -> None:
         content = self.path.read_bytes()
+        if content[:1] not in (b"", b"{"):
+            raise EvaluationError(
+                f"{self.path} is not {self.form.noun} line by line, which a run could append to: "
+                "give another --output_path"
+            )
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.ftruncate(self._file, whole)

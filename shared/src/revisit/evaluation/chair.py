@@ -15,6 +15,7 @@ Len      mean number of words of a caption, two-word objects counting once, / 10
 """
 
 import argparse
+import json
 import platform
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -29,12 +30,21 @@ from tqdm import tqdm
 from revisit import __version__
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.bootstrap import paired_intervals, ratio
-from revisit.evaluation.coco import annotation_pairs, read_instances, read_references
-from revisit.evaluation.files import read_json, read_json_lines, sha256, write_json
+from revisit.evaluation.coco import (
+    annotation_pairs,
+    fingerprints,
+    image_id,
+    read_instances,
+    read_references,
+)
+from revisit.evaluation.files import read_json, read_json_lines, read_run, sha256, write_json
 from revisit.evaluation.lemmas import LEMMATIZERS, Lemmatizer
 from revisit.evaluation.lexicon import DOUBLE_WORDS, OBJECT_OF, OBJECTS
 
 METRICS = ("CHAIRs", "CHAIRi", "Recall", "F1", "Len")
+
+SAME = ("question", "max_new_tokens")
+"""What a run was told to ask and to write; it moves the numbers more than a decoder does."""
 
 Objects = Mapping[int, Collection[str]]
 """Ground truth: image id -> names of the objects in the image."""
@@ -216,7 +226,7 @@ def load_objects(
             else (f"the cache {cache} does not exist and no --coco_path is given to make it from")
         )
         raise EvaluationError(f"{missing}; --coco_path is the `annotations` folder of COCO 2014")
-    source = _fingerprints(annotations)
+    source = fingerprints(annotations)
     objects = ground_truth(annotations, lemmatize)
     if cache is not None:
         named = {str(image): sorted(names) for image, names in objects.items()}
@@ -241,14 +251,34 @@ def _read_cache(
             f"{path} was made with --lemmatizer {made_with}, not {lemmatizer}: {remedy}"
         )
     source = data.get("source")
-    if annotations is not None and source is not None and source != _fingerprints(annotations):
+    if annotations is not None and source is not None and source != fingerprints(annotations):
         raise EvaluationError(f"{path} was not made from the annotations {annotations}: {remedy}")
     record = {"cache": str(path), "sha256": sha256(path), "source": source}
     return {int(image): names for image, names in entries.items()}, record
 
 
-def _fingerprints(annotations: Path) -> dict[str, str]:
-    return {file.name: sha256(file) for pair in annotation_pairs(annotations) for file in pair}
+def check_run(
+    run: Any, images: Collection[int], source: Mapping[str, str] | None, captions: object
+) -> None:
+    """Raises `EvaluationError` where the record of a run says that it captioned other images, or
+    was checked against other annotations than these, by their files' sha256."""
+    if not isinstance(run, dict):
+        return
+    asked = {image_id(name) for name in run.get("images", [])}
+    if asked and (strangers := set(images) - asked):
+        raise EvaluationError(
+            f"{captions} has captions of {len(strangers)} images that its run was not asked about "
+            f"(image id {min(strangers)}, for one): it and its record (.run.json) do not belong "
+            "together; move the record away to score the captions without it"
+        )
+    made_with = run.get("annotations", {})
+    for name, digest in (source or {}).items():
+        if made_with.get(name, digest) != digest:
+            raise EvaluationError(
+                f"{captions} was made for other annotations: its run saw a {name} of sha256 "
+                f"{made_with[name][:12]}..., and this one's is {digest[:12]}...; score it against "
+                "those of its images"
+            )
 
 
 def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
@@ -308,14 +338,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _result(name: Path, captions: Mapping[int, str], found: Score) -> dict[str, Any]:
-    run = name.with_name(name.name + ".run.json")
     return {
         "overall_metrics": metrics(found.counts.sum(0)),
         "captions": {
             "file": str(name),
             "sha256": sha256(name),
             "count": len(captions),
-            "run": read_json(run) if run.exists() else None,
+            "run": read_run(name),
         },
     }
 
@@ -334,6 +363,10 @@ def _run(args: argparse.Namespace) -> None:
         )
     lemmatize = LEMMATIZERS[args.lemmatizer]()
     objects, truth = load_objects(args.coco_path, args.cache, args.lemmatizer, lemmatize)
+    runs = [read_run(file) for file in files]
+    for file, run, ids in zip(files, runs, captions, strict=True):
+        check_run(run, ids, truth["source"], file)
+    _check_same(runs, files)
     scores = [
         score({image: c[image] for image in captions[0]}, objects, lemmatize) for c in captions
     ]
@@ -354,6 +387,18 @@ def _run(args: argparse.Namespace) -> None:
     if intervals:
         print("difference, 95% interval (bootstrap over images)")
         print(_interval_lines(intervals))
+
+
+def _check_same(runs: Sequence[Any], files: Sequence[Path]) -> None:
+    """Raises `EvaluationError` where two runs differ in what moves the numbers by itself."""
+    settings = [run.get("settings", {}) if isinstance(run, dict) else {} for run in runs]
+    for name in SAME:
+        found = {json.dumps(each[name]) for each in settings if name in each}
+        if len(found) > 1:
+            raise EvaluationError(
+                f"{' and '.join(map(str, files))} cannot be compared: their runs' {name} differ, "
+                f"{' and '.join(sorted(found))}"
+            )
 
 
 def _warn_of_gaps(file: str, count: int, run: Any, **_: Any) -> None:

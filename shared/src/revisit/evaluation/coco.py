@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.files import read_json
+from revisit.evaluation.files import read_json, sha256
 from revisit.evaluation.lexicon import OBJECTS
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -97,6 +97,11 @@ def read_references(path: Path) -> dict[int, list[str]]:
     except (KeyError, TypeError) as error:
         raise _not_coco(path, "captions", repr(error)) from error
     return references
+
+
+def fingerprints(annotations: Path) -> dict[str, str]:
+    """The sha256 of each file of the annotations, by its name."""
+    return {file.name: sha256(file) for pair in annotation_pairs(annotations) for file in pair}
 
 
 def check_covered(ids: Collection[int], annotations: Path) -> None:

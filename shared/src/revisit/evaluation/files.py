@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,17 +23,21 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path, what: str = "") -> Iterator[tuple[str, Any]]:
-    """Where each value of a JSON Lines file stands, for messages, and the value; blank lines are
-    skipped.
+    """Where each value of a JSON Lines file, or of one JSON list, stands, for messages, and the
+    value; blank lines are skipped. A byte order mark says how the file is encoded.
 
     Raises `EvaluationError` where the file cannot be read, which names it as `what`, or a line
     cannot be parsed.
     """
     try:
-        lines = path.read_text("utf-8").split("\n")
+        content = path.read_bytes()
+        text = content.decode(json.detect_encoding(content))
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"cannot read {what or path}: {error}") from error
-    for number, line in enumerate(lines, 1):
+    if re.match(r"\s*\[\s*[{\]]", text):
+        yield from ((f"{path}, entry {n}", each) for n, each in enumerate(read_json(path), 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             try:
@@ -40,6 +45,12 @@ def read_json_lines(path: Path, what: str = "") -> Iterator[tuple[str, Any]]:
             except ValueError as error:
                 raise EvaluationError(f"{where} is not JSON: {error}") from error
             yield where, value
+
+
+def read_run(path: Path) -> Any:
+    """The record of the run that made a file of captions or answers; None where there is none."""
+    record = path.with_name(path.name + ".run.json")
+    return read_json(record) if record.exists() else None
 
 
 def write_json(path: Path, value: Any) -> None:

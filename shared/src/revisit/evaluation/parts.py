@@ -25,7 +25,7 @@ Texts = dict[int | str, str]
 Record = dict[str, Any]
 
 # What parts have to have in common: sections of their run records.
-_SECTIONS = ("settings", "images", "captioner")
+_SECTIONS = ("settings", "images", "annotations", "captioner")
 
 # How long a process that begins waits for one that merges.
 _PATIENCE_S = 10.0

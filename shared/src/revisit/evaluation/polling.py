@@ -117,10 +117,10 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
         settings = common | {"split": split, "questions": sha256(file)}
         path = _scores(args)[split].with_name("answers.jsonl")
         status, whole = _ask(partial(load, args), tasks[split], settings, path, args)
-        if status:
+        if status and not whole:
             return Outcome(status, whole)
         if whole:
-            scored = max(scored, _score(file, path))
+            scored = max(scored, status, _score(file, path))
     return Outcome(scored, whole)
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.bootstrap import ratio
-from revisit.evaluation.files import read_json, read_json_lines, sha256, write_json
+from revisit.evaluation.files import read_json_lines, read_run, sha256, write_json
 
 METRICS = ("Accuracy", "Precision", "Recall", "F1", "Yes")
 
@@ -99,6 +99,19 @@ def read_answers(path: Path) -> dict[Any, str]:
     return answers
 
 
+def check_questions(run: Any, digest: str, answers: object, questions: object) -> None:
+    """Raises `EvaluationError` where the record of a run says that its answers are to other
+    questions than those of a file with this sha256."""
+    settings = run.get("settings", {}) if isinstance(run, dict) else {}
+    if settings.get("questions", digest) != digest:
+        raise EvaluationError(
+            f"{answers} are answers to other questions than those in {questions}: their run "
+            f"asked those of the split {settings.get('split')}, of sha256 "
+            f"{settings['questions'][:12]}..., and this file's is {digest[:12]}...; give the file "
+            "that was asked, byte by byte"
+        )
+
+
 def _column(path: Path, key: str) -> dict[Any, Any]:
     """Question id -> value of ``key``; the error names the line that lacks one or repeats an id."""
     found: dict[Any, Any] = {}
@@ -145,6 +158,7 @@ def _run(args: argparse.Namespace) -> None:
         raise EvaluationError(f"--save_path {args.save_path} would overwrite an input")
     labels = read_labels(args.questions)
     answers = read_answers(args.answers)
+    check_questions(read_run(args.answers), sha256(args.questions), args.answers, args.questions)
     found = score(labels, answers)
     if args.save_path:
         write_json(args.save_path, _saved(args, labels, answers))
@@ -160,12 +174,11 @@ def _saved(
         name: {"file": str(path), "sha256": sha256(path)}
         for name, path in (("questions", args.questions), ("answers", args.answers))
     }
-    record = args.answers.with_name(args.answers.name + ".run.json")
     return {
         "overall_metrics": score(labels, answers),
         "count": len(labels),
         "questions": files["questions"],
-        "answers": files["answers"] | {"run": read_json(record) if record.exists() else None},
+        "answers": files["answers"] | {"run": read_run(args.answers)},
         "answered": [
             {"question_id": each, "label": "yes" if label else "no", "answer": answers[each]}
             for each, label in labels.items()

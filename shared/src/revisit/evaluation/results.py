@@ -11,9 +11,6 @@ from revisit.evaluation import EvaluationError, chair, pope
 from revisit.evaluation.bootstrap import Measure, ratio
 from revisit.evaluation.files import read_json
 
-# What a run was told to ask and to write, of its record; a result without one says nothing of it.
-SAME = ("question", "max_new_tokens")
-
 
 class Kind(NamedTuple):
     """A way to score, and what it counts."""
@@ -54,12 +51,14 @@ def read_result(path: Path) -> Result:
         read = _read_chair if "sentences" in saved else _read_pope
         result = read(saved)
         settings = result.settings
-        conditions = {name: settings[name] for name in SAME if name in settings}
+        conditions = {name: settings[name] for name in chair.SAME if name in settings}
         return result._replace(
             file=str(path),
             name=name_of(settings) or path.stem,
             conditions=result.conditions | conditions,
         )
+    except EvaluationError as error:
+        raise EvaluationError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvaluationError(
             f"{path} is not a result of `revisit-chair --save_path` or `revisit-pope --save_path` "
@@ -83,6 +82,8 @@ def _read_chair(saved: Mapping[str, Any]) -> Result:
         raise ValueError("no captions")
     images = [each["image_id"] for each in sentences]
     run = saved["captions"]["run"] or {}
+    source = saved["settings"].get("ground_truth", {}).get("source")
+    chair.check_run(run, [int(image) for image in images], source, "what was scored")
     return Result(
         file="",
         name="",
@@ -115,6 +116,8 @@ def _read_pope(saved: Mapping[str, Any]) -> Result:
     labels = {each["question_id"]: each["label"] == "yes" for each in answered}
     answers = {each["question_id"]: each["answer"] for each in answered}
     run = saved["answers"]["run"] or {}
+    questions = saved["questions"]
+    pope.check_questions(run, questions["sha256"], "what was scored", questions.get("file"))
     return Result(
         file="",
         name="",

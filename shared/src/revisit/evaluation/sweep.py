@@ -102,23 +102,25 @@ def run_all(
         scores: the files of its scores, by what a table of them is called.
 
     Returns:
-        The exit status: that of the first run that fails, after which no other is begun.
+        The exit status: that of the first run that fails, after which no other is begun; 1 where
+        images cannot be read.
     """
-    whole = True
+    whole, lacking = True, 0
     for number, run in enumerate(runs, 1):
         if len(runs) > 1:
             print(f"{number} of {len(runs)}: {run.output_path}", flush=True)
         status, whole = one(run)
-        if status:
+        if status > 1 or (status and not whole):
             return status
+        lacking = max(lacking, status)
     if len(runs) == 1 or not whole:  # the process that ends last has the scores
-        return 0
+        return lacking
     found = [scores(run) for run in runs]
     for name in found[0]:
         print(f"\n{name}" if name else "")
         if status := compare.main([str(each[name]) for each in found]):
             return status
-    return 0
+    return lacking
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:

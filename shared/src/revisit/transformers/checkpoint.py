@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from transformers import PretrainedConfig
@@ -15,6 +16,8 @@ from transformers.utils import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
+
+_PATIENCE_S = 10.0  # for the hub's first word
 
 # Where a folder holds several of them, Transformers reads the first of these.
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -68,7 +71,8 @@ def own_dtype(name: str) -> str:
 def check_files(name: str) -> None:
     """Look for what a checkpoint, a folder or a hub id, must have before anything is read.
 
-    Raises FileNotFoundError where the folder, or a shard that its index names, is not there.
+    Raises FileNotFoundError where the folder, or a shard that its index names, is not there, and
+    OSError where the hub cannot be asked, or has no such model.
     """
     folder = Path(name)
     if not folder.is_dir():
@@ -79,12 +83,26 @@ def check_files(name: str) -> None:
                 f"no checkpoint at {name}: the folder does not exist; give the folder that holds "
                 "config.json and the weights, or a hub id such as liuhaotian/llava-v1.5-7b"
             ) from None
+        _check_hub(name)
         return
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no config.json in {name}: this is not a checkpoint's folder")
     weights = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), folder)
     if weights.suffix == ".json":
         _check_shards(weights)
+
+
+def _check_hub(name: str) -> None:
+    """Ask the hub once: Transformers asks for every file, and each many times."""
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=_PATIENCE_S)
+    except Exception as error:  # of the HTTP client that this release of the hub's has
+        raise OSError(
+            f"no folder {name} here, and the hub does not give a model of that name: {error}\n"
+            "Check the name and the network, or download it first and give the folder."
+        ) from error
 
 
 def _check_shards(index: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from revisit.evaluation.coco import image_id
+from revisit.evaluation.images import ImageError, open_image
 from revisit.evaluation.pictures.marks import MEANINGS, Kind, mark
 from revisit.evaluation.pictures.runs import Run
 from revisit.evaluation.pictures.style import data_url
@@ -18,7 +18,6 @@ SHOWN = 4
 """Images that each run bettered most, and as many that it harmed most."""
 
 _THUMBNAIL = 320  # pixels
-_FORMATS = ("JPEG", "PNG")  # COCO's; some of Pillow's others run programs
 _COUNT_WRONG, _COUNT_FOUND, _COUNT_TRUE = 2, 4, 5  # columns of the counts
 
 
@@ -72,9 +71,8 @@ def _thumbnail(image: int, files: Mapping[int, Path]) -> str:
     if not files:
         return ""
     try:
-        with Image.open(files[image], formats=_FORMATS) as opened:
-            url = data_url(opened, _THUMBNAIL, 80)
-    except (KeyError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        url = data_url(open_image(files[image]).image, _THUMBNAIL, 80)
+    except (KeyError, ImageError):
         return '<p class="thumbnail quiet">The file of this image cannot be read.</p>'
     return f'<img class="thumbnail" src="{url}" alt="Image {image}">'
 

@@ -1,14 +1,15 @@
 """Images of every kind are seen as a viewer would show them, or refused with the reason."""
 
+import contextlib
 import struct
 import zlib
+from random import Random
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from revisit.commands import CommandError
-from revisit.commands.images import open_image
+from revisit.evaluation.images import ImageError, as_seen, open_image
 
 RED = (200, 30, 30)
 
@@ -28,7 +29,7 @@ def test_a_plain_image_comes_without_a_word(tmp_path):
     ["https://example.org/a.jpg", "file:///etc/passwd", "data:image/png;base64,AA", "S3://b/c"],
 )
 def test_a_url_is_refused_with_a_word_why(url):
-    with pytest.raises(CommandError, match="is a URL, and nothing is fetched"):
+    with pytest.raises(ImageError, match="is a URL, and nothing is fetched"):
         opened(url)
 
 
@@ -46,17 +47,17 @@ def test_what_cannot_be_read_is_named(tmp_path):
         "page.eps": "not an image that can be read",
         "cut.jpg": "(?i)truncated",
     }.items():
-        with pytest.raises(CommandError, match=message) as raised:
+        with pytest.raises(ImageError, match=message) as raised:
             opened(tmp_path / name)
         assert str(tmp_path / name) in str(raised.value)
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     Image.new("RGB", (101, 100), RED).save(tmp_path / "a.png")
-    with pytest.raises(CommandError, match=r"101 x 100 pixels, more than 0\.01 million"):
+    with pytest.raises(ImageError, match=r"101 x 100 pixels, more than 0\.01 million"):
         opened(tmp_path / "a.png")
     (tmp_path / "bomb.png").write_bytes(png_of(60_000, 60_000))
-    with pytest.raises(CommandError, match=r"more than 0\.01 million: make it smaller"):
+    with pytest.raises(ImageError, match=r"more than 0\.01 million: make it smaller"):
         opened(tmp_path / "bomb.png")
 
 
@@ -118,5 +119,95 @@ def test_sixteen_bits_become_eight_and_are_not_clipped(tmp_path, kind):
 
 def test_numbers_without_a_white_are_refused(tmp_path):
     Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "a.tiff")
-    with pytest.raises(CommandError, match=r"holds numbers \(F\) from 0\.5 to 0\.5"):
+    with pytest.raises(ImageError, match=r"holds numbers \(F\) from 0\.5 to 0\.5"):
         opened(tmp_path / "a.tiff")
+
+
+def test_grey_sixteen_bits_with_a_transparent_grey_are_shown_on_white(tmp_path):
+    values = np.array([[0, 1000, 1001, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=1000)
+    seen, _ = opened(tmp_path / "a.png")
+    assert np.asarray(seen)[0, :, 0].tolist() == [0, 255, 4, 255]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_an_image_in_memory_of_any_mode_becomes_rgb(mode):
+    white = Image.new("RGB", (5, 4), "white").convert("RGBA" if mode == "PA" else mode)
+    seen, _ = as_seen(white.convert(mode))
+    assert seen.mode == "RGB" and seen.getextrema() == ((255, 255),) * 3
+
+
+def test_a_palette_with_transparent_entries_is_shown_on_white(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, *RED])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / "a.png", transparency=bytes([0, 255]))
+    seen, notes = opened(tmp_path / "a.png")
+    assert seen.getpixel((0, 0)) == (255, 255, 255) and seen.getpixel((2, 2)) == RED
+    assert notes == ["its transparent parts are shown on white"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "tiff", "webp"])
+def test_every_exif_orientation_is_undone_once(tmp_path, kind, orientation):
+    image = Image.new("RGB", (48, 32), "white")
+    image.paste(RED, (0, 0, 24, 16))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / f"a.{kind}", exif=exif, quality=95)
+    seen, _ = opened(tmp_path / f"a.{kind}")
+    again, notes = as_seen(seen)
+    assert again.tobytes() == seen.tobytes() and notes == [] and not seen.getexif()
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / f"a.{kind}")).convert("RGB")
+    assert seen.size == expected.size and seen.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_as_coco_s_is_read_as_before(tmp_path, mode):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(tmp_path / "a.jpg")
+    seen = opened(tmp_path / "a.jpg").image
+    assert seen.tobytes() == Image.open(tmp_path / "a.jpg").convert("RGB").tobytes()
+
+
+DAMAGED = {
+    "short.ppm": b"P6 4 4 255\n" + bytes(5),
+    "letters.ppm": b"P3 2 2 255\n1 2 x 4",
+    "large.pgm": b"P2 1 1 10\n99",
+    "empty.ppm": b"P6 0 0 255\n",
+    "header.ppm": b"P6 4",
+    "depth.pgm": b"P2 1 1 99999999\n1",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_refused_with_its_name(tmp_path, name):
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    with pytest.raises(ImageError, match=name):
+        opened(tmp_path / name)
+
+
+def test_any_damage_is_an_image_error_or_an_image(tmp_path):
+    random, path = Random(0), tmp_path / "image"
+    noise = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    for kind in ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP"):
+        Image.fromarray(noise).save(path, kind)
+        sound = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(sound)
+            for _ in range(3):
+                damaged[random.randrange(min(len(sound), 60))] = random.randrange(256)
+            path.write_bytes(damaged)
+            with contextlib.suppress(ImageError):
+                assert opened(path).image.mode == "RGB"
+
+
+def test_thirty_two_bits_have_no_white(tmp_path):
+    Image.fromarray(np.full((2, 2), 200, np.int32)).save(tmp_path / "a.tiff")
+    with pytest.raises(ImageError, match="none is said to be white"):
+        opened(tmp_path / "a.tiff")
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ImageError, match="has no pixels"):
+        as_seen(Image.new("RGB", (0, 5)))
