@@ -1,0 +1,346 @@
+"""The prompts that a GPU decodes, and the launches of a step. `step_kernels.py` has the kernels."""
+
+import math
+import struct
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from revisit.config import ReVisiTConfig
+from revisit.core.head import LMHead
+from revisit.core.kernels import step_kernels as kernels
+
+_NEVER = -(2**30)  # the ticket of a token that has no column
+_GRAIN = 64  # elements: where vision states and columns begin, and what columns are rounded up to
+_MOST = 2048  # columns that a prompt computes in a step, at most
+
+
+class Sizes(NamedTuple):
+    """What a program of a kernel takes: for tuning, and small in tests."""
+
+    block: int = 2048  # tokens of the vocabulary
+    tile: int = 16  # vision states that are compared, a power of 2 from 16 to 64
+    chunk: int = 256  # tokens of V_cons at a time
+    height: int = 32  # vision states of a product, 32 or 64
+
+
+class Decided(NamedTuple):
+    """What a step decided, for the rows (R,); a row that was left as it came has 0 candidates."""
+
+    choices: Tensor  # int32, i*
+    candidates: Tensor  # int32, |V_cons|
+    divergences: Tensor  # float32, D(p_c, q_i*), nats
+    bad: Tensor  # int32: 1 the logits hold NaN, 2 no token is possible, else 0
+
+
+class _Prompt(NamedTuple):
+    start: int  # elements of the pool
+    end: int
+    count: int  # M
+    generator: torch.Generator | None  # of selection="random"
+
+
+class Steps:
+    """Prompts in slots, rows that point to them, and one step for all rows.
+
+        steps = Steps(head, slots=8, rows=8, longest=576, budget=2**30)
+        slot = steps.open(states, config)       # a prompt comes, after its prefill
+        steps.batch([slot, -1])                 # which prompt each row is of; -1: a plain row
+        scores = steps.step(logits)             # six launches; nothing waits for the GPU
+        steps.close(slot)                       # it ends
+
+    All memory is taken here, once; no prompt and no logits can take more. Calls may be captured in
+    a CUDA graph: `decide` alone, or `read` and `decide` if the logits stay where they are. A graph
+    belongs to a number of rows; `batch` may change between its replays.
+
+    Args:
+        head: the LM head; `available(head)` must be true.
+        slots: prompts open at a time, at most.
+        rows: of a batch, at most.
+        longest: vision states of a prompt, M, at most.
+        budget: bytes of all that is taken here. What the buffers leave (`buffers`) is for vision
+            states and columns: a prompt needs M * d for its states alone.
+        columns: bytes of columns that a prompt keeps, at most. Where this is enough for all V
+            tokens they are all computed when it opens; tokens that find no room are multiplied in
+            each step that needs them.
+        fill: tokens beyond V_cons get what `core.left_out.fill_left_out` gives them, not -inf.
+        sizes: of the programs.
+
+    Raises:
+        ValueError: the budget leaves no room for a prompt.
+    """
+
+    @torch.inference_mode(False)  # buffers are written in any mode
+    def __init__(
+        self, head: LMHead, *, slots: int, rows: int, longest: int, budget: int,
+        columns: int = 128 * 2**20, fill: bool = False, sizes: Sizes | None = None,
+    ) -> None:  # fmt: skip
+        self.head, self.rows, self.longest, self.fill = head, rows, longest, fill
+        self.column_bytes = columns
+        # With many vision states taller tiles read less of the weight and of lists again.
+        many = Sizes(tile=32, chunk=128, height=64)
+        self.sizes = sizes or (Sizes() if longest <= 4096 else many)
+        weight, size = head.weight, head.dtype.itemsize
+        self.device = weight.device
+        self._cuda = self.device.type == "cuda"
+        self._programs = 2  # of the grouped product
+        if self._cuda:
+            self._programs *= torch.cuda.get_device_properties(self.device).multi_processor_count
+        shapes = buffers(head.size, slots, rows, longest, self.sizes)
+        left = budget - _bytes(shapes)
+        if left < longest * head.width * size:
+            raise ValueError(
+                f"a budget of {budget} bytes is too small: buffers take {budget - left} of them, "
+                f"the vision states of one prompt {longest * head.width * size}"
+            )
+        made = {
+            name: torch.zeros(shape, dtype=dtype, device=self.device)
+            for name, (shape, dtype) in shapes.items()
+        }
+        self.scores, self._log_p, self._lists = made["scores"], made["log_p"], made["lists"]
+        self._tops, self._counts, self._jobs = made["tops"], made["counts"], made["jobs"]
+        self._decided, self._divergences = made["decided"], made["divergences"]
+        self._distances, self._nearest = made["distances"], made["nearest"]
+        self._table, self._issued, self._facts = made["table"], made["issued"], made["facts"]
+        self._batch = made["batch"]
+        self._pool = torch.zeros(left // size, dtype=head.dtype, device=self.device)
+        self._slots = slots
+        self._prompts: dict[int, _Prompt] = {}
+        self._drawing: list[_Prompt | None] = []
+        self.batch([])
+
+    def has_room(self, count: int) -> bool:
+        """Whether a prompt of so many vision states can be opened now."""
+        fits = max(end - start for start, end in self._gaps()) >= self._states(count)
+        return 0 < count <= self.longest and fits and len(self._prompts) < self._slots
+
+    @torch.inference_mode()
+    def open(
+        self, states: Tensor, config: ReVisiTConfig, generator: torch.Generator | None = None
+    ) -> int:
+        """A prompt: its vision states (M, d) are copied; returns its slot.
+
+        Args:
+            states: (M, d) in the head's dtype.
+            config: alpha, divergence and selection are used here.
+            generator: for `selection="random"`, on the CPU.
+
+        Raises:
+            ValueError: there is no room (see `has_room`), or the states do not fit the head.
+        """
+        count, width = states.shape
+        if width != self.head.width or not 0 < count <= self.longest:
+            raise ValueError(
+                f"vision states must be (M, {self.head.width}), 1 to {self.longest} of them, got "
+                f"{tuple(states.shape)}"
+            )
+        if not self.has_room(count):
+            raise ValueError("no slot, or no memory, is free for another prompt: close one first")
+        V, held = self.head.size, self._states(count)
+        stride = _up(count)
+        ring = min(V, self.column_bytes // (stride * self.head.dtype.itemsize))
+        gaps = sorted(self._gaps(), key=lambda gap: gap[0])
+        first = next((gap for gap in gaps if gap[1] - gap[0] >= held + ring * stride), None)
+        start, end = first or max(gaps, key=lambda gap: gap[1] - gap[0])
+        ring = min(ring, (end - start - held) // stride)
+        slot = next(slot for slot in range(self._slots) if slot not in self._prompts)
+        drawn = generator if config.selection == "random" else None
+        self._prompts[slot] = _Prompt(start, start + held + ring * stride, count, drawn)
+        self._pool[start : start + count * width].copy_(states.reshape(-1))
+        dense = ring == V
+        shift = math.log(config.alpha) if config.alpha else -math.inf
+        facts = [start, count, start + held, stride, ring, 0 if dense else min(ring // 2, _MOST)]
+        facts += [("ag", "js").index(config.divergence), _bits(shift)]
+        facts += [_bits(-1.0 if config.selection == "max" else 1.0)]
+        self._send(self._facts[slot, : len(facts)], facts)
+        self._issued[slot].zero_()
+        self._table[slot].fill_(_NEVER)
+        if dense:
+            self._project_all(slot)
+        return slot
+
+    def close(self, slot: int) -> None:
+        """The prompt in this slot ended; rows must not point to it any more."""
+        del self._prompts[slot]
+
+    def batch(self, slots: Sequence[int]) -> None:
+        """Which slot each row is of, -1 for a plain row: whenever that changes.
+
+        Rows beyond these are plain. Rows of one slot (beams) share its columns.
+
+        Raises:
+            ValueError: there are more rows than were asked for, or a slot is not open.
+        """
+        if len(slots) > self.rows:
+            raise ValueError(f"a batch has {self.rows} rows at most, got {len(slots)}")
+        if unknown := sorted({slot for slot in slots if slot >= 0}.difference(self._prompts)):
+            raise ValueError(f"no prompt is open in slots {unknown}")
+        self._drawing = [self._prompts.get(slot) for slot in slots]
+        self._send(self._batch, _grouped(slots, self.rows))
+        if not any(prompt and prompt.generator for prompt in self._drawing):
+            self._decided[:, kernels.DRAWN.value].fill_(-1)
+
+    def step(self, logits: Tensor) -> Tensor:
+        """Scores (R, V) float32 of logits (R, V) of any floating dtype: six launches.
+
+        Scores lie in a buffer that the next step writes again. A row that holds NaN, or in which no
+        token is possible, stays as it came: `decided().bad`.
+        """
+        self.draw()
+        self.read(logits)
+        return self.decide(logits.shape[0])
+
+    def draw(self) -> None:
+        """Draw for rows of `selection="random"`, in their order, on the host."""
+        if any(prompt and prompt.generator for prompt in self._drawing):
+            draws = [-1] * self.rows
+            for row, prompt in enumerate(self._drawing):
+                if prompt and prompt.generator:
+                    own = prompt.generator
+                    draws[row] = int(torch.randint(prompt.count, (), generator=own, device="cpu"))
+            self._send(self._decided[:, kernels.DRAWN.value], draws)
+
+    def read(self, logits: Tensor) -> None:
+        """The first kernel: it alone reads the logits, wherever they are."""
+        (R, V), logits = logits.shape, logits.detach()
+        if V != self.head.size or not len(self._drawing) <= R <= self.rows:
+            raise ValueError(
+                f"logits must be (rows, {self.head.size}), {len(self._drawing)} to {self.rows} "
+                f"rows of them, got {tuple(logits.shape)}"
+            )
+        if logits.stride(1) != 1:
+            logits = logits.contiguous()
+        NB = triton.cdiv(V, self.sizes.block)
+        with self._here():
+            kernels.read_logits[R, NB](
+                logits, logits.stride(0), self.scores, self._tops, V, NB, self.sizes.block,
+                num_warps=8,
+            )  # fmt: skip
+
+    def decide(self, rows: int) -> Tensor:
+        """The other five kernels, for so many rows; returns the scores (R, V)."""
+        R, V, d = self.rows, self.head.size, self.head.width
+        block, tile, chunk = self.sizes.block, self.sizes.tile, self.sizes.chunk
+        NB, NT = triton.cdiv(V, block), triton.cdiv(self.longest, tile)
+        over = {"PB": triton.next_power_of_2(NB), "B": block, "num_warps": 8}
+        passed = (self._batch, self._facts, self._table, self._issued, self._tops, self._counts)
+        product = (self.head.weight, self.head.bias, self._pool, self._batch, self._facts)
+        lists = (self._lists, self._log_p, self._decided)
+        found, stride = (self._distances, self._nearest), self.head.weight.stride(0)
+        last = {"SCALE": self.head.scale, "CAP": self.head.softcap, "BK": 64, "BS": 64, "BM": tile}
+        with self._here():
+            kernels.count_tokens[rows, NB](self.scores, *passed, V, R, NB, **over)
+            kernels.list_tokens[rows, NB](
+                self.scores, *passed, *lists, self._jobs, _MOST, V, R, NB, **over
+            )
+            self._project(self._batch, self._decided, self._jobs, _MOST)
+            kernels.compare_states[rows, NT](
+                *product, *lists, *found, V, d, stride, self.longest, NT, BT=chunk, num_warps=8,
+                **last,
+            )  # fmt: skip
+            kernels.refine_scores[rows, NB](
+                self.scores, *product, self._issued, self._tops, self._counts, *lists, *found,
+                self._divergences, V, R, d, stride, self.longest, NB, NT,
+                PT=triton.next_power_of_2(NT), FILL=self.fill, **over, **last,
+            )  # fmt: skip
+        return self.scores[:rows]
+
+    def decided(self, rows: int) -> Decided:
+        """What the latest step decided for so many rows: copies, on the device."""
+        each = self._decided[:rows].clone().unbind(1)
+        size, bad, choice = kernels.SIZE.value, kernels.BAD.value, kernels.CHOICE.value
+        return Decided(each[choice], each[size], self._divergences[:rows].clone(), each[bad])
+
+    def _project(self, batch: Tensor, decided: Tensor, tokens: Tensor, most: int) -> None:
+        kernels.project_states[self._programs,](
+            self.head.weight, self.head.bias, self._pool, batch, self._facts, self._issued,
+            decided, tokens, most, self.rows, self.head.width, self.head.weight.stride(0),
+            PR=max(16, triton.next_power_of_2(self.rows)), SCALE=self.head.scale,
+            CAP=self.head.softcap, BK=128, BM=self.sizes.height,
+            num_warps=self.sizes.height // 8,
+        )  # fmt: skip
+
+    def _project_all(self, slot: int) -> None:
+        """The columns of all tokens of a prompt that has room for them, by the same kernel."""
+        V, rows = self.head.size, self.rows
+        every = torch.arange(V, dtype=torch.int32, device=self.device)
+        alone, decided = torch.empty_like(self._batch), torch.zeros_like(self._decided)
+        self._send(alone, _grouped([slot], rows))
+        decided[0, kernels.JOBS.value].fill_(V)
+        with self._here():
+            self._project(alone, decided, every, V)
+        self._table[slot].copy_(every)
+        self._issued[slot].fill_(V)
+
+    def _gaps(self) -> list[tuple[int, int]]:
+        """What is free of the pool: (start, end) in elements."""
+        taken = sorted((prompt.start, prompt.end) for prompt in self._prompts.values())
+        starts = [0, *(end for _, end in taken)]
+        ends = [*(start for start, _ in taken), self._pool.numel()]
+        return list(zip(starts, ends, strict=True))
+
+    def _states(self, count: int) -> int:
+        """Elements that so many vision states take."""
+        return _up(count * self.head.width)
+
+    def _send(self, buffer: Tensor, values: Sequence[int]) -> None:
+        """Numbers to the device, without waiting for it."""
+        made = torch.tensor(values, dtype=buffer.dtype, pin_memory=self._cuda)
+        buffer.copy_(made, non_blocking=True)
+
+    def _here(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device."""
+        return torch.cuda.device(self.device) if self._cuda else nullcontext()
+
+
+def buffers(
+    V: int, slots: int, rows: int, longest: int, sizes: Sizes
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each buffer: 16 bytes a row and token, 4 a slot and token are most."""
+    NB, NT = triton.cdiv(V, sizes.block), triton.cdiv(longest, sizes.tile)
+    floats = {
+        "scores": (rows, V),
+        "log_p": (rows, V),
+        "tops": (rows, 4, NB),  # of a block: largest, second, sum of exp on V_cons, log sum exp
+        "distances": (rows, 3, longest),  # signed distance, log sum exp, least score
+        "nearest": (rows, NT),
+        "divergences": (rows,),
+    }
+    ints = {
+        "lists": (rows, 2, V),  # V_cons, and the places of its columns
+        "counts": (rows, 3, NB),  # of V_cons; of a prompt's new tokens, and of spare ones
+        "jobs": (rows, _MOST),  # tokens whose columns a step computes
+        "decided": (rows, kernels.DECIDED.value),
+        "batch": (3 * rows + 1,),  # slots of rows; rows prompt by prompt; where each begins
+        "table": (slots, V),  # tickets
+        "issued": (slots,),
+    }
+    made = {name: (shape, torch.float32) for name, shape in floats.items()}
+    made |= {name: (shape, torch.int32) for name, shape in ints.items()}
+    return {**made, "facts": ((slots, kernels.FACTS.value), torch.int64)}
+
+
+def _bytes(shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+
+
+def _grouped(slots: Sequence[int], rows: int) -> list[int]:
+    """The buffer `batch`: the slot of each row, rows in order of their slots, where each begins."""
+    slots = [*slots, *[-1] * (rows - len(slots))]
+    order = sorted((row for row in range(rows) if slots[row] >= 0), key=lambda row: slots[row])
+    starts = [k for k, r in enumerate(order) if not k or slots[r] != slots[order[k - 1]]]
+    starts += [len(order)] * (rows + 1 - len(starts))
+    return [*slots, *order, *[0] * (rows - len(order)), *starts]
+
+
+def _up(elements: int) -> int:
+    return -(-elements // _GRAIN) * _GRAIN
+
+
+def _bits(value: float) -> int:
+    """The bits of a float32."""
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])
