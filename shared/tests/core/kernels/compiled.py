@@ -2,7 +2,7 @@
 
     python shared/tests/core/kernels/compiled.py cuda:90
 
-prints for each kernel: its name, registers, bytes (or registers) spilled, bytes of shared memory.
+prints for each kernel: its name, registers, bytes spilled, bytes of shared memory.
 Triton's interpreter forgives what a compiler refuses: a type that changes in a branch, for one.
 Buffers are on the device "meta" and hold nothing; the launch itself is left out.
 """
@@ -64,11 +64,12 @@ def compiled(target: str) -> list[tuple[str, Any]]:
 
 
 def taken(target: str, made: Any) -> tuple[int, int]:
-    """Registers of a kernel, and what of them is spilled to memory."""
+    """Registers of a kernel, and the bytes of them that are spilled to memory."""
     if "ptx" not in made.asm:
         said = made.asm["amdgcn"]
-        spilled = re.findall(r"\.[sv]gpr_spill_count:\s+(\d+)", said)
-        return int(re.search(r"\.vgpr_count:\s+(\d+)", said)[1]), sum(map(int, spilled))
+        # Scalar registers spill into vector registers, and only those into memory.
+        spilled = re.search(r"\.private_segment_fixed_size:\s+(\d+)", said)
+        return int(re.search(r"\.vgpr_count:\s+(\d+)", said)[1]), int(spilled[1])
     number = target.split(":")[1]
     said = assembled(made.asm["ptx"], f"sm_{number}{'a' if number >= '90' else ''}")
     registers = re.search(r"Used (\d+) registers", said)

@@ -427,6 +427,9 @@ def refine_scores(
         if b == 0:
             tl.store(decided + r * DECIDED + CHOICE, choice)
             tl.store(divergences + r, tl.load(here + choice) * sign)
+    if (s < 0) & (b == 0):
+        tl.store(decided + r * DECIDED + SIZE, 0)
+        tl.store(decided + r * DECIDED + BAD, 0)
     if b == 0:  # prompt r of the batch: nothing reads its tickets any more
         first = tl.load(batch + 2 * R + r)
         if first < tl.load(batch + 2 * R + r + 1):

@@ -55,18 +55,18 @@ class Steps:
 
     All memory is taken here, once; no prompt and no logits can take more. Calls may be captured in
     a CUDA graph: `decide` alone, or `read` and `decide` if the logits stay where they are. A graph
-    belongs to a number of rows; `batch` may change between its replays.
+    belongs to a number of rows; `open`, `close`, `batch` and `draw` may come between its replays.
 
     Args:
         head: the LM head; `available(head)` must be true.
         slots: prompts open at a time, at most.
         rows: of a batch, at most.
         longest: vision states of a prompt, M, at most.
-        budget: bytes of all that is taken here. What the buffers leave (`buffers`) is for vision
-            states and columns: a prompt needs M * d for its states alone.
-        columns: bytes of columns that a prompt keeps, at most. Where this is enough for all V
-            tokens they are all computed when it opens; tokens that find no room are multiplied in
-            each step that needs them.
+        budget: bytes of all that is taken here. What `buffer_bytes` leaves of it is for vision states
+            and columns: a prompt needs room for its M * d states alone.
+        columns: bytes of columns that a prompt keeps, and takes when it opens. Where this is enough
+            for all V tokens they are all computed then; a token that finds no room is multiplied
+            in each step that needs it.
         fill: tokens beyond V_cons get what `core.left_out.fill_left_out` gives them, not -inf.
         sizes: of the programs.
 
@@ -81,21 +81,19 @@ class Steps:
     ) -> None:  # fmt: skip
         self.head, self.rows, self.longest, self.fill = head, rows, longest, fill
         self.column_bytes = columns
-        # With many vision states taller tiles read less of the weight and of lists again.
-        many = Sizes(tile=32, chunk=128, height=64)
-        self.sizes = sizes or (Sizes() if longest <= 4096 else many)
+        self.sizes = sizes or _sizes(longest)
         weight, size = head.weight, head.dtype.itemsize
         self.device = weight.device
         self._cuda = self.device.type == "cuda"
         self._programs = 2  # of the grouped product
         if self._cuda:
             self._programs *= torch.cuda.get_device_properties(self.device).multi_processor_count
-        shapes = buffers(head.size, slots, rows, longest, self.sizes)
+        shapes = _buffers(head.size, slots, rows, longest, self.sizes)
         left = budget - _bytes(shapes)
-        if left < longest * head.width * size:
+        if left < _up(longest * head.width) * size:
             raise ValueError(
                 f"a budget of {budget} bytes is too small: buffers take {budget - left} of them, "
-                f"the vision states of one prompt {longest * head.width * size}"
+                f"the vision states of one prompt {_up(longest * head.width) * size}"
             )
         made = {
             name: torch.zeros(shape, dtype=dtype, device=self.device)
@@ -115,8 +113,9 @@ class Steps:
 
     def has_room(self, count: int) -> bool:
         """Whether a prompt of so many vision states can be opened now."""
-        fits = max(end - start for start, end in self._gaps()) >= self._states(count)
-        return 0 < count <= self.longest and fits and len(self._prompts) < self._slots
+        if not 0 < count <= self.longest or len(self._prompts) == self._slots:
+            return False
+        return self._place(self._elements(count)) is not None
 
     @torch.inference_mode()
     def open(
@@ -140,20 +139,17 @@ class Steps:
             )
         if not self.has_room(count):
             raise ValueError("no slot, or no memory, is free for another prompt: close one first")
-        V, held = self.head.size, self._states(count)
-        stride = _up(count)
-        ring = min(V, self.column_bytes // (stride * self.head.dtype.itemsize))
-        gaps = sorted(self._gaps(), key=lambda gap: gap[0])
-        first = next((gap for gap in gaps if gap[1] - gap[0] >= held + ring * stride), None)
-        start, end = first or max(gaps, key=lambda gap: gap[1] - gap[0])
-        ring = min(ring, (end - start - held) // stride)
+        start = self._place(self._elements(count))
+        assert start is not None
+        columns, ring = start + _up(count * width), self._ring(count)
         slot = next(slot for slot in range(self._slots) if slot not in self._prompts)
         drawn = generator if config.selection == "random" else None
-        self._prompts[slot] = _Prompt(start, start + held + ring * stride, count, drawn)
+        self._prompts[slot] = _Prompt(start, start + self._elements(count), count, drawn)
         self._pool[start : start + count * width].copy_(states.reshape(-1))
-        dense = ring == V
+        dense = ring == self.head.size
         shift = math.log(config.alpha) if config.alpha else -math.inf
-        facts = [start, count, start + held, stride, ring, 0 if dense else min(ring // 2, _MOST)]
+        room = 0 if dense else min(ring // 2, _MOST)
+        facts = [start, count, columns, _up(count), ring, room]
         facts += [("ag", "js").index(config.divergence), _bits(shift)]
         facts += [_bits(-1.0 if config.selection == "max" else 1.0)]
         self._send(self._facts[slot, : len(facts)], facts)
@@ -164,8 +160,8 @@ class Steps:
         return slot
 
     def close(self, slot: int) -> None:
-        """The prompt in this slot ended; rows must not point to it any more."""
-        del self._prompts[slot]
+        """The prompt in this slot ended; `batch` comes before the next step if a row was of it."""
+        self._closed |= self._prompts.pop(slot) in self._drawing
 
     def batch(self, slots: Sequence[int]) -> None:
         """Which slot each row is of, -1 for a plain row: whenever that changes.
@@ -180,6 +176,7 @@ class Steps:
         if unknown := sorted({slot for slot in slots if slot >= 0}.difference(self._prompts)):
             raise ValueError(f"no prompt is open in slots {unknown}")
         self._drawing = [self._prompts.get(slot) for slot in slots]
+        self._closed = False
         self._send(self._batch, _grouped(slots, self.rows))
         if not any(prompt and prompt.generator for prompt in self._drawing):
             self._decided[:, kernels.DRAWN.value].fill_(-1)
@@ -212,6 +209,8 @@ class Steps:
                 f"logits must be (rows, {self.head.size}), {len(self._drawing)} to {self.rows} "
                 f"rows of them, got {tuple(logits.shape)}"
             )
+        if self._closed:
+            raise ValueError("a prompt of this batch was closed: say the batch anew")
         if logits.stride(1) != 1:
             logits = logits.contiguous()
         NB = triton.cdiv(V, self.sizes.block)
@@ -276,16 +275,24 @@ class Steps:
         self._table[slot].copy_(every)
         self._issued[slot].fill_(V)
 
-    def _gaps(self) -> list[tuple[int, int]]:
-        """What is free of the pool: (start, end) in elements."""
-        taken = sorted((prompt.start, prompt.end) for prompt in self._prompts.values())
-        starts = [0, *(end for _, end in taken)]
-        ends = [*(start for start, _ in taken), self._pool.numel()]
-        return list(zip(starts, ends, strict=True))
+    def _ring(self, count: int) -> int:
+        """Columns that a prompt of so many vision states keeps, whatever other prompts do."""
+        free = self._pool.numel() - _up(count * self.head.width)
+        allowed = self.column_bytes // self.head.dtype.itemsize
+        return min(self.head.size, min(free, allowed) // _up(count))
 
-    def _states(self, count: int) -> int:
-        """Elements that so many vision states take."""
-        return _up(count * self.head.width)
+    def _elements(self, count: int) -> int:
+        """Elements of the pool that such a prompt takes: vision states, then columns."""
+        return _up(count * self.head.width) + self._ring(count) * _up(count)
+
+    def _place(self, elements: int) -> int | None:
+        """Where so many elements of the pool are free."""
+        start = 0
+        for prompt in sorted(self._prompts.values(), key=lambda prompt: prompt.start):
+            if prompt.start - start >= elements:
+                return start
+            start = prompt.end
+        return start if self._pool.numel() - start >= elements else None
 
     def _send(self, buffer: Tensor, values: Sequence[int]) -> None:
         """Numbers to the device, without waiting for it."""
@@ -297,10 +304,22 @@ class Steps:
         return torch.cuda.device(self.device) if self._cuda else nullcontext()
 
 
-def buffers(
+def buffer_bytes(V: int, *, slots: int, rows: int, longest: int, sizes: Sizes | None = None) -> int:
+    """Bytes that `Steps` takes beside vision states and columns: 16 V a row and 4 V a slot are most
+    of it. V is the size of the LM head; the others are those of `Steps`.
+    """
+    return _bytes(_buffers(V, slots, rows, longest, sizes or _sizes(longest)))
+
+
+def _sizes(longest: int) -> Sizes:
+    """With many vision states taller tiles read less of the weight and of lists again."""
+    return Sizes() if longest <= 4096 else Sizes(tile=32, chunk=128, height=64)
+
+
+def _buffers(
     V: int, slots: int, rows: int, longest: int, sizes: Sizes
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of each buffer: 16 bytes a row and token, 4 a slot and token are most."""
+    """Shape and dtype of each buffer."""
     NB, NT = triton.cdiv(V, sizes.block), triton.cdiv(longest, sizes.tile)
     floats = {
         "scores": (rows, V),
