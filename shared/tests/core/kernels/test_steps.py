@@ -81,7 +81,7 @@ class Trial:
             states, settings, generator = self.prompts[slot]
             want = step(logits[row], states, self.head, settings, generator)
             assert decided.candidates[row] == len(want.vocabulary)
-            listed = self.steps._lists[row, 0, : len(want.vocabulary)]
+            listed = self.steps._buffers["lists"][row, 0, : len(want.vocabulary)]
             assert listed.tolist() == want.vocabulary.tolist()
             choice = int(decided.choices[row])
             close = {"atol": tolerance, "rtol": tolerance}
@@ -95,7 +95,7 @@ class Trial:
 
     def columns(self) -> list[int]:
         """Columns that each prompt has computed."""
-        return self.steps._issued.tolist()
+        return self.steps._buffers["issued"].tolist()
 
 
 def drift(rows: int, steps: int, spread: float = 3.0) -> list[Tensor]:
@@ -145,7 +145,7 @@ def test_columns_of_half_precision_differ_by_a_rounding_at_most(dtype):
     head = LMHead(torch.randn(V, D, device=DEVICE).to(dtype), None, 0.7, 4.0)
     trial = Trial([(40, config())], head=head)  # all V columns are computed when it opens
     states = trial.prompts[0][0]
-    start = int(trial.steps._facts[0, 2])
+    start = int(trial.steps._buffers["facts"][0, 2])
     columns = trial.steps._pool[start : start + V * 64].view(V, 64)[:, :40].float()
     product = (head.weight.float() @ states.float().T).to(dtype)
     want = head.finish(product, torch.arange(V, device=DEVICE)).float()
@@ -316,7 +316,7 @@ def test_memory_is_what_was_asked_for_and_no_prompt_takes_more():
     budget = buffer_bytes(V, **sizes) + 20_000
     head = LMHead(torch.randn(V, D, device=DEVICE))
     steps = Steps(head, budget=budget, columns=5000, **sizes)
-    tensors = [each for each in vars(steps).values() if isinstance(each, Tensor)]
+    tensors = [*steps._buffers.values(), steps._pool]
     assert 0 <= budget - sum(each.nbytes for each in tensors) < 64
     steps.open(torch.randn(30, D, device=DEVICE), config(alpha=0.0))
     assert steps.has_room(1)  # though its columns could fill everything

@@ -67,10 +67,10 @@ def _differs(head: LMHead) -> str:
     from revisit.core.kernels.steps import Steps, buffer_bytes
 
     V, longest = head.size, 64
-    size = {"slots": 2, "rows": 3, "longest": longest}
     columns = 64 * longest * head.dtype.itemsize  # for 64 tokens, 32 of which are new in a step
     room = 2 * longest * (head.width + 64) * head.dtype.itemsize
-    steps = Steps(head, budget=buffer_bytes(V, **size) + room, columns=columns, **size)
+    budget = buffer_bytes(V, slots=2, rows=3, longest=longest) + room
+    steps = Steps(head, slots=2, rows=3, longest=longest, budget=budget, columns=columns)
     random = torch.Generator().manual_seed(0)
     prompts = []
     for count in (longest, 37):

@@ -143,25 +143,45 @@ def read_logits(logits, STRIDE_R, scores, tops, V, NB, B: tl.constexpr):
 
 
 @triton.jit
-def _lacking(scores, batch, fact, table, latest, tops, start, end, b, V, R, NB,
-             PB: tl.constexpr, B: tl.constexpr):  # fmt: skip
+def _blocks(values, NB, PB: tl.constexpr):
+    """A number of each block of the vocabulary, (PB,)."""
+    b = tl.arange(0, PB)
+    return tl.load(values + b, mask=b < NB, other=0)
+
+
+@triton.jit
+def _ranks(flags, every, b, PB: tl.constexpr):
+    """Place of each flag (B,) of block b among those of all blocks, `every` (PB,) of them each."""
+    before = tl.sum(tl.where(tl.arange(0, PB) < b, every, 0), 0)
+    return before + tl.cumsum(flags.to(tl.int32), 0) - 1
+
+
+@triton.jit
+def _lacking(
+    scores, batch, fact, table, latest, tops, counts, start, end, b, V, R, NB,
+    COUNT_ROWS: tl.constexpr, PB: tl.constexpr, B: tl.constexpr,
+):  # fmt: skip
     """Of a block: tickets; tokens that need a column and have none; others that may get one.
 
     A tile of TILE tokens costs what one token costs, since reading the vision states is most of it.
     So tokens a little below the bound may fill it: they are likely to be needed soon.
+    COUNT_ROWS also writes the size of V_cons of each row, and its sum of exp.
     """
     w = b * B + tl.arange(0, B)
     needed, likely = w < 0, w < 0
-    shift = _real(fact + SHIFT)
     for i in range(start, end):
         r = tl.load(batch + R + i).to(tl.int64)
         z = tl.load(scores + r * V + w, mask=w < V, other=-INF)
-        peak, bound, need, bad = _bounds(tops, r, shift, NB, PB)
+        peak, bound, need, bad = _bounds(tops, r, _real(fact + SHIFT), NB, PB)
         needed = needed | ((z >= need) & (w < V))
         likely = likely | ((z >= need - BELOW) & (w < V))
+        if COUNT_ROWS:
+            inside = (z >= bound) & (w < V)
+            power = tl.where(inside, tl.exp(tl.minimum(z, LARGEST) - peak), 0.0)
+            tl.store(tops + (4 * r + 2) * NB + b, tl.sum(power, 0))
+            tl.store(counts + 3 * r * NB + b, tl.sum(inside.to(tl.int32), 0))
     ticket = tl.load(table + w, mask=likely, other=2**30)
-    kept = (tl.load(fact + RING) - tl.load(fact + ROOM)).to(tl.int32)
-    lacks = ticket < latest - kept
+    lacks = ticket < latest - (tl.load(fact + RING) - tl.load(fact + ROOM)).to(tl.int32)
     return ticket, lacks & needed, lacks & (needed == 0)
 
 
@@ -175,17 +195,10 @@ def count_tokens(
     start, end = tl.load(batch + 2 * R + g), tl.load(batch + 2 * R + g + 1)
     if start < end:
         s = tl.load(batch + tl.load(batch + R + start)).to(tl.int64)
-        fact, w = facts + s * FACTS, b * B + tl.arange(0, B)
-        for i in range(start, end):
-            r = tl.load(batch + R + i).to(tl.int64)
-            z = tl.load(scores + r * V + w, mask=w < V, other=-INF)
-            peak, bound, need, bad = _bounds(tops, r, _real(fact + SHIFT), NB, PB)
-            inside = (z >= bound) & (w < V)
-            likelihood = tl.where(inside, tl.exp(tl.minimum(z, LARGEST) - peak), 0.0)
-            tl.store(tops + (4 * r + 2) * NB + b, tl.sum(likelihood, 0))
-            tl.store(counts + 3 * r * NB + b, tl.sum(inside.to(tl.int32), 0))
-        ticket, new, spare = _lacking(scores, batch, fact, table + s * V, tl.load(issued + s),
-                                      tops, start, end, b, V, R, NB, PB, B)  # fmt: skip
+        ticket, new, spare = _lacking(
+            scores, batch, facts + s * FACTS, table + s * V, tl.load(issued + s), tops, counts,
+            start, end, b, V, R, NB, True, PB, B,
+        )  # fmt: skip
         tl.store(counts + (3 * g + 1) * NB + b, tl.sum(new.to(tl.int32), 0))
         tl.store(counts + (3 * g + 2) * NB + b, tl.sum(spare.to(tl.int32), 0))
 
@@ -201,20 +214,20 @@ def list_tokens(
     jobs = 0
     if start < end:
         s = tl.load(batch + tl.load(batch + R + start)).to(tl.int64)
-        fact, latest = facts + s * FACTS, tl.load(issued + s)
+        fact, latest, w = facts + s * FACTS, tl.load(issued + s), b * B + tl.arange(0, B)
         ring, room = tl.load(fact + RING).to(tl.int32), tl.load(fact + ROOM).to(tl.int32)
-        w, block = b * B + tl.arange(0, B), tl.arange(0, PB)
-        ticket, new, spare = _lacking(scores, batch, fact, table + s * V, latest, tops,
-                                      start, end, b, V, R, NB, PB, B)  # fmt: skip
-        news = tl.load(counts + (3 * g + 1) * NB + block, mask=block < NB, other=0)
-        spares = tl.load(counts + (3 * g + 2) * NB + block, mask=block < NB, other=0)
+        ticket, new, spare = _lacking(
+            scores, batch, fact, table + s * V, latest, tops, counts,
+            start, end, b, V, R, NB, False, PB, B,
+        )  # fmt: skip
+        news = _blocks(counts + (3 * g + 1) * NB, NB, PB)
+        spares = _blocks(counts + (3 * g + 2) * NB, NB, PB)
         given = tl.minimum(tl.sum(news, 0), room)
         # The last tile is filled, but never at the price of a column that is held.
         extra = tl.minimum(tl.cdiv(given, TILE) * TILE, room)
         extra = tl.maximum(tl.minimum(extra, ring - room - latest) - given, 0)
         jobs = given + tl.minimum(tl.sum(spares, 0), extra)
-        rank = tl.sum(tl.where(block < b, news, 0), 0) + tl.cumsum(new.to(tl.int32), 0) - 1
-        more = tl.sum(tl.where(block < b, spares, 0), 0) + tl.cumsum(spare.to(tl.int32), 0) - 1
+        rank, more = _ranks(new, news, b, PB), _ranks(spare, spares, b, PB)
         taken = (new & (rank < room)) | (spare & (more < extra))
         rank = tl.where(new, rank, given + more)
         ticket = tl.where(taken, latest + rank, ticket)
@@ -226,13 +239,12 @@ def list_tokens(
             z = tl.load(scores + r * V + w, mask=w < V, other=-INF)
             peak, bound, need, bad = _bounds(tops, r, _real(fact + SHIFT), NB, PB)
             inside = (z >= bound) & (w < V)
-            every = tl.load(counts + 3 * r * NB + block, mask=block < NB, other=0)
-            total = tl.load(tops + (4 * r + 2) * NB + block, mask=block < NB, other=0.0)
-            k = tl.sum(tl.where(block < b, every, 0), 0) + tl.cumsum(inside.to(tl.int32), 0) - 1
+            every = _blocks(counts + 3 * r * NB, NB, PB)
+            total = tl.sum(_blocks(tops + (4 * r + 2) * NB, NB, PB), 0)
+            k = _ranks(inside, every, b, PB)
             tl.store(lists + 2 * r * V + k, w, mask=inside)
             tl.store(lists + (2 * r + 1) * V + k, place, mask=inside)
-            value = tl.minimum(z, LARGEST) - peak - tl.log(tl.sum(total, 0))
-            tl.store(log_p + r * V + k, value, mask=inside)
+            tl.store(log_p + r * V + k, tl.minimum(z, LARGEST) - peak - tl.log(total), mask=inside)
             if b == 0:
                 tl.store(decided + r * DECIDED + SIZE, tl.sum(every, 0))
                 tl.store(decided + r * DECIDED + STREAMS, (tl.sum(news, 0) > room).to(tl.int32))
@@ -411,7 +423,7 @@ def refine_scores(
             least = tl.abs(tl.load(here + 2 * LONGEST + choice))
             beyond = (z - _log_sum_exp(every) - 1) * (32 * tl.maximum(least, 512))
         tl.store(scores + r * V + w, beyond, mask=(w < V) & (z < bound))
-        every = tl.load(counts + 3 * r * NB + block, mask=block < NB, other=0)
+        every = _blocks(counts + 3 * r * NB, NB, PB)
         begin = tl.sum(tl.where(block < b, every, 0), 0)
         end = begin + tl.sum(tl.where(block == b, every, 0), 0)
         same = choice + tl.zeros((16,), tl.int32)  # a product takes 16 vision states at least

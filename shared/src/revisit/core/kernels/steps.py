@@ -40,7 +40,7 @@ class Decided(NamedTuple):
 class _Prompt(NamedTuple):
     start: int  # elements of the pool
     end: int
-    count: int  # M
+    size: int  # M
     generator: torch.Generator | None  # of selection="random"
 
 
@@ -62,8 +62,8 @@ class Steps:
         slots: prompts open at a time, at most.
         rows: of a batch, at most.
         longest: vision states of a prompt, M, at most.
-        budget: bytes of all that is taken here. What `buffer_bytes` leaves of it is for vision states
-            and columns: a prompt needs room for its M * d states alone.
+        budget: bytes of all that is taken here. What `buffer_bytes` leaves of it is for vision
+            states and columns: a prompt needs room for its M * d states alone.
         columns: bytes of columns that a prompt keeps, and takes when it opens. Where this is enough
             for all V tokens they are all computed then; a token that finds no room is multiplied
             in each step that needs it.
@@ -90,21 +90,16 @@ class Steps:
             self._programs *= torch.cuda.get_device_properties(self.device).multi_processor_count
         shapes = _buffers(head.size, slots, rows, longest, self.sizes)
         left = budget - _bytes(shapes)
-        if left < _up(longest * head.width) * size:
+        if left < (states := _up(longest * head.width) * size):
             raise ValueError(
                 f"a budget of {budget} bytes is too small: buffers take {budget - left} of them, "
-                f"the vision states of one prompt {_up(longest * head.width) * size}"
+                f"the vision states of one prompt {states}"
             )
-        made = {
+        self._buffers: dict[str, Tensor] = {
             name: torch.zeros(shape, dtype=dtype, device=self.device)
             for name, (shape, dtype) in shapes.items()
         }
-        self.scores, self._log_p, self._lists = made["scores"], made["log_p"], made["lists"]
-        self._tops, self._counts, self._jobs = made["tops"], made["counts"], made["jobs"]
-        self._decided, self._divergences = made["decided"], made["divergences"]
-        self._distances, self._nearest = made["distances"], made["nearest"]
-        self._table, self._issued, self._facts = made["table"], made["issued"], made["facts"]
-        self._batch = made["batch"]
+        self.scores, self._decided = self._buffers["scores"], self._buffers["decided"]
         self._pool = torch.zeros(left // size, dtype=head.dtype, device=self.device)
         self._slots = slots
         self._prompts: dict[int, _Prompt] = {}
@@ -137,10 +132,9 @@ class Steps:
                 f"vision states must be (M, {self.head.width}), 1 to {self.longest} of them, got "
                 f"{tuple(states.shape)}"
             )
-        if not self.has_room(count):
-            raise ValueError("no slot, or no memory, is free for another prompt: close one first")
         start = self._place(self._elements(count))
-        assert start is not None
+        if start is None or len(self._prompts) == self._slots:
+            raise ValueError("no slot, or no memory, is free for another prompt: close one first")
         columns, ring = start + _up(count * width), self._ring(count)
         slot = next(slot for slot in range(self._slots) if slot not in self._prompts)
         drawn = generator if config.selection == "random" else None
@@ -152,9 +146,9 @@ class Steps:
         facts = [start, count, columns, _up(count), ring, room]
         facts += [("ag", "js").index(config.divergence), _bits(shift)]
         facts += [_bits(-1.0 if config.selection == "max" else 1.0)]
-        self._send(self._facts[slot, : len(facts)], facts)
-        self._issued[slot].zero_()
-        self._table[slot].fill_(_NEVER)
+        self._send(self._buffers["facts"][slot, : len(facts)], facts)
+        self._buffers["issued"][slot].zero_()
+        self._buffers["table"][slot].fill_(_NEVER)
         if dense:
             self._project_all(slot)
         return slot
@@ -177,7 +171,7 @@ class Steps:
             raise ValueError(f"no prompt is open in slots {unknown}")
         self._drawing = [self._prompts.get(slot) for slot in slots]
         self._closed = False
-        self._send(self._batch, _grouped(slots, self.rows))
+        self._send(self._buffers["batch"], _grouped(slots, self.rows))
         if not any(prompt and prompt.generator for prompt in self._drawing):
             self._decided[:, kernels.DRAWN.value].fill_(-1)
 
@@ -198,13 +192,13 @@ class Steps:
             for row, prompt in enumerate(self._drawing):
                 if prompt and prompt.generator:
                     own = prompt.generator
-                    draws[row] = int(torch.randint(prompt.count, (), generator=own, device="cpu"))
+                    draws[row] = int(torch.randint(prompt.size, (), generator=own, device="cpu"))
             self._send(self._decided[:, kernels.DRAWN.value], draws)
 
     def read(self, logits: Tensor) -> None:
         """The first kernel: it alone reads the logits, wherever they are."""
         (R, V), logits = logits.shape, logits.detach()
-        if V != self.head.size or not len(self._drawing) <= R <= self.rows:
+        if self.head.size != V or not len(self._drawing) <= R <= self.rows:
             raise ValueError(
                 f"logits must be (rows, {self.head.size}), {len(self._drawing)} to {self.rows} "
                 f"rows of them, got {tuple(logits.shape)}"
@@ -213,38 +207,35 @@ class Steps:
             raise ValueError("a prompt of this batch was closed: say the batch anew")
         if logits.stride(1) != 1:
             logits = logits.contiguous()
-        NB = triton.cdiv(V, self.sizes.block)
+        B, NB = self.sizes.block, triton.cdiv(V, self.sizes.block)
         with self._here():
-            kernels.read_logits[R, NB](
-                logits, logits.stride(0), self.scores, self._tops, V, NB, self.sizes.block,
-                num_warps=8,
-            )  # fmt: skip
+            kernels.read_logits[R, NB](logits, logits.stride(0), self.scores, self._buffers["tops"],
+                                       V, NB, B, num_warps=8)  # fmt: skip
 
     def decide(self, rows: int) -> Tensor:
         """The other five kernels, for so many rows; returns the scores (R, V)."""
-        R, V, d = self.rows, self.head.size, self.head.width
-        block, tile, chunk = self.sizes.block, self.sizes.tile, self.sizes.chunk
-        NB, NT = triton.cdiv(V, block), triton.cdiv(self.longest, tile)
-        over = {"PB": triton.next_power_of_2(NB), "B": block, "num_warps": 8}
-        passed = (self._batch, self._facts, self._table, self._issued, self._tops, self._counts)
-        product = (self.head.weight, self.head.bias, self._pool, self._batch, self._facts)
-        lists = (self._lists, self._log_p, self._decided)
-        found, stride = (self._distances, self._nearest), self.head.weight.stride(0)
-        last = {"SCALE": self.head.scale, "CAP": self.head.softcap, "BK": 64, "BS": 64, "BM": tile}
+        R, V, d, stride = self.rows, self.head.size, self.head.width, self.head.weight.stride(0)
+        NB, NT = triton.cdiv(V, self.sizes.block), triton.cdiv(self.longest, self.sizes.tile)
+        over = {"PB": triton.next_power_of_2(NB), "B": self.sizes.block, "num_warps": 8}
+        head = {"SCALE": self.head.scale, "CAP": self.head.softcap, "BM": self.sizes.tile}
+        blocks = self._of("scores", "batch", "facts", "table", "issued", "tops", "counts")
+        lists = self._of("lists", "log_p", "decided")
+        product = (self.head.weight, self.head.bias, self._pool, *self._of("batch", "facts"))
+        nearest = self._of("distances", "nearest")
         with self._here():
-            kernels.count_tokens[rows, NB](self.scores, *passed, V, R, NB, **over)
+            kernels.count_tokens[rows, NB](*blocks, V, R, NB, **over)
             kernels.list_tokens[rows, NB](
-                self.scores, *passed, *lists, self._jobs, _MOST, V, R, NB, **over
+                *blocks, *lists, self._buffers["jobs"], _MOST, V, R, NB, **over
             )
-            self._project(self._batch, self._decided, self._jobs, _MOST)
+            self._project(_MOST, *self._of("batch", "decided", "jobs"))
             kernels.compare_states[rows, NT](
-                *product, *lists, *found, V, d, stride, self.longest, NT, BT=chunk, num_warps=8,
-                **last,
+                *product, *lists, *nearest, V, d, stride, self.longest, NT,
+                BK=64, BT=self.sizes.chunk, BS=64, num_warps=8, **head,
             )  # fmt: skip
             kernels.refine_scores[rows, NB](
-                self.scores, *product, self._issued, self._tops, self._counts, *lists, *found,
-                self._divergences, V, R, d, stride, self.longest, NB, NT,
-                PT=triton.next_power_of_2(NT), FILL=self.fill, **over, **last,
+                self.scores, *product, *self._of("issued", "tops", "counts"), *lists, *nearest,
+                self._buffers["divergences"], V, R, d, stride, self.longest, NB, NT,
+                PT=triton.next_power_of_2(NT), FILL=self.fill, BK=64, BS=64, **over, **head,
             )  # fmt: skip
         return self.scores[:rows]
 
@@ -252,28 +243,32 @@ class Steps:
         """What the latest step decided for so many rows: copies, on the device."""
         each = self._decided[:rows].clone().unbind(1)
         size, bad, choice = kernels.SIZE.value, kernels.BAD.value, kernels.CHOICE.value
-        return Decided(each[choice], each[size], self._divergences[:rows].clone(), each[bad])
+        divergences = self._buffers["divergences"][:rows].clone()
+        return Decided(each[choice], each[size], divergences, each[bad])
 
-    def _project(self, batch: Tensor, decided: Tensor, tokens: Tensor, most: int) -> None:
+    def _of(self, *names: str) -> list[Tensor]:
+        return [self._buffers[name] for name in names]
+
+    def _project(self, most: int, batch: Tensor, decided: Tensor, tokens: Tensor) -> None:
+        height = self.sizes.height
         kernels.project_states[self._programs,](
-            self.head.weight, self.head.bias, self._pool, batch, self._facts, self._issued,
+            self.head.weight, self.head.bias, self._pool, batch, *self._of("facts", "issued"),
             decided, tokens, most, self.rows, self.head.width, self.head.weight.stride(0),
             PR=max(16, triton.next_power_of_2(self.rows)), SCALE=self.head.scale,
-            CAP=self.head.softcap, BK=128, BM=self.sizes.height,
-            num_warps=self.sizes.height // 8,
+            CAP=self.head.softcap, BK=128, BM=height, num_warps=height // 8,
         )  # fmt: skip
 
     def _project_all(self, slot: int) -> None:
         """The columns of all tokens of a prompt that has room for them, by the same kernel."""
-        V, rows = self.head.size, self.rows
+        V = self.head.size
         every = torch.arange(V, dtype=torch.int32, device=self.device)
-        alone, decided = torch.empty_like(self._batch), torch.zeros_like(self._decided)
-        self._send(alone, _grouped([slot], rows))
+        alone, decided = torch.empty_like(self._buffers["batch"]), torch.zeros_like(self._decided)
+        self._send(alone, _grouped([slot], self.rows))
         decided[0, kernels.JOBS.value].fill_(V)
         with self._here():
-            self._project(alone, decided, every, V)
-        self._table[slot].copy_(every)
-        self._issued[slot].fill_(V)
+            self._project(V, alone, decided, every)
+        self._buffers["table"][slot].copy_(every)
+        self._buffers["issued"][slot].fill_(V)
 
     def _ring(self, count: int) -> int:
         """Columns that a prompt of so many vision states keeps, whatever other prompts do."""
@@ -321,26 +316,23 @@ def _buffers(
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of each buffer."""
     NB, NT = triton.cdiv(V, sizes.block), triton.cdiv(longest, sizes.tile)
-    floats = {
-        "scores": (rows, V),
-        "log_p": (rows, V),
-        "tops": (rows, 4, NB),  # of a block: largest, second, sum of exp on V_cons, log sum exp
-        "distances": (rows, 3, longest),  # signed distance, log sum exp, least score
-        "nearest": (rows, NT),
-        "divergences": (rows,),
+    real, whole = torch.float32, torch.int32
+    return {
+        "scores": ((rows, V), real),
+        "log_p": ((rows, V), real),
+        "tops": ((rows, 4, NB), real),  # of a block: two largest, sum of exp on V_cons, log sum exp
+        "distances": ((rows, 3, longest), real),  # signed distance, log sum exp, least score
+        "nearest": ((rows, NT), real),
+        "divergences": ((rows,), real),
+        "lists": ((rows, 2, V), whole),  # V_cons, and the places of its columns
+        "counts": ((rows, 3, NB), whole),  # V_cons of a block; new and spare tokens of a prompt
+        "jobs": ((rows, _MOST), whole),  # tokens whose columns a step computes
+        "decided": ((rows, kernels.DECIDED.value), whole),
+        "batch": ((3 * rows + 1,), whole),  # as `_grouped` says
+        "table": ((slots, V), whole),  # tickets
+        "issued": ((slots,), whole),
+        "facts": ((slots, kernels.FACTS.value), torch.int64),
     }
-    ints = {
-        "lists": (rows, 2, V),  # V_cons, and the places of its columns
-        "counts": (rows, 3, NB),  # of V_cons; of a prompt's new tokens, and of spare ones
-        "jobs": (rows, _MOST),  # tokens whose columns a step computes
-        "decided": (rows, kernels.DECIDED.value),
-        "batch": (3 * rows + 1,),  # slots of rows; rows prompt by prompt; where each begins
-        "table": (slots, V),  # tickets
-        "issued": (slots,),
-    }
-    made = {name: (shape, torch.float32) for name, shape in floats.items()}
-    made |= {name: (shape, torch.int32) for name, shape in ints.items()}
-    return {**made, "facts": ((slots, kernels.FACTS.value), torch.int64)}
 
 
 def _bytes(shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
