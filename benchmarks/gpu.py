@@ -88,7 +88,8 @@ class Bench:
     """What was asked for, how much time is left, and the lines that were measured so far."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.given, self.lines, self.ends = given, [], time.monotonic() + 60 * given.minutes
+        self.given, self.ends = given, time.monotonic() + 60 * given.minutes
+        self.lines: list[str] = []
         self.device = torch.device(given.device)
         self.cuda = self.device.type == "cuda"
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
@@ -178,20 +179,21 @@ def measure_steps(bench: Bench) -> None:
             bench.write(f"| {case} | {rows} | the kernels cannot be used here |")
             continue
         steps = opened(bench, case, rows, head)
-        each = drifting(V, bench.given.candidates, bench.given.steps)
+        each = drifting(V, bench.given.candidates, bench.given.steps + rows)
         logits = torch.empty(rows, V, device=bench.device)
 
         def take(number: int) -> None:
             for row in range(rows):  # at different places of the generation
-                logits[row] = each[(number + 3 * row) % len(each)]
+                logits[row] = each[number + row]
 
         take(0)
         steps.step(logits)  # compiles
         replay = captured(bench, lambda: steps.step(logits))
         took = []
-        for number in range(1, len(each)):
+        for number in range(1, bench.given.steps):
             take(number)
             took.append(1e6 * timed(bench, replay))
+        take(bench.given.steps)
         kernels = profiled(bench, replay)
         cells = [f"{kernels.get(name, math.nan):.0f}" for name in names]
         took = took[len(took) // 4 :]  # the first columns are computed by then
@@ -212,14 +214,13 @@ def timed(bench: Bench, function: Callable[[], Any]) -> float:
 
 
 def profiled(bench: Bench, function: Callable[[], Any]) -> dict[str, float]:
-    """Microseconds of each kernel, by the first part of its name; a mean of 5 runs."""
+    """Microseconds of each kernel in one run, by the first part of its name."""
     if not bench.cuda:
         return {}
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        for _ in range(5):
-            function()
+        function()
         torch.cuda.synchronize()
-    return {each.key.split("_")[0]: each.self_device_time_total / 5 for each in seen.key_averages()}
+    return {each.key.split("_")[0]: each.self_device_time_total for each in seen.key_averages()}
 
 
 @cache
@@ -279,7 +280,8 @@ def measure_compiled(bench: Bench) -> None:
             def refine(logits: Tensor) -> Tensor:
                 steps.read(logits)
                 decide()
-                return steps.scores[:rows]
+                scores: Tensor = steps.scores[:rows]
+                return scores
 
             ways: list[Callable[[Tensor], Tensor]] = [lambda logits: logits, refine]
             took: list[list[float]] = [[], []]
@@ -304,7 +306,7 @@ def decoded(
     """So many new tokens, and nothing waited for."""
     token = torch.zeros((rows, 1), dtype=torch.int64, device=past.layers[0].keys.device)
     for _ in range(tokens):
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         logits = forward(input_ids=token, past_key_values=past, use_cache=True).logits[:, -1]
         token = refine(logits).argmax(-1, keepdim=True)
 
@@ -388,7 +390,7 @@ def counted(bench: Bench, run: Callable[[int], Any]) -> str:
 
 def measure_eager(bench: Bench) -> None:
     """Part 3: repeats are interleaved; the first of them is not counted."""
-    table = bench.cells("`generate` of Transformers, with prefill; ms a token, launches, waits a step",
+    table = bench.cells("`generate` of Transformers, with prefill; ms a token, counts a step",
                         "decoder", "ms", "over greedy", "launches", "waits")  # fmt: skip
     tokens = bench.given.new_tokens
     for case, rows in table:
