@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 
 triton = pytest.importorskip("triton", reason="Triton is not here: there are no kernels to test")
-if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
     # Kernels run from 3.2 on, but its interpreter does not agree with NumPy 2.
     pytest.skip("the interpreter of this Triton cannot run here", allow_module_level=True)
 
 from revisit.config import ReVisiTConfig
 from revisit.core.head import LMHead
-from revisit.core.kernels import steps as room
-from revisit.core.kernels.steps import Sizes, Steps, buffer_bytes
 from revisit.core.step import step
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+with pytest.MonkeyPatch.context() as patch:
+    if DEVICE == "cpu":  # the interpreter is chosen when the kernels are imported
+        patch.setenv("TRITON_INTERPRET", "1")
+    from revisit.core.kernels import steps as room
+    from revisit.core.kernels.steps import Sizes, Steps, buffer_bytes
+
 V, D = 300, 24
 INF = math.inf
 SMALL = Sizes(block=128, tile=16, chunk=64, height=32)
