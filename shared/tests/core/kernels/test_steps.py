@@ -21,10 +21,17 @@ from revisit.core.head import LMHead
 from revisit.core.step import step
 
 with pytest.MonkeyPatch.context() as patch:
-    if DEVICE == "cpu":  # the interpreter is chosen when the kernels are imported
+    if DEVICE == "cpu":
         patch.setenv("TRITON_INTERPRET", "1")
     from revisit.core.kernels import steps as room
     from revisit.core.kernels.steps import Sizes, Steps, buffer_bytes
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    if DEVICE == "cpu":  # what Triton imports later asks again
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
 
 V, D = 300, 24
 INF = math.inf
