@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import drift
+import gpu
 import own
 import published
 import rows
@@ -116,7 +117,7 @@ def test_the_quick_benchmark_writes_page_and_plot(tmp_path):
         ("cost.py", ["--threads", "0"], "--threads must be at least 1"),
         ("gpu.py", ["--tiny", "--device", "cpu", "--docs"], "--tiny measures nothing worth"),
         ("gpu.py", ["--device", "cpu"], "pass --tiny"),
-        ("gpu.py", ["--batch", "0"], "at least 1"),
+        ("gpu.py", ["--rows", "0"], "at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_runs(script, arguments, message):
@@ -133,16 +134,19 @@ def test_without_a_gpu_the_gpu_script_says_so():
 
 
 def test_the_gpu_script_runs_on_a_cpu_with_tiny_models(tmp_path):
-    arguments = ["--tiny", "--device", "cpu", "--new-tokens", 6, "--repeats", 1, "--batch", 1, 2]
-    done = run("gpu.py", *arguments, "--docs", tmp_path)
+    pytest.importorskip("triton", reason="Triton is not here")
+    page = tmp_path / "gpu.md"
+    page.write_text("before\n<!-- measured -->\nold\n<!-- /measured -->\nafter\n")
+    arguments = ["--new-tokens", 3, "--repeats", 1, "--steps", 3, "--rows", 1, 2]
+    done = run("gpu.py", "--tiny", "--device", "cpu", *arguments, "--docs", tmp_path)
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     for layers in ("last", "all"):
-        for batch in (1, 2):
-            for decoder in ("greedy", "ReVisiT", "dense", "second pass"):
-                (line,) = [
-                    line
-                    for line in page.splitlines()
-                    if line.startswith(f"| tiny, {layers} | {batch} |") and f"| {decoder} |" in line
-                ]
-                assert float(line.split("|")[5]) > 0
+        for rows_ in (1, 2):
+            lines = [line for line in text.splitlines() if f"| tiny, {layers} | {rows_} |" in line]
+            alone, compiled, *eager = [line.split("|")[3:] for line in lines]
+            assert float(alone[1].split()[0]) > 0  # microseconds of a step
+            assert all(float(cell.split()[0]) > 0 for cell in compiled[:2])
+            assert [cells[0].strip() for cells in eager] == list(gpu.DECODERS)
+            assert all(float(cells[1].split()[0]) > 0 for cells in eager)

@@ -1,10 +1,20 @@
-"""A real browser for the tests that look at pages: Chromium, from the system's packages."""
+"""A real browser for the tests that look at pages: Chromium, from the system's packages.
+
+And Triton's interpreter for the kernels: it is chosen when Triton is first imported.
+"""
 
 import shutil
+from contextlib import suppress
 from importlib.resources import files
 from importlib.util import find_spec
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
+        patch.setenv("TRITON_INTERPRET", "1")
+        import triton  # noqa: F401
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -1,0 +1,357 @@
+"""The prompts that a GPU decodes, and the launches of a step. `step_kernels.py` has the kernels."""
+
+import math
+import struct
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from revisit.config import ReVisiTConfig
+from revisit.core.head import LMHead
+from revisit.core.kernels import step_kernels as kernels
+
+_NEVER = -(2**30)  # the ticket of a token that has no column
+_GRAIN = 64  # elements: where vision states and columns begin, and what columns are rounded up to
+_MOST = 2048  # columns that a prompt computes in a step, at most
+
+
+class Sizes(NamedTuple):
+    """What a program of a kernel takes: for tuning, and small in tests."""
+
+    block: int = 2048  # tokens of the vocabulary
+    tile: int = 16  # vision states that are compared, a power of 2 from 16 to 64
+    chunk: int = 256  # tokens of V_cons at a time
+    height: int = 32  # vision states of a product, 32 or 64
+
+
+class Decided(NamedTuple):
+    """What a step decided, for the rows (R,); a row that was left as it came has 0 candidates."""
+
+    choices: Tensor  # int32, i*
+    candidates: Tensor  # int32, |V_cons|
+    divergences: Tensor  # float32, D(p_c, q_i*), nats
+    bad: Tensor  # int32: 1 the logits hold NaN, 2 no token is possible, else 0
+
+
+class _Prompt(NamedTuple):
+    start: int  # elements of the pool
+    end: int
+    size: int  # M
+    generator: torch.Generator | None  # of selection="random"
+
+
+class Steps:
+    """Prompts in slots, rows that point to them, and one step for all rows.
+
+        steps = Steps(head, slots=8, rows=8, longest=576, budget=2**30)
+        slot = steps.open(states, config)       # a prompt comes, after its prefill
+        steps.batch([slot, -1])                 # which prompt each row is of; -1: a plain row
+        scores = steps.step(logits)             # six launches; nothing waits for the GPU
+        steps.close(slot)                       # it ends
+
+    All memory is taken here, once; no prompt and no logits can take more. Calls may be captured in
+    a CUDA graph: `decide` alone, or `read` and `decide` if the logits stay where they are. A graph
+    belongs to a number of rows; `open`, `close`, `batch` and `draw` may come between its replays.
+
+    Args:
+        head: the LM head; `available(head)` must be true.
+        slots: prompts open at a time, at most.
+        rows: of a batch, at most.
+        longest: vision states of a prompt, M, at most.
+        budget: bytes of all that is taken here. What `buffer_bytes` leaves of it is for vision
+            states and columns: a prompt needs room for its M * d states alone.
+        columns: bytes of columns that a prompt keeps, and takes when it opens. Where this is enough
+            for all V tokens they are all computed then; a token that finds no room is multiplied
+            in each step that needs it.
+        fill: tokens beyond V_cons get what `core.left_out.fill_left_out` gives them, not -inf.
+        sizes: of the programs.
+
+    Raises:
+        ValueError: the budget leaves no room for a prompt.
+    """
+
+    @torch.inference_mode(False)  # buffers are written in any mode
+    def __init__(
+        self, head: LMHead, *, slots: int, rows: int, longest: int, budget: int,
+        columns: int = 128 * 2**20, fill: bool = False, sizes: Sizes | None = None,
+    ) -> None:  # fmt: skip
+        self.head, self.rows, self.longest, self.fill = head, rows, longest, fill
+        self.column_bytes = columns
+        self.sizes = sizes or _sizes(longest)
+        weight, size = head.weight, head.dtype.itemsize
+        self.device = weight.device
+        self._cuda = self.device.type == "cuda"
+        self._programs = 2  # of the grouped product
+        if self._cuda:
+            self._programs *= torch.cuda.get_device_properties(self.device).multi_processor_count
+        shapes = _buffers(head.size, slots, rows, longest, self.sizes)
+        left = budget - _bytes(shapes)
+        if left < (states := _up(longest * head.width) * size):
+            raise ValueError(
+                f"a budget of {budget} bytes is too small: buffers take {budget - left} of them, "
+                f"the vision states of one prompt {states}"
+            )
+        self._buffers: dict[str, Tensor] = {
+            name: torch.zeros(shape, dtype=dtype, device=self.device)
+            for name, (shape, dtype) in shapes.items()
+        }
+        self.scores, self._decided = self._buffers["scores"], self._buffers["decided"]
+        self._pool = torch.zeros(left // size, dtype=head.dtype, device=self.device)
+        self._slots = slots
+        self._prompts: dict[int, _Prompt] = {}
+        self._drawing: list[_Prompt | None] = []
+        self.batch([])
+
+    def has_room(self, count: int) -> bool:
+        """Whether a prompt of so many vision states can be opened now."""
+        if not 0 < count <= self.longest or len(self._prompts) == self._slots:
+            return False
+        return self._place(self._elements(count)) is not None
+
+    @torch.inference_mode()
+    def open(
+        self, states: Tensor, config: ReVisiTConfig, generator: torch.Generator | None = None
+    ) -> int:
+        """A prompt: its vision states (M, d) are copied; returns its slot.
+
+        Args:
+            states: (M, d) in the head's dtype.
+            config: alpha, divergence and selection are used here.
+            generator: for `selection="random"`, on the CPU.
+
+        Raises:
+            ValueError: there is no room (see `has_room`), or the states do not fit the head.
+        """
+        count, width = states.shape
+        if width != self.head.width or not 0 < count <= self.longest:
+            raise ValueError(
+                f"vision states must be (M, {self.head.width}), 1 to {self.longest} of them, got "
+                f"{tuple(states.shape)}"
+            )
+        start = self._place(self._elements(count))
+        if start is None or len(self._prompts) == self._slots:
+            raise ValueError("no slot, or no memory, is free for another prompt: close one first")
+        columns, ring = start + _up(count * width), self._ring(count)
+        slot = next(slot for slot in range(self._slots) if slot not in self._prompts)
+        drawn = generator if config.selection == "random" else None
+        self._prompts[slot] = _Prompt(start, start + self._elements(count), count, drawn)
+        self._pool[start : start + count * width].copy_(states.reshape(-1))
+        dense = ring == self.head.size
+        shift = math.log(config.alpha) if config.alpha else -math.inf
+        room = 0 if dense else min(ring // 2, _MOST)
+        facts = [start, count, columns, _up(count), ring, room]
+        facts += [("ag", "js").index(config.divergence), _bits(shift)]
+        facts += [_bits(-1.0 if config.selection == "max" else 1.0)]
+        self._send(self._buffers["facts"][slot, : len(facts)], facts)
+        self._buffers["issued"][slot].zero_()
+        self._buffers["table"][slot].fill_(_NEVER)
+        if dense:
+            self._project_all(slot)
+        return slot
+
+    def close(self, slot: int) -> None:
+        """The prompt in this slot ended; `batch` comes before the next step if a row was of it."""
+        self._closed |= self._prompts.pop(slot) in self._drawing
+
+    def batch(self, slots: Sequence[int]) -> None:
+        """Which slot each row is of, -1 for a plain row: whenever that changes.
+
+        Rows beyond these are plain. Rows of one slot (beams) share its columns.
+
+        Raises:
+            ValueError: there are more rows than were asked for, or a slot is not open.
+        """
+        if len(slots) > self.rows:
+            raise ValueError(f"a batch has {self.rows} rows at most, got {len(slots)}")
+        if unknown := sorted({slot for slot in slots if slot >= 0}.difference(self._prompts)):
+            raise ValueError(f"no prompt is open in slots {unknown}")
+        self._drawing = [self._prompts.get(slot) for slot in slots]
+        self._closed = False
+        self._send(self._buffers["batch"], _grouped(slots, self.rows))
+        if not any(prompt and prompt.generator for prompt in self._drawing):
+            self._decided[:, kernels.DRAWN.value].fill_(-1)
+
+    def step(self, logits: Tensor) -> Tensor:
+        """Scores (R, V) float32 of logits (R, V) of any floating dtype: six launches.
+
+        Scores lie in a buffer that the next step writes again. A row that holds NaN, or in which no
+        token is possible, stays as it came: `decided().bad`.
+        """
+        self.draw()
+        self.read(logits)
+        return self.decide(logits.shape[0])
+
+    def draw(self) -> None:
+        """Draw for rows of `selection="random"`, in their order, on the host."""
+        if any(prompt and prompt.generator for prompt in self._drawing):
+            draws = [-1] * self.rows
+            for row, prompt in enumerate(self._drawing):
+                if prompt and prompt.generator:
+                    own = prompt.generator
+                    draws[row] = int(torch.randint(prompt.size, (), generator=own, device="cpu"))
+            self._send(self._decided[:, kernels.DRAWN.value], draws)
+
+    def read(self, logits: Tensor) -> None:
+        """The first kernel: it alone reads the logits, wherever they are."""
+        (R, V), logits = logits.shape, logits.detach()
+        if self.head.size != V or not len(self._drawing) <= R <= self.rows:
+            raise ValueError(
+                f"logits must be (rows, {self.head.size}), {len(self._drawing)} to {self.rows} "
+                f"rows of them, got {tuple(logits.shape)}"
+            )
+        if self._closed:
+            raise ValueError("a prompt of this batch was closed: say the batch anew")
+        if logits.stride(1) != 1:
+            logits = logits.contiguous()
+        B, NB = self.sizes.block, triton.cdiv(V, self.sizes.block)
+        with self._here():
+            kernels.read_logits[R, NB](logits, logits.stride(0), self.scores, self._buffers["tops"],
+                                       V, NB, B, num_warps=8)  # fmt: skip
+
+    def decide(self, rows: int) -> Tensor:
+        """The other five kernels, for so many rows; returns the scores (R, V)."""
+        R, V, d, stride = self.rows, self.head.size, self.head.width, self.head.weight.stride(0)
+        NB, NT = triton.cdiv(V, self.sizes.block), triton.cdiv(self.longest, self.sizes.tile)
+        over = {"PB": triton.next_power_of_2(NB), "B": self.sizes.block, "num_warps": 8}
+        head = {"SCALE": self.head.scale, "CAP": self.head.softcap, "BM": self.sizes.tile}
+        blocks = self._of("scores", "batch", "facts", "table", "issued", "tops", "counts")
+        lists = self._of("lists", "log_p", "decided")
+        product = (self.head.weight, self.head.bias, self._pool, *self._of("batch", "facts"))
+        nearest = self._of("distances", "nearest")
+        with self._here():
+            kernels.count_tokens[rows, NB](*blocks, V, R, NB, **over)
+            kernels.list_tokens[rows, NB](
+                *blocks, *lists, self._buffers["jobs"], _MOST, V, R, NB, **over
+            )
+            self._project(_MOST, *self._of("batch", "decided", "jobs"))
+            kernels.compare_states[rows, NT](
+                *product, *lists, *nearest, V, d, stride, self.longest, NT,
+                BK=64, BT=self.sizes.chunk, BS=64, num_warps=8, **head,
+            )  # fmt: skip
+            kernels.refine_scores[rows, NB](
+                self.scores, *product, *self._of("issued", "tops", "counts"), *lists, *nearest,
+                self._buffers["divergences"], V, R, d, stride, self.longest, NB, NT,
+                PT=triton.next_power_of_2(NT), FILL=self.fill, BK=64, BS=64, **over, **head,
+            )  # fmt: skip
+        return self.scores[:rows]
+
+    def decided(self, rows: int) -> Decided:
+        """What the latest step decided for so many rows: copies, on the device."""
+        each = self._decided[:rows].clone().unbind(1)
+        size, bad, choice = kernels.SIZE.value, kernels.BAD.value, kernels.CHOICE.value
+        divergences = self._buffers["divergences"][:rows].clone()
+        return Decided(each[choice], each[size], divergences, each[bad])
+
+    def _of(self, *names: str) -> list[Tensor]:
+        return [self._buffers[name] for name in names]
+
+    def _project(self, most: int, batch: Tensor, decided: Tensor, tokens: Tensor) -> None:
+        height = self.sizes.height
+        kernels.project_states[self._programs,](
+            self.head.weight, self.head.bias, self._pool, batch, *self._of("facts", "issued"),
+            decided, tokens, most, self.rows, self.head.width, self.head.weight.stride(0),
+            PR=max(16, triton.next_power_of_2(self.rows)), SCALE=self.head.scale,
+            CAP=self.head.softcap, BK=128, BM=height, num_warps=height // 8,
+        )  # fmt: skip
+
+    def _project_all(self, slot: int) -> None:
+        """The columns of all tokens of a prompt that has room for them, by the same kernel."""
+        V = self.head.size
+        every = torch.arange(V, dtype=torch.int32, device=self.device)
+        alone, decided = torch.empty_like(self._buffers["batch"]), torch.zeros_like(self._decided)
+        self._send(alone, _grouped([slot], self.rows))
+        decided[0, kernels.JOBS.value].fill_(V)
+        with self._here():
+            self._project(V, alone, decided, every)
+        self._buffers["table"][slot].copy_(every)
+        self._buffers["issued"][slot].fill_(V)
+
+    def _ring(self, count: int) -> int:
+        """Columns that a prompt of so many vision states keeps, whatever other prompts do."""
+        free = self._pool.numel() - _up(count * self.head.width)
+        allowed = self.column_bytes // self.head.dtype.itemsize
+        return min(self.head.size, min(free, allowed) // _up(count))
+
+    def _elements(self, count: int) -> int:
+        """Elements of the pool that such a prompt takes: vision states, then columns."""
+        return _up(count * self.head.width) + self._ring(count) * _up(count)
+
+    def _place(self, elements: int) -> int | None:
+        """Where so many elements of the pool are free."""
+        start = 0
+        for prompt in sorted(self._prompts.values(), key=lambda prompt: prompt.start):
+            if prompt.start - start >= elements:
+                return start
+            start = prompt.end
+        return start if self._pool.numel() - start >= elements else None
+
+    def _send(self, buffer: Tensor, values: Sequence[int]) -> None:
+        """Numbers to the device, without waiting for it."""
+        made = torch.tensor(values, dtype=buffer.dtype, pin_memory=self._cuda)
+        buffer.copy_(made, non_blocking=True)
+
+    def _here(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device."""
+        return torch.cuda.device(self.device) if self._cuda else nullcontext()
+
+
+def buffer_bytes(V: int, *, slots: int, rows: int, longest: int, sizes: Sizes | None = None) -> int:
+    """Bytes that `Steps` takes beside vision states and columns: 16 V a row and 4 V a slot are most
+    of it. V is the size of the LM head; the others are those of `Steps`.
+    """
+    return _bytes(_buffers(V, slots, rows, longest, sizes or _sizes(longest)))
+
+
+def _sizes(longest: int) -> Sizes:
+    """With many vision states taller tiles read less of the weight and of lists again."""
+    return Sizes() if longest <= 4096 else Sizes(tile=32, chunk=128, height=64)
+
+
+def _buffers(
+    V: int, slots: int, rows: int, longest: int, sizes: Sizes
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each buffer."""
+    NB, NT = triton.cdiv(V, sizes.block), triton.cdiv(longest, sizes.tile)
+    real, whole = torch.float32, torch.int32
+    return {
+        "scores": ((rows, V), real),
+        "log_p": ((rows, V), real),
+        "tops": ((rows, 4, NB), real),  # of a block: two largest, sum of exp on V_cons, log sum exp
+        "distances": ((rows, 3, longest), real),  # signed distance, log sum exp, least score
+        "nearest": ((rows, NT), real),
+        "divergences": ((rows,), real),
+        "lists": ((rows, 2, V), whole),  # V_cons, and the places of its columns
+        "counts": ((rows, 3, NB), whole),  # V_cons of a block; new and spare tokens of a prompt
+        "jobs": ((rows, _MOST), whole),  # tokens whose columns a step computes
+        "decided": ((rows, kernels.DECIDED.value), whole),
+        "batch": ((3 * rows + 1,), whole),  # as `_grouped` says
+        "table": ((slots, V), whole),  # tickets
+        "issued": ((slots,), whole),
+        "facts": ((slots, kernels.FACTS.value), torch.int64),
+    }
+
+
+def _bytes(shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+
+
+def _grouped(slots: Sequence[int], rows: int) -> list[int]:
+    """The buffer `batch`: the slot of each row, rows in order of their slots, where each begins."""
+    slots = [*slots, *[-1] * (rows - len(slots))]
+    order = sorted((row for row in range(rows) if slots[row] >= 0), key=lambda row: slots[row])
+    starts = [k for k, r in enumerate(order) if not k or slots[r] != slots[order[k - 1]]]
+    starts += [len(order)] * (rows + 1 - len(starts))
+    return [*slots, *order, *[0] * (rows - len(order)), *starts]
+
+
+def _up(elements: int) -> int:
+    return -(-elements // _GRAIN) * _GRAIN
+
+
+def _bits(value: float) -> int:
+    """The bits of a float32."""
+    return int(struct.unpack("<i", struct.pack("<f", value))[0])
