@@ -126,6 +126,27 @@ def web(session: nox.Session) -> None:
         session.run("revisit-web", *session.posargs)
 
 
+@nox.session(python=PYTHON, venv_params=CHANNEL)
+def docs(session: nox.Session) -> None:
+    """The docs as a site, in site/; a link that leads nowhere is an error."""
+    session.install("mkdocs==1.6.1")
+    session.run("mkdocs", "build", "--strict")
+
+
+@nox.session(python=PYTHON, venv_params=CHANNEL, reuse_venv=False)
+def package(session: nox.Session) -> None:
+    """Wheel and sdist, in dist/: built, checked, installed where nothing else is, and imported."""
+    shutil.rmtree("dist", ignore_errors=True)
+    session.install("build==1.6.1", "twine==7.0.0")
+    session.run("python", "-m", "build", "--outdir", "dist", "shared")
+    files = [str(path) for path in sorted(Path("dist").iterdir())]
+    session.run("twine", "check", "--strict", *files)
+    (wheel,) = Path("dist").glob("*.whl")
+    session.install(str(wheel), "-c", f"shared/requirements-stock-{STOCK[0]}.txt")
+    with session.chdir("dist"):  # where no source of ours is
+        session.run("python", "-c", "import revisit; print(revisit.ReVisiTConfig())")
+
+
 @nox.session(python=False)
 def doctor(session: nox.Session) -> None:
     """What is there and what is missing for the paper's setting, and the commands that get it."""

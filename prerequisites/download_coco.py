@@ -3,24 +3,24 @@
 import argparse
 import json
 import os
+import shutil
+import stat
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fetching import DownloadError, fetch, lock, read_record, run, verify, write_record
-from unpacking import unpacked
+from fetching import DownloadError, fetch, lock, mismatch, need_space, run
 
 COCO = Path(__file__).resolve().parent / "coco"
 """Where the evaluation scripts look."""
 
-_RECORD = "downloads.json"
-
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip archive of cocodataset.org, of `size` bytes. The md5 is there for accidents: what was
-    downloaded is recorded, and held to, by its sha256."""
+    """A zip archive of cocodataset.org, of `size` bytes; `only`: the files that are unpacked."""
 
     option: str
     url: str
@@ -49,7 +49,7 @@ ARCHIVES = {
 
 def why_incomplete(coco: Path) -> str:
     """What `coco` lacks of the annotations and the images that they list; "" if nothing."""
-    return next((why for name in ARCHIVES if (why := _why(coco, name, coco / name))), "")
+    return next((why for name in ARCHIVES if (why := _why(coco, coco / name))), "")
 
 
 def download(
@@ -57,11 +57,9 @@ def download(
 ) -> None:
     """Fill `coco` with `annotations/` and `val2014/`; each appears when it is whole.
 
-    `urls`, `sha256s`: by the keys of `ARCHIVES`; a sha256 replaces the size and the digests that
-    are known otherwise. Raises `DownloadError`; a folder that is there and incomplete is left
-    alone.
+    `urls`, `sha256s`: by the keys of `ARCHIVES`; a sha256 replaces the known size and md5. Raises
+    `DownloadError`; a folder that is there and incomplete is left alone.
     """
-    coco.mkdir(parents=True, exist_ok=True)
     with lock(coco / ".download.lock"):
         for name in ARCHIVES:
             _complete(coco, name, urls.get(name), sha256s.get(name))
@@ -71,80 +69,77 @@ def download(
 
 
 def _complete(coco: Path, name: str, url: str | None, sha256: str | None) -> None:
-    folder = coco / name
-    if not (why := _why(coco, name, folder)):
+    folder, archive, known = coco / name, coco / f"{name}.zip", ARCHIVES[name]
+    if not (why := _why(coco, folder)):
         return
     if folder.exists():
         raise DownloadError(
             f"{why}. {folder} is not touched: move it away, and run this again for a new one."
         )
-    archive = coco / f"{name}.zip"
-    source = _get(coco, name, archive, url or ARCHIVES[name].url, sha256)
-    with unpacked(archive, name, folder, ARCHIVES[name].only) as aside:
-        if why := _why(coco, name, aside):
-            raise DownloadError(
-                f"{archive} does not hold what it should: {why}. Remove it, and run this again "
-                "with another source (--help)."
-            )
-        if name == "val2014":
-            source["bytes"] = sum(_sizes(coco, aside).values())
-        record = read_record(coco / _RECORD)
-        write_record(coco / _RECORD, record | {name: source})
-        aside.rename(folder)
-
-
-def _get(coco: Path, name: str, archive: Path, url: str, sha256: str | None) -> dict[str, object]:
-    """Have the archive on disk, verified; return what is recorded about it."""
-    size = None if sha256 else ARCHIVES[name].size
-    known = sha256 or read_record(coco / _RECORD).get(name, {}).get("sha256")
-    digest = f"sha256:{known}" if known else f"md5:{ARCHIVES[name].md5}"
+    size = None if sha256 else known.size
+    digest = f"sha256:{sha256}" if sha256 else f"md5:{known.md5}"
     if not archive.exists():
-        print(f"Downloading {url}", flush=True)
-        return {"url": url, "sha256": fetch(url, archive, size, digest, unpacked=1.0)}
-    got, trouble = verify(archive, size, digest)
-    if trouble:
-        raise DownloadError(
-            f"{archive} is not the expected archive: {trouble}\nMove it away and run this again."
-        )
-    return {"url": "", "sha256": got}
+        fetch(url or known.url, archive, size, digest, room=size or 0)
+    elif trouble := mismatch(archive, size, digest):
+        raise DownloadError(f"{archive} is not the expected archive: {trouble}\nMove it away.")
+    aside = coco / f".{name}.unpacking"
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed run left
+    try:
+        _unpack(archive, aside, name, known.only)
+        if why := _why(coco, aside / name):
+            raise DownloadError(f"{archive} does not hold what it should: {why}. Remove it.")
+        (aside / name).rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _why(coco: Path, name: str, folder: Path) -> str:
-    """What `folder` lacks of what the archive `name` holds."""
-    return _why_annotations(folder) if name == "annotations" else _why_images(coco, folder)
+def _unpack(archive: Path, aside: Path, top: str, only: Sequence[str]) -> None:
+    """Unpack into `aside` what the folder `top` of the archive holds, or what of it is in `only`.
+
+    Every checksum is compared. Raises `DownloadError` where the archive is damaged, or a member is
+    a link or leads out of `aside`; then nothing of it is unpacked.
+    """
+    try:
+        with zipfile.ZipFile(archive) as zip_file:
+            for member in zip_file.infolist():
+                inside = (aside / member.filename).resolve().is_relative_to(aside.resolve())
+                if not inside or stat.S_ISLNK(member.external_attr >> 16):
+                    raise DownloadError(
+                        f"{archive} is unsafe: its member {member.filename!r} is a link or leads "
+                        "out of the archive. Nothing was unpacked; use another source."
+                    )
+            wanted = {f"{top}/{name}" for name in only}
+            members = [
+                member
+                for member in zip_file.infolist()
+                if member.filename.startswith(f"{top}/") and (member.filename in wanted or not only)
+            ]
+            # No more is written of a member than the size that it announces.
+            need_space(archive.parent, sum(member.file_size for member in members))
+            print(f"Unpacking {archive.name}: {len(members):,} files ...", flush=True)
+            zip_file.extractall(aside, members)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DownloadError(f"{archive} is damaged: {error}. Remove it, run this again.") from error
 
 
-def _why_annotations(folder: Path) -> str:
-    for file in ARCHIVES["annotations"].only:
-        try:
-            json.loads((folder / file).read_bytes())["images"]
-        except FileNotFoundError:
-            return f"{folder / file} is missing"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"{folder / file} is no annotation file: {error}"
-    return ""
-
-
-def _why_images(coco: Path, folder: Path) -> str:
+def _why(coco: Path, folder: Path) -> str:
+    """What `folder`, of a name of `ARCHIVES`, lacks of what the archive holds."""
     if not folder.is_dir():
         return f"{folder} is missing"
-    sizes = _sizes(coco, folder)
-    missing = sorted(name for name, size in sizes.items() if not size)
-    if missing:
-        return f"{folder} lacks {len(missing):,} of {len(sizes):,} images, such as {missing[0]}"
-    total, known = sum(sizes.values()), read_record(coco / _RECORD).get("val2014", {}).get("bytes")
-    if known not in (None, total):
-        return f"{folder} holds {total:,} bytes of images, and {known:,} were unpacked"
-    return ""
-
-
-def _sizes(coco: Path, folder: Path) -> dict[str, int]:
-    """The size in bytes of each image that the annotations list; 0 if it is not in `folder`."""
-    annotations = coco / "annotations" / "instances_val2014.json"
-    listed = json.loads(annotations.read_bytes())["images"]
+    if folder.name == "annotations":
+        for file in ARCHIVES["annotations"].only:
+            try:
+                json.loads((folder / file).read_bytes())["images"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                return f"{folder / file} is missing, or no annotation file: {error!r}"
+        return ""
+    listed = json.loads((coco / "annotations" / "instances_val2014.json").read_bytes())["images"]
     with os.scandir(folder) as entries:
-        there = {entry.name: entry.stat().st_size for entry in entries}
-    return {image["file_name"]: there.get(image["file_name"], 0) for image in listed}
+        there = {entry.name for entry in entries if entry.stat().st_size}
+    missing = sorted({image["file_name"] for image in listed} - there)
+    if not missing:
+        return ""
+    return f"{folder} lacks {len(missing):,} of {len(listed):,} images, such as {missing[0]}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Download COCO val2014 (40,504 images, 6.6 GB; annotations, 0.25 GB; 14 GB on "
         "disk with the zip files). A run that was cut goes on where it stopped; what is complete "
-        "is left as it is.",
+        "is left as it is. Needs curl, and any Python from 3.11 on.",
     )
     parser.add_argument(
         "--download_path",
@@ -164,13 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, archive in ARCHIVES.items():
         parser.add_argument(
             f"--{archive.option}_url",
-            dest=f"{name}_url",
             metavar="URL",
             help=f"another source of {name}.zip (default: {archive.url})",
         )
         parser.add_argument(
             f"--{archive.option}_sha256",
-            dest=f"{name}_sha256",
             metavar="HEX",
             help=f"sha256 that {name}.zip must have, instead of the known size and md5 "
             f"({archive.size:,} bytes, {archive.md5})",
@@ -179,10 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--remove_zip", action="store_true", help="remove the zip files once they are unpacked"
     )
     options = vars(parser.parse_args(arguments))
-    urls = {name: url for name in ARCHIVES if (url := options[f"{name}_url"])}
-    sha256s = {name: sha for name in ARCHIVES if (sha := options[f"{name}_sha256"])}
-    coco = options["download_path"]
-    return run(lambda: download(coco, urls, sha256s, options["remove_zip"]))
+    urls, sha256s = (
+        {name: each for name in ARCHIVES if (each := options[f"{ARCHIVES[name].option}_{what}"])}
+        for what in ("url", "sha256")
+    )
+    return run(lambda: download(options["download_path"], urls, sha256s, options["remove_zip"]))
 
 
 if __name__ == "__main__":

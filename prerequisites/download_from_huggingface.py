@@ -1,27 +1,28 @@
 """Download the checkpoints of the paper from the Hugging Face hub."""
 
 import argparse
-import errno
-import hashlib
-import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn
 
 from fetching import (
+    BUSY,
+    STOPPED,
     DownloadError,
     Passing,
-    cannot_write,
+    bytes_of,
     lock,
+    mismatch,
     need_space,
     patiently,
-    progress,
+    read_record,
     run,
     write_record,
 )
@@ -30,9 +31,7 @@ PREREQUISITES = Path(__file__).resolve().parent
 """Where the evaluation scripts look."""
 
 RECORD = ".revisit-download.json"
-"""The file in a checkpoint that says which commits it holds, and each file's size and hash."""
-
-_T = TypeVar("_T")
+"""The file beside a repository's that says which commit it is, and each file's size and hash."""
 
 
 @dataclass(frozen=True)
@@ -81,28 +80,15 @@ _WEIGHTS = (
 _OTHERS = ("*.json", "*.model", "*.txt", "*.jinja")  # settings, tokenizer, chat template
 
 
-@dataclass(frozen=True)
-class Part:
-    """One repository at one commit. `files`: name -> size in bytes and "algorithm:hex"."""
-
-    name: str
-    revision: str
-    commit: str
-    folder: str
-    files: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-
 def why_incomplete(checkpoint: Path, hashes: bool = False) -> str:
     """What the folder lacks of a checkpoint, by its record or, where somebody else put it there,
     by the files that it names itself; "" if nothing. `hashes`: read and compare all contents."""
     if not checkpoint.is_dir():
         return f"{checkpoint} is missing"
-    parts = read_parts(checkpoint)
-    if parts:
-        wrong = wrong_files(checkpoint, parts, hashes)
-        return f"{checkpoint} has missing or damaged files: {', '.join(wrong)}" if wrong else ""
-    missing = _missing_by_names(checkpoint)
-    return f"{checkpoint} lacks {', '.join(missing)}" if missing else ""
+    wrong = _wrong_files(checkpoint, hashes)
+    if not read_files(checkpoint):
+        wrong += _missing_by_names(checkpoint)
+    return f"{checkpoint} lacks {', '.join(wrong)} (missing or damaged)" if wrong else ""
 
 
 def download(model: str, parent: Path, revision: str | None = None) -> None:
@@ -112,116 +98,92 @@ def download(model: str, parent: Path, revision: str | None = None) -> None:
     come is kept beside it, and gone on with. `revision` replaces the pinned one of the model's own
     repository. Raises `DownloadError`.
     """
-    name = CHECKPOINTS[model].folder
-    own, *others = CHECKPOINTS[model].repositories
+    name, repositories = CHECKPOINTS[model].folder, list(CHECKPOINTS[model].repositories)
     checkpoint, work = parent / name, parent / f".{name}.making"
     with lock(parent / f".{name}.lock"):
-        damaged = checkpoint.exists()
-        if damaged and _is_complete(checkpoint, own, revision):
-            return
-        if damaged:
+        if checkpoint.exists():
+            if _is_complete(checkpoint, revision):
+                return
             shutil.rmtree(work, ignore_errors=True)
             checkpoint.rename(work)  # not a checkpoint before it is whole again
-            parts = read_parts(work)
-            _throw_away(work, wrong_files(work, parts, hashes=True))
-        else:
-            work.mkdir(exist_ok=True)
-            wanted = [Repository(own.name, revision or own.revision), *others]
-            parts = [_plan(work, repository) for repository in wanted]
-            if parts != read_parts(work):
-                shutil.rmtree(work)  # of another revision
-                work.mkdir()
-            write_record(work / RECORD, {"repositories": [asdict(part) for part in parts]})
-        _fetch_all(work, parts)
+            for wrong in _wrong_files(work, hashes=True):
+                (work / wrong).unlink(missing_ok=True)
+            revision = read_record(work / RECORD)["commit"]
+        repositories[0] = replace(repositories[0], revision=revision or repositories[0].revision)
+        for repository in repositories:
+            _plan(work / repository.folder, repository)
+        _fetch(work, repositories)
+        commit = read_record(work / RECORD)["commit"]
         work.rename(checkpoint)
-    print(f"{checkpoint} is complete: {_commits(parts)}")
+    print(f"{checkpoint} is complete: commit {commit}")
 
 
-def read_parts(checkpoint: Path) -> list[Part]:
-    """The record of a checkpoint; empty if there is none, or none that can be read."""
-    try:
-        entries = json.loads((checkpoint / RECORD).read_bytes())["repositories"]
-        return [_read_part(**entry) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-
-
-def _read_part(files: dict[str, Any], **names: str) -> Part:
-    known = {name: (int(size), str(digest)) for name, (size, digest) in files.items()}
-    return Part(**names, files=known)
-
-
-def wrong_files(checkpoint: Path, parts: Iterable[Part], hashes: bool) -> list[str]:
-    """The recorded files that are missing or of another size, or, with `hashes`, of other bytes."""
-    files = {
-        (Path(part.folder) / name).as_posix(): known
-        for part in parts
-        for name, known in part.files.items()
+def read_files(checkpoint: Path) -> dict[str, tuple[int, str]]:
+    """The files on record, in the checkpoint and below: name -> size in bytes, "algorithm:hex"."""
+    return {
+        str(record.parent.relative_to(checkpoint) / name): (size, digest)
+        for record in checkpoint.rglob(RECORD)
+        for name, (size, digest) in read_record(record).get("files", {}).items()
     }
-    wrong = [
+
+
+def _wrong_files(checkpoint: Path, hashes: bool) -> list[str]:
+    """The recorded files that are missing or of another size, or, with `hashes`, of other bytes."""
+    return [
         name
-        for name, (size, _) in files.items()
-        if not (checkpoint / name).is_file() or (checkpoint / name).stat().st_size != size
+        for name, (size, digest) in read_files(checkpoint).items()
+        if mismatch(checkpoint / name, size, digest if hashes else "")
     ]
-    if hashes and not wrong:
-        total = sum(size for size, _ in files.values())
-        with progress("checking what came", total) as advance:
-            wrong = [
-                name
-                for name, (size, known) in files.items()
-                if _hash(checkpoint / name, known.partition(":")[0], size, advance) != known
-            ]
-    return wrong
 
 
-def _is_complete(checkpoint: Path, own: Repository, revision: str | None) -> bool:
+def _is_complete(checkpoint: Path, revision: str | None) -> bool:
     """Whether nothing is to be done; False if files that were downloaded here are damaged."""
-    parts = read_parts(checkpoint)
-    if parts and revision not in (None, parts[0].revision, parts[0].commit):
+    record = read_record(checkpoint / RECORD) if read_files(checkpoint) else {}
+    if record and revision not in (None, record["revision"], record["commit"]):
         raise DownloadError(
-            f"{checkpoint} holds commit {parts[0].commit} of {parts[0].name} (revision "
-            f"{parts[0].revision}), not {revision}. Move it away, or download elsewhere with "
-            "--download_path."
+            f"{checkpoint} holds commit {record['commit']} (revision {record['revision']}), not "
+            f"{revision}. Move it away, or download elsewhere with --download_path."
         )
     why = why_incomplete(checkpoint, hashes=True)
-    if not parts and (why or revision):
+    if not record and (why or revision):
         raise DownloadError(
             f"{why or f'{checkpoint} does not say which revision it holds'}. It was not downloaded "
             "by this program and is not touched: move it away and run this again."
         )
-    if why:
-        print(f"{why}. Fetching them again.", flush=True)
-        return False
-    print(f"{checkpoint} is complete: {_commits(parts) or f'put there by hand, as {own.name}'}")
-    return True
+    origin = f"commit {record['commit']}" if record else "put there by hand"
+    print(f"{why}. Fetching them again." if why else f"{checkpoint} is complete: {origin}")
+    return not why
 
 
-def _plan(work: Path, repository: Repository) -> Part:
-    """What to download: as an earlier run began, or as the hub says now."""
-    for part in read_parts(work):
-        if part.name == repository.name and repository.revision in (part.revision, part.commit):
-            return part
-    hub = _client()
+def _plan(folder: Path, repository: Repository) -> None:
+    """Record in `folder` what is to come: as an earlier run began, or as the hub says now."""
+    record = read_record(folder / RECORD)
+    if repository.revision in (record.get("revision"), record.get("commit")):
+        return
+    found: list[Any] = []
 
-    def ask() -> Any:
-        return hub.HfApi().model_info(
-            repository.name, revision=repository.revision, files_metadata=True, timeout=60
-        )
+    def ask() -> None:
+        with _explained(repository.name, repository.revision) as hub:
+            api, revision = hub.HfApi(), repository.revision
+            found.append(api.model_info(repository.name, revision=revision, files_metadata=True))
 
-    info = _asking(repository, ask, work)
+    patiently(ask, lambda: 0)
     there = {
         file.rfilename: (
             int(file.size or 0),
             f"sha256:{file.lfs.sha256}" if file.lfs else f"git-sha1:{file.blob_id}",
         )
-        for file in info.siblings
+        for file in found[0].siblings
     }
     files = {name: there[name] for name in _needed(there)}
     if not files:
         raise DownloadError(
             f"{repository.name} at {repository.revision} holds no weights that Transformers reads."
         )
-    return Part(repository.name, repository.revision, info.sha, repository.folder, files)
+    shutil.rmtree(folder, ignore_errors=True)  # of another revision
+    folder.mkdir(parents=True)
+    names = {"name": repository.name, "revision": repository.revision, "commit": found[0].sha}
+    write_record(folder / RECORD, {**names, "files": files})
 
 
 def _needed(names: Iterable[str]) -> list[str]:
@@ -240,138 +202,89 @@ def _needed(names: Iterable[str]) -> list[str]:
     return []
 
 
-def _fetch_all(work: Path, parts: Sequence[Part]) -> None:
+def _fetch(work: Path, repositories: Sequence[Repository]) -> None:
     """Download what `work` lacks, and compare all of it with what the hub announced."""
-    total = sum(size for part in parts for size, _ in part.files.values())
-    need_space(work, max(total - _bytes_in(work), 0))
-    for part in parts:
-        folder = work / part.folder
-        for file, (size, _) in part.files.items():
-            if not (folder / file).is_file() or (folder / file).stat().st_size != size:
-                _asking(part, partial(_get, part, file, folder), work)
-        shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's notes
-    wrong = wrong_files(work, parts, hashes=True)
-    _throw_away(work, wrong)
-    if wrong:
+    need_space(work, sum(size for size, _ in read_files(work).values()) - _bytes_in(work))
+
+    def attempt() -> None:
+        for repository in repositories:
+            folder = work / repository.folder
+            record = read_record(folder / RECORD)
+            with _explained(record["name"], record["commit"]) as hub:
+                hub.snapshot_download(
+                    record["name"],
+                    revision=record["commit"],
+                    local_dir=folder,
+                    allow_patterns=list(record["files"]),
+                )
+        # Where the hub does not answer, the client returns and says nothing.
+        if missing := _wrong_files(work, hashes=False):
+            raise Passing(f"{missing[0]} has not come from the hub")
+
+    if _wrong_files(work, hashes=False):
+        patiently(attempt, lambda: _bytes_in(work))
+    if wrong := _wrong_files(work, hashes=True):
+        for name in wrong:
+            (work / name).unlink()
         raise DownloadError(
-            f"these files do not have the size or hash that the hub announces: {', '.join(wrong)}. "
-            "They were thrown away; run this again."
+            f"these files do not have the hash that the hub announces: {', '.join(wrong)}. They "
+            "were thrown away; run this again."
         )
+    for repository in repositories:  # the client's notes
+        shutil.rmtree(work / repository.folder / ".cache", ignore_errors=True)
 
 
-def _get(part: Part, file: str, folder: Path) -> None:
-    # One file after the other: the client's threads would not end on Ctrl-C.
-    _client().hf_hub_download(part.name, file, revision=part.commit, local_dir=folder)
-
-
-def _client() -> Any:
+@contextmanager
+def _explained(name: str, revision: str) -> Iterator[Any]:
+    """The hub's client; its errors leave as `Passing`, or as what a user can do about them."""
     try:
         import huggingface_hub
-        import huggingface_hub.errors
+        from huggingface_hub import errors
     except ImportError as error:
         raise DownloadError(
             f"{sys.executable} has no huggingface_hub. Run this in a family's environment: after "
             "`source .nox/llava/bin/activate` (`conda activate ./.nox/llava` where nox used conda) "
             "or `conda activate revisit_llava` (or qwen)."
         ) from error
-    return huggingface_hub
-
-
-def _throw_away(folder: Path, files: Iterable[str]) -> None:
-    for file in files:
-        (folder / file).unlink(missing_ok=True)
+    try:
+        yield huggingface_hub
+    except errors.OfflineModeIsEnabled as error:
+        raise DownloadError("HF_HUB_OFFLINE forbids the network. Unset it.") from error
+    except errors.HfHubHTTPError as error:
+        words = f"no {name} at {revision} from the hub: {' '.join(str(error).split())}"
+        if error.response.status_code in BUSY:
+            raise Passing(words) from error
+        raise DownloadError(
+            f"{words} Check --revision; where the hub wants a token, make one at "
+            "https://huggingface.co/settings/tokens and give it as HF_TOKEN."
+        ) from error
+    except Exception as error:
+        of_network = type(error).__module__.startswith(("httpx", "urllib3", "requests"))
+        if of_network or isinstance(error, errors.LocalEntryNotFoundError):
+            raise Passing(f"no answer from the hub: {' '.join(str(error).split())}") from error
+        raise
 
 
 def _bytes_in(folder: Path) -> int:
-    files = (Path(path, name) for path, _, names in os.walk(folder) for name in names)
-    return sum(file.stat().st_size for file in files)
-
-
-def _asking(source: Repository | Part, action: Callable[[], _T], work: Path) -> _T:
-    """What the hub's client answers, its errors in our words; passing ones are waited out."""
-
-    def ask() -> _T:
-        try:
-            return action()
-        except Exception as error:
-            raise _translated(error, source) from error
-
-    return patiently(ask, lambda: _bytes_in(work))
-
-
-def _translated(error: BaseException, source: Repository | Part) -> BaseException:
-    """`DownloadError` or `Passing` for an error of the hub, the network or the disk."""
-    errors = _client().errors
-    where = f"{source.name} at {source.revision}"
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    token = "Make a token at https://huggingface.co/settings/tokens and give it as HF_TOKEN."
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
-        return _translated(error.__cause__, source)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return DownloadError(
-            f"{where} is not complete here, and HF_HUB_OFFLINE forbids the network. Unset it."
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return DownloadError(f"{where} is gated: accept the terms on its page on the hub. {token}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return DownloadError(f"{source.name} has no revision {source.revision}. Check --revision.")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return DownloadError(f"the hub shows no {where}. If it asks for a token: {token}")
-    if status in (401, 403):
-        return DownloadError(
-            f"the hub refuses {where} ({status}): it wants a token, or the one that you gave is "
-            f"invalid or may not read it. {token}"
-        )
-    if status and 400 <= status < 500 and status not in (408, 425, 429):
-        return DownloadError(f"the hub refuses {where}: {said}")
-    if isinstance(error, OSError) and error.errno in _DISK:
-        return DownloadError(cannot_write(error))
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return DownloadError(f"the hub's certificate is not trusted: {said}. Set SSL_CERT_FILE.")
-    if isinstance(error, OSError) or type(error).__module__.startswith(("httpx", "urllib3")):
-        return Passing(f"no {where} from the hub: {said}")
-    return error
-
-
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-
-
-def _hash(path: Path, algorithm: str, size: int, advance: Callable[[int], None]) -> str:
-    """ "sha256:<hex>" of the file, or "git-sha1:<hex>", the name that git gives to its contents."""
-    digest = hashlib.sha256()
-    if algorithm == "git-sha1":
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            advance(len(chunk))
-    return f"{algorithm}:{digest.hexdigest()}"
+    return sum(bytes_of(path) for path in folder.rglob("*"))
 
 
 def _missing_by_names(checkpoint: Path) -> list[str]:
     """What a checkpoint without a record lacks, by its own config.json and index of weights."""
-    names = {path.name for path in checkpoint.iterdir()}
-    needed = ["config.json"]
-    weights = next((group[0] for group in _WEIGHTS if group[0] in names), None)
-    try:
-        if weights and weights.endswith(".json"):
-            index = json.loads((checkpoint / weights).read_bytes())
-            needed += sorted(set(index["weight_map"].values()))
-        config = json.loads((checkpoint / "config.json").read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        config = {}
-    tower = config.get("mm_vision_tower")
-    needed += ["tokenizer.model" if tower else "preprocessor_config.json"]
-    missing = [name for name in needed if name not in names]
-    missing += [] if weights else ["weights"]
-    if tower and not (checkpoint / tower / "config.json").is_file():
-        missing.append(f"its vision tower {tower}")
-    return missing
+    config = read_record(checkpoint / "config.json")
+    tower: str | None = config.get("mm_vision_tower")
+    needed = ["config.json", "tokenizer.model" if tower else "preprocessor_config.json"]
+    weights = next((group[0] for group in _WEIGHTS if (checkpoint / group[0]).is_file()), "weights")
+    index = read_record(checkpoint / weights) if weights.endswith(".json") else {}
+    needed += [weights, *sorted(set(index.get("weight_map", {}).values()))]
+    lost = tower and not (checkpoint / tower / "config.json").is_file()
+    missing = [name for name in needed if not (checkpoint / name).is_file()]
+    return [*missing, f"its vision tower {tower}"] if lost else missing
 
 
-def _commits(parts: Iterable[Part]) -> str:
-    return ", ".join(f"{part.name} at commit {part.commit}" for part in parts)
+def _stop(*_: object) -> NoReturn:
+    print(STOPPED, file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -406,6 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--revision belongs to one model: give --model llava or --model qwen")
     # Plain HTTP goes on within a cut file; the hub's own protocol, Xet, need not.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    # The client's threads would finish their files first; what they wrote is kept.
+    signal.signal(signal.SIGINT, _stop)
     models = list(CHECKPOINTS) if options.model == "all" else [options.model]
 
     def work() -> None:

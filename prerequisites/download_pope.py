@@ -1,12 +1,11 @@
 """Download POPE's questions about COCO val2014: three files, at a pinned commit."""
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fetching import DownloadError, fetch, lock, run
+from fetching import DownloadError, fetch, lock, mismatch, run
 
 POPE = Path(__file__).resolve().parent / "pope"
 """Where the evaluation looks."""
@@ -28,7 +27,7 @@ def why_incomplete(pope: Path) -> str:
     for name, sha256 in SHA256S.items():
         if not (pope / name).is_file():
             return f"{pope / name} is missing"
-        if hashlib.sha256((pope / name).read_bytes()).hexdigest() != sha256:
+        if mismatch(pope / name, digest=f"sha256:{sha256}"):
             return f"{pope / name} is not as published"
     return ""
 
@@ -40,7 +39,6 @@ def download(pope: Path, source_url: str) -> None:
         for name, sha256 in SHA256S.items():
             if not (pope / name).exists():
                 url = f"{source_url.rstrip('/')}/{name}"
-                print(f"Downloading {url}", flush=True)
                 fetch(url, pope / name, digest=f"sha256:{sha256}")
         if why := why_incomplete(pope):
             raise DownloadError(f"{why}, and not touched: move it away and run this again.")

@@ -1,17 +1,18 @@
 """What the tests of the downloads share."""
 
 import io
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import fetching
-from servers import Hub, Server
-
-ROOT = Path(__file__).resolve().parents[2]
+from servers import Server
 
 # A shell's background jobs ignore Ctrl-C, and so would the programs that the tests stop by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,34 +27,11 @@ def server():
 
 
 @pytest.fixture
-def hub():
-    hub = Hub()
-    yield hub
-    hub.close()
-
-
-@pytest.fixture
 def waits(monkeypatch):
     """The seconds that were waited between attempts, without waiting."""
     waited: list[float] = []
     monkeypatch.setattr(fetching.time, "sleep", waited.append)
     return waited
-
-
-@pytest.fixture
-def make_zip():
-    """Zip archives: name -> contents, where a name ending in @ is a symbolic link."""
-
-    def make(files: dict[str, bytes]) -> bytes:
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in files.items():
-                member = zipfile.ZipInfo(name.removesuffix("@"))
-                member.external_attr = (0o120777 if name.endswith("@") else 0o100644) << 16
-                archive.writestr(member, content)
-        return packed.getvalue()
-
-    return make
 
 
 @pytest.fixture
@@ -65,3 +43,31 @@ def small_disk(monkeypatch):
         monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage)
 
     return shrink
+
+
+@pytest.fixture
+def start():
+    """Call it with a program and its arguments; whatever it started has ended after the test."""
+    started = []
+
+    def run(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-u", Path(fetching.__file__).with_name(program), *arguments]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, env=os.environ | environment, **options))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def make_zip(files: dict[str, bytes]) -> bytes:
+    """A zip archive: name -> contents, where a name ending in @ is a symbolic link."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            member = zipfile.ZipInfo(name.removesuffix("@"))
+            member.external_attr = (0o120777 if name.endswith("@") else 0o100644) << 16
+            archive.writestr(member, content)
+    return packed.getvalue()

@@ -1,39 +1,31 @@
-"""Real HTTP servers on the loopback: one for files, one that speaks the hub's protocol."""
+"""A real HTTP server on the loopback: files, with faults, and what a download needs of the hub."""
 
 import hashlib
 import json
 import re
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import NamedTuple
-
-
-class Request(NamedTuple):
-    method: str
-    path: str
-    range: str
-    token: str
 
 
 class Server:
-    """Serves `files`: address path -> bytes, with ranges and ETags as a good server does.
+    """Serves `files`: path -> bytes, with ranges as a good server does.
 
-    What it does otherwise is in the attributes. `script`: path -> the next answers, each a status
-    to refuse with, or ("cut", n) to close the connection after n bytes of the body, or ("stall", n)
-    to stop there until `resume` is set.
+    `script`: path -> the next answers, each a status to refuse with, ("cut", n) to close after n
+    bytes of the body, or ("stall", n) to stop there until `resume` is set. `headers` replace what
+    would be sent. `models`: name -> commit -> file -> bytes is a hub, its last commit `main`, which
+    asks for `token` if there is one, and announces another hash of the files `misnamed`.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
-        self.script: dict[str, deque] = defaultdict(deque)
-        self.requests: list[Request] = []
+        self.script: dict[str, list] = defaultdict(list)
+        self.asked: list[tuple[str, str]] = []  # path and range, of each GET
         self.ranges = True
-        self.knows_if_range = True
-        self.validators = ("ETag", "Last-Modified")
-        self.weak = False
-        self.headers: dict[str, str] = {}  # replace what would be sent
-        self.sent = 0
+        self.headers: dict[str, str] = {}
+        self.models: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.token, self.misnamed = "", set()
         self.stalled, self.resume = threading.Event(), threading.Event()
         handler = type("Handler", (_Handler,), {"owner": self, "protocol_version": "HTTP/1.1"})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -50,58 +42,49 @@ class Server:
         self.http.shutdown()
         self.http.server_close()
 
-    def ranges_asked(self, path: str) -> list[str]:
-        return [request.range for request in self.requests if request.path == path]
+    def ranges_asked(self, end: str) -> list[str]:
+        return [byte_range for path, byte_range in self.asked if path.endswith(end)]
 
-    def answer(self, http: BaseHTTPRequestHandler) -> None:
-        """Answer a request for one of `files`."""
-        path = http.path.partition("?")[0]
-        action = self.script[path].popleft() if self.script[path] else None
-        content = self.files.get(path)
-        if isinstance(action, int) or content is None:
-            return self.refuse(http, action or 404)
-        self.serve(http, content, action)
+    def find(self, path: str) -> tuple[bytes | None, dict[str, str]]:
+        """The contents of an address and its headers; what the hub says of a missing one."""
+        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision|tree)/([^/]+)", path)
+        found = info or re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        if not self.models or not found:
+            return self.files.get(path), {}
+        model = self.models.get(found[1])
+        if model is None:
+            return None, {"X-Error-Code": "RepoNotFound"}
+        commit = list(model)[-1] if found[2] == "main" else found[2]
+        if commit not in model:
+            return None, {"X-Error-Code": "RevisionNotFound"}
+        if info:
+            files = [self.describe(file, content) for file, content in model[commit].items()]
+            whole = {"id": found[1], "sha": commit, "siblings": files}
+            return json.dumps(files if "/tree/" in path else whole).encode(), {}
+        content = model[commit].get(found[3])
+        if content is None:
+            return None, {"X-Error-Code": "EntryNotFound"}
+        about = self.describe(found[3], content)
+        tag = about["lfs"]["sha256"] if "lfs" in about else about["blobId"]
+        more = {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
+        return content, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'} | (
+            more if "lfs" in about else {}
+        )
 
-    def refuse(self, http: BaseHTTPRequestHandler, status: int, **headers: str) -> None:
-        http.send_response(status)
-        for name, value in {**headers, **self.headers, "Content-Length": "0"}.items():
-            http.send_header(name.replace("_", "-"), value)
-        http.end_headers()
-
-    def serve(self, http, content: bytes, action=None, **more: str) -> None:
-        digest = hashlib.sha256(content).hexdigest()
-        tag = f'"{digest[:32]}"'
-        known = {"ETag": f"W/{tag}" if self.weak else tag, "Last-Modified": f"version {digest[:8]}"}
-        headers = {name: known[name] for name in self.validators}
-        start, status = 0, 200
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", http.headers.get("Range", ""))
-        same = http.headers.get("If-Range") in (None, *headers.values())
-        if self.ranges and asked and (same or not self.knows_if_range):
-            start, status = int(asked[1]), 206
-            if start >= len(content):
-                return self.refuse(http, 416)
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        headers["Content-Length"] = str(len(content) - start)
-        http.send_response(status)
-        for name, value in {**headers, **more, **self.headers}.items():
-            http.send_header(name, value)
-        http.end_headers()
-        if http.command == "HEAD":
-            return
-        body = content[start:]
-        if action:
-            http.wfile.write(body[: action[1]])
-            http.wfile.flush()
-            self.sent += len(body[: action[1]])
-            if action[0] == "cut":
-                http.close_connection = True
-                http.connection.shutdown(2)
-                return
-            self.stalled.set()
-            self.resume.wait(60)
-            body = body[action[1] :]
-        http.wfile.write(body)
-        self.sent += len(body)
+    def describe(self, file: str, content: bytes) -> dict:
+        named = content + b"another" * (file in self.misnamed)
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + named).hexdigest()
+        entry = {"rfilename": file, "path": file, "size": len(content), "blobId": blob}
+        entry |= {"type": "file", "oid": blob}
+        if file.endswith((".bin", ".safetensors", ".model")):
+            sha256 = hashlib.sha256(named).hexdigest()
+            entry["lfs"] = {
+                "sha256": sha256,
+                "oid": sha256,
+                "size": len(content),
+                "pointerSize": 130,
+            }
+        return entry
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -109,89 +92,47 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self) -> None:
-        headers = self.headers
-        token = headers.get("Authorization", "").removeprefix("Bearer ")
-        path = self.path.partition("?")[0]
-        self.owner.requests.append(Request(self.command, path, headers.get("Range", ""), token))
-        try:
-            self.owner.answer(self)
-        except (ConnectionError, TimeoutError):
+        owner, path = self.owner, self.path.partition("?")[0]
+        action = None
+        if self.command == "GET":
+            owner.asked.append((path, self.headers.get("Range", "")))
+            action = owner.script[path].pop(0) if owner.script[path] else None
+        content, headers = owner.find(path)
+        if owner.token and self.headers.get("Authorization") != f"Bearer {owner.token}":
+            action, headers = 401, {"X-Error-Message": "no valid token"}
+        if isinstance(action, int) or content is None:
+            return self.begin(action or 404, {**headers, "Content-Length": "0"})
+        start, asked = 0, re.fullmatch(r"bytes=(\d+)-.*", self.headers.get("Range", ""))
+        if owner.ranges and asked:
+            start = int(asked[1])
+            if start >= len(content):
+                return self.begin(416, {"Content-Length": "0"})
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self.begin(206 if start else 200, {"Content-Length": str(len(content) - start), **headers})
+        if self.command == "HEAD":
+            return
+        count = action[1] if action else len(content)
+        self.wfile.write(content[start : start + count])
+        self.wfile.flush()
+        if action and action[0] == "cut":
             self.close_connection = True
+            self.connection.shutdown(2)
+        elif action:
+            owner.stalled.set()
+            owner.resume.wait(60)
+            self.wfile.write(content[start + count :])
 
     do_HEAD = do_GET
 
+    def begin(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, **self.owner.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def handle(self) -> None:
+        with suppress(ConnectionError, TimeoutError):
+            super().handle()
+
     def log_message(self, *args) -> None:
         pass
-
-
-class Hub(Server):
-    """The part of the Hugging Face hub that a download needs.
-
-    `models`: name -> commit -> file -> bytes; the last commit is `main`. `token`: what it asks for,
-    if anything; `gated`: the models whose terms nobody has accepted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.models: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.token = ""
-        self.gated: set[str] = set()
-        self.wrong_hash: set[str] = set()
-
-    def newest(self, model: str) -> str:
-        return list(self.models[model])[-1]
-
-    @staticmethod
-    def is_large(file: str) -> bool:
-        return file.endswith((".bin", ".safetensors", ".model"))
-
-    def tag(self, file: str, content: bytes) -> str:
-        if file in self.wrong_hash:
-            content += b"another"
-        if self.is_large(file):
-            return hashlib.sha256(content).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-    def answer(self, http: BaseHTTPRequestHandler) -> None:
-        path = http.path.partition("?")[0]
-        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/([^/]+)", path)
-        found = info or re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
-        action = self.script[path].popleft() if self.script[path] else None
-        if isinstance(action, int):
-            return self.refuse(http, action)
-        if self.token and http.headers.get("Authorization") != f"Bearer {self.token}":
-            given = "Authorization" in http.headers
-            words = "Invalid credentials in Authorization header" if given else "no token"
-            return self.refuse(http, 401, X_Error_Message=words)
-        if not found or found[1] not in self.models:
-            return self.refuse(http, 404, X_Error_Code="RepoNotFound")
-        model, revision = found[1], found[2]
-        if model in self.gated:
-            return self.refuse(http, 403, X_Error_Code="GatedRepo")
-        commit = self.newest(model) if revision == "main" else revision
-        files = self.models[model].get(commit)
-        if files is None:
-            return self.refuse(http, 404, X_Error_Code="RevisionNotFound")
-        if info:
-            return self.serve(http, json.dumps(self._info(model, commit)).encode())
-        file = found[3]
-        if file not in files:
-            return self.refuse(http, 404, X_Error_Code="EntryNotFound")
-        content = files[file]
-        tag = self.tag(file, content)
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{tag}"'}
-        if self.is_large(file):
-            headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
-        self.serve(http, content, action if http.command == "GET" else None, **headers)
-
-    def _info(self, model: str, commit: str) -> dict:
-        def sibling(file: str, content: bytes) -> dict:
-            tag = self.tag(file, content)
-            entry = {"rfilename": file, "size": len(content), "blobId": tag}
-            if self.is_large(file):
-                entry["blobId"] = "0" * 40
-                entry["lfs"] = {"sha256": tag, "size": len(content), "pointerSize": 130}
-            return entry
-
-        files = [sibling(file, content) for file, content in self.models[model][commit].items()]
-        return {"id": model, "modelId": model, "sha": commit, "siblings": files}

@@ -38,7 +38,7 @@ def run(tmp_path):
 def test_without_an_argument_it_runs_the_commands_of_the_readme_tests_pages_and_vllm(run):
     said, commands = run()
     assert said.returncode == 0, said.stderr
-    first = ["python -m pip install nox uv", "nox -s demo", "nox"]
+    first = ["python -m pip install nox uv", "nox -s demo", "nox", "nox -s docs package"]
     assert commands[1:] == [*first, "nox -s web -- --test", "nox -s vllm"]
     assert commands[0].startswith("python -m venv ")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import revisit
 from releases import RELEASE
 from revisit import ReVisiTConfig
-from servers import Hub
+from servers import Server
 from small_llama import PAD, PROMPTS, batch, make_model, new_tokens
 
 if RELEASE < (4, 52):
@@ -97,7 +97,7 @@ print(make_model().generate(**batch(PROMPTS), **settings, **asked, revisit_confi
 
 def test_a_repository_of_the_hub_may_be_named(model, tmp_path):
     """A process of its own, since the hub's client reads its address once."""
-    hub = Hub()
+    hub = Server()
     folder = ROOT / "custom_generate"
     files = {f"custom_generate/{path.name}": path.read_bytes() for path in folder.glob("*.*")}
     hub.models["someone/revisit"] = {"0" * 40: files}
