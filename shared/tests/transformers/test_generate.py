@@ -522,7 +522,7 @@ CACHE = "cache" if RELEASE >= (5, 24) else "past_key_values"
 
 @pytest.mark.skipif(RELEASE < (4, 40), reason="this release goes on with a last token only")
 @both_routes
-@pytest.mark.parametrize("name", {"past_key_values", CACHE})
+@pytest.mark.parametrize("name", sorted({"past_key_values", CACHE}))
 @pytest.mark.parametrize(
     "config",
     [CONFIG, VCDConfig(), RITUALConfig(), M3IDConfig()],
