@@ -382,8 +382,9 @@ def test_a_generation_of_one_s_own_is_refused_or_goes_on_in_another_thread(model
     inputs, before = batch(PROMPTS[:1]), hooks(model)
 
     def steps():
-        with processor.generation(inputs), torch.no_grad():
-            logits = model(**inputs).logits[:, -1]
+        with processor.generation(inputs):
+            with torch.no_grad():  # of a thread: not held across a `yield`
+                logits = model(**inputs).logits[:, -1]
             yield
             yield processor(inputs["input_ids"], logits)
 
