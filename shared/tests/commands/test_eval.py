@@ -211,7 +211,7 @@ def test_a_template_that_writes_the_beginning_is_read_as_transformers_reads_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--decoder", "revisit", "--early_exit_layers", "0,99"], "99"),
+        (["--decoder", "revisit", "--early_exit_layers", "0,99"], "[99] are out of range"),
         (["--model", "/nowhere/at/all"], "cannot load /nowhere/at/all: no checkpoint at"),
         (["--device", "cuda:7"], "PyTorch finds no such device"),
     ],

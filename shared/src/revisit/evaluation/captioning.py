@@ -95,7 +95,7 @@ def main(
                 each.output_path /= "captions.jsonl"
         if args.lemmatizer is not None:
             LEMMATIZERS[args.lemmatizer]()
-        return run_all(runs, partial(_run_and_score, loaded_once(load), own_dtype), _scores)
+        return run_all(runs, partial(_run_and_score, loaded_once(load, runs), own_dtype), _scores)
 
     return exit_status(parser.prog, run)
 
