@@ -28,8 +28,8 @@ vocabulary in prefill, which is stored as the published implementation stores it
 softmax, a log-softmax and two Kullback-Leibler divergences over V_cons of what is stored. Weights,
 vision states and logits are random; both get the same. A generation has {steps} steps. Its V_cons
 has a fixed size; in each step {share:.0%} of its tokens are replaced by tokens drawn by Zipf's law
-(the probability of a token is 1 / its rank), so that frequent tokens come back. `cache_bytes` is the
-default, {cache} MiB.
+(the probability of a token is 1 / its rank), so that frequent tokens come back. `cache_bytes` is
+the default, {cache} MiB.
 
 Times are medians of interleaved repeats in one run. A dense step costs the same all along, so a few
 are timed and multiplied; ReVisiT's generations run whole. Extra memory is the peak of the bytes of
@@ -51,20 +51,20 @@ ROWS = """\
 ## Many rows
 
 Rows of one batch, each with its own number of vision states and of plausible tokens, drawn between
-half and one and a half times those of the shape: LLaVA-1.5-7B has 576 states and 300 tokens, *small*
-64 and 50 (width 128, vocabulary 1,000). One after another, each row has its own cache, as if it
-were alone. Operators are what PyTorch is asked to do in a step without new tokens, views apart: on a
-GPU about one kernel each. Rows are taken one after another, so that their number grows with the
-rows."""
+half and one and a half times those of the shape: LLaVA-1.5-7B has 576 states and 300 tokens,
+*small* 64 and 50 (width 128, vocabulary 1,000). One after another, each row has its own cache, as
+if it were alone. Operators are what PyTorch is asked to do in a step without new tokens, views
+apart: on a GPU about one kernel each. Rows are taken one after another, so that their number grows
+with the rows."""
 
 TRAFFIC = """\
 Requests that come and go, as a serving engine has them: {requests} of {least} to {steps} steps, so
 many at a time. Own work opens their sessions, takes the steps, and closes them."""
 
 ON_A_GPU = (
-    "- Time on a GPU ([docs/gpu.md](docs/gpu.md), an H100): 9% to 29% more than greedy decoding with "
-    "*last*; with *all*, by an older step, 25% for one row and 115% for eight. The step has changed "
-    "since, and was not measured on a GPU again."
+    "- On an H100: 9% to 29% more time than greedy decoding with *last*; with *all* 25% for one "
+    "row, 115% for eight, by an older step. Not measured since the step changed: "
+    "[docs/gpu.md](docs/gpu.md)."
 )  # until benchmarks/gpu.py has measured it
 
 CELLS = (
@@ -169,15 +169,15 @@ def summary(found: Found) -> list[str]:
     large = [batch for batch in found.batches if batch.ragged == found.batches[0].ragged]
     several = min(large, key=lambda batch: abs(batch.rows - 32))
     return [
-        f"- Time on a CPU: {shares[least]:.1%} ({cells[least].shape.name}) to {shares[most]:.1%} "
-        f"({cells[most].shape.name}) more than greedy decoding, with {size:,} tokens in V_cons of "
-        f"which {found.work.share:.0%} change in a step (an assumption).",
-        f"- Memory on a CPU: {min(memory):.0f} to {max(memory):.0f} MiB; it grows with the tokens that were "
-        "ever plausible, not with the vocabulary, and has a budget. The published way to compute "
-        f"the same takes {1 / max(times):.0f} to {1 / min(times):.0f} times as long, and "
+        f"- On a CPU: {shares[least]:.1%} ({cells[least].shape.name}) to {shares[most]:.1%} "
+        f"({cells[most].shape.name}) more time, with {size:,} tokens in V_cons, "
+        f"{found.work.share:.0%} new in a step (an assumption).",
+        f"- Memory: {min(memory):.0f} to {max(memory):.0f} MiB; it grows with the tokens "
+        "that were ever plausible, not with the vocabulary, and has a budget. The published way to "
+        f"compute the same takes {1 / max(times):.0f} to {1 / min(times):.0f} times as long, and "
         f"{1 / max(spaces):.0f} to {1 / min(spaces):.0f} times the memory.",
-        "- Many rows: they are taken one after another, so that a step grows with their number: "
-        f"{several.rows} unlike ones ({several.ragged.name}) take {1e3 * several.together:.3g} ms.",
+        f"- Rows are taken one after another: {several.rows} unlike ones ({several.ragged.name}) "
+        f"take {1e3 * several.together:.3g} ms.",
     ]
 
 
