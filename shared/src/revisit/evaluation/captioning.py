@@ -125,7 +125,9 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
         # A rerun goes on with the sample it began, whatever was added to the folder or lost.
         sample = store.record.setdefault("images", sample)
         if args.anno_path is not None:
-            store.record.setdefault("annotations", fingerprints(args.anno_path))
+            source = fingerprints(args.anno_path)
+            chair.check_run(store.record, [], source, args.output_path)
+            store.record.setdefault("annotations", source)
         if len(sample) < args.num_eval_samples:
             print(
                 f"note: {args.data_path} holds {len(sample)} images, fewer than "
