@@ -65,7 +65,8 @@ def llava(session: nox.Session) -> None:
 def qwen(session: nox.Session) -> None:
     """Qwen2.5-VL on the fork of transformers 4.50.0: build its environment, run its tests."""
     build(session, "Qwen2.5-VL/requirements.txt", family="Qwen2.5-VL")
-    test(session, "Qwen2.5-VL/tests", *IN_EVERY_FAMILY)
+    downloads = "prerequisites/tests/test_download_from_huggingface.py"  # by an older hub's client
+    test(session, "Qwen2.5-VL/tests", *IN_EVERY_FAMILY, downloads)
 
 
 @nox.session(python=PYTHON, venv_params=CHANNEL)

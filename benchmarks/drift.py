@@ -1,4 +1,4 @@
-"""The logits of a generation whose plausible words drift, as those of a real one do."""
+"""The logits of a generation whose plausible tokens drift, as those of a real one do."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Work(NamedTuple):
-    """How much of it: candidates in V_cons, steps, and the share of new words a step."""
+    """How much of it: candidates in V_cons, steps, and the share of new tokens a step."""
 
     candidates: Sequence[int]
     steps: int = 64
@@ -17,7 +17,7 @@ class Work(NamedTuple):
 
 
 def drift(vocabulary: int, candidates: int, work: Work, seed: int = 0) -> Iterator[Tensor]:
-    """Logits (V,) float32 of each step of a generation; their V_cons has `candidates` words."""
+    """Logits (V,) float32 of each step of a generation; their V_cons has `candidates` tokens."""
     generator = torch.Generator().manual_seed(seed)
     # Words of neighbouring ranks do not stand side by side in a vocabulary.
     ranked = torch.randperm(vocabulary, generator=generator)

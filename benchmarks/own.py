@@ -226,9 +226,9 @@ class Point(NamedTuple):
 
 
 AXES = {
-    "candidates": ("words in V_cons", [10, 30, 100, 300, 1_000, 3_000, 5_000]),
+    "candidates": ("tokens in V_cons", [10, 30, 100, 300, 1_000, 3_000, 5_000]),
     "tokens": ("vision states", [144, 576, 1_200, 4_800, 18_000]),
-    "vocabulary": ("words in the vocabulary", [8_000, 32_000, 152_064, 262_144]),
+    "vocabulary": ("tokens in the vocabulary", [8_000, 32_000, 152_064, 262_144]),
     "percent": ("% of V_cons new in a step", [1, 5, 10, 20, 50, 100]),
 }
 QUICK_AXES = {name: (label, [values[0] // 10 or 1, 2]) for name, (label, values) in AXES.items()}

@@ -1,7 +1,7 @@
 """A step for many rows: ragged ones together against one after another, and requests that come and
 go, as a serving engine decodes them.
 
-Each row has vision states, plausible words and logits of its own; its sizes are drawn between half
+Each row has vision states, plausible tokens and logits of its own; its sizes are drawn between half
 and one and a half times those of the shape.
 """
 
@@ -28,7 +28,7 @@ class Ragged(NamedTuple):
 
     name: str
     tokens: int  # vision states
-    candidates: int  # words in V_cons
+    candidates: int  # tokens in V_cons
     width: int
     vocabulary: int
 
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     rows: int
     together: float
     alone: float  # the same rows one after another
-    operators: int  # of a step together in which no word is new
+    operators: int  # of a step together in which no token is new
 
 
 class Traffic(NamedTuple):
@@ -111,7 +111,7 @@ def batch(ragged: Ragged, count: int, work: Work, dtype: torch.dtype) -> Batch:
         alone.append(time.perf_counter() - between)
     with Operators() as counted:
         refine(logits, sessions)
-    half = slice(work.steps // 4, None)  # a first step keeps all of its words
+    half = slice(work.steps // 4, None)  # a first step keeps all of its tokens
     return Batch(
         ragged,
         count,

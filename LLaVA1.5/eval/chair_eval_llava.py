@@ -19,7 +19,7 @@ from llava import (
 from revisit.commands.captioner import TransformersCaptioner
 from revisit.evaluation.captioning import main
 from revisit.evaluation.flags import decoding_arguments, other_decoder
-from revisit.transformers.checkpoint import own_dtype
+from revisit.transformers.checkpoint import check_layers, own_dtype
 from revisit.transformers.published import published_layers
 
 # What is LLaVA-1.5's own in the programs of all benchmarks.
@@ -34,6 +34,8 @@ class LlavaCaptioner(TransformersCaptioner):
     """LLaVA-1.5 that answers questions about images."""
 
     def __init__(self, args: Namespace) -> None:
+        if args.decoder == "revisit":
+            check_layers(args.model_path, args.early_exit_layers)
         place = {"device_map": "auto"} if args.device == "auto" else {"device": args.device}
         tokenizer, model, self.processor = load_pretrained_model(
             args.model_path, dtype=getattr(torch, args.dtype), **place

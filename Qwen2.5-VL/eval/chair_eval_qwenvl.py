@@ -13,7 +13,7 @@ from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGe
 from revisit.commands.captioner import TransformersCaptioner
 from revisit.evaluation.captioning import main
 from revisit.evaluation.flags import decoding_arguments, other_decoder
-from revisit.transformers.checkpoint import load_complete, own_dtype
+from revisit.transformers.checkpoint import check_layers, load_complete, own_dtype
 from revisit.transformers.published import published_layers
 
 # What is Qwen2.5-VL's own in the programs of all benchmarks.
@@ -29,6 +29,8 @@ class QwenCaptioner(TransformersCaptioner):
     """Qwen2.5-VL that answers questions about images."""
 
     def __init__(self, args: Namespace) -> None:
+        if args.decoder == "revisit":
+            check_layers(args.model_path, args.early_exit_layers)
         model, _ = load_complete(
             Qwen2_5_VLForConditionalGeneration.from_pretrained,
             args.model_path,

@@ -14,8 +14,9 @@ class Server(ThreadingHTTPServer):
 
     "right": GREEDY, or REFINED to those who ask for ReVisiT. "refuse": HTTP 400 to those. "cut":
     closes the connection in the middle of an answer that says how long it is; "end": ends in the
-    middle. "fail": tells of an error in the stream. "page": HTML. "odd": JSON that is no answer.
-    "long": was cut at the longest. "silent": says nothing. "endless": goes on and on.
+    middle. "fail": tells of an error in the stream; "error": ends so. "page": HTML.
+    "odd": JSON that is no answer. "long": was cut at the longest. "silent": says nothing.
+    "endless": goes on and on.
     """
 
     daemon_threads = True
@@ -105,6 +106,10 @@ class Handler(BaseHTTPRequestHandler):
         self.begin()
         self.say(GREEDY[:3], None)
         self.event({"error": {"message": "EngineCore died", "code": 500}})
+
+    def error(self, asked):
+        self.begin()
+        self.say(GREEDY[:3], "error")
 
     def page(self, asked):
         self.begin("text/html")

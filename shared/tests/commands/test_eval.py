@@ -211,7 +211,7 @@ def test_a_template_that_writes_the_beginning_is_read_as_transformers_reads_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--decoder", "revisit", "--early_exit_layers", "0,99"], "99"),
+        (["--decoder", "revisit", "--early_exit_layers", "0,99"], "[99] are out of range"),
         (["--model", "/nowhere/at/all"], "cannot load /nowhere/at/all: no checkpoint at"),
         (["--device", "cuda:7"], "PyTorch finds no such device"),
     ],
@@ -238,6 +238,29 @@ def test_an_image_that_the_processor_cannot_take_is_listed_and_the_others_captio
     (photos / image_of(2)).unlink()
     assert command.main(["chair", *flags(whole), *few]) == 0
     assert CAPTIONS.read(out) == CAPTIONS.read(whole)
+
+
+def test_an_image_that_generate_fails_on_is_listed_and_the_others_captioned(tmp_path, monkeypatch):
+    photos = tmp_path / "val2014"
+    photos.mkdir()
+    for key in (1, 2, 3):
+        shutil.copy(COCO / "val2014" / image_of(key), photos)
+    Image.new("RGB", (56, 140)).save(photos / image_of(2))
+    original = transformers.GenerationMixin.generate
+
+    def generate(self, **inputs):
+        if (inputs["image_grid_thw"] == 10).any():
+            raise ValueError("its scores hold NaN")
+        return original(self, **inputs)
+
+    monkeypatch.setattr(transformers.GenerationMixin, "generate", generate)
+    out = tmp_path / "captions.jsonl"
+    assert (
+        command.main(["chair", *flags(out), "--data_path", str(photos), "--batch_size", "3"]) == 1
+    )
+    (entry,) = json.loads(out.with_name("captions.jsonl.run.json").read_text())["failed"]
+    assert (entry["file"], entry["error"]) == (image_of(2), "its scores hold NaN")
+    assert sorted(CAPTIONS.read(out)) == [1, 3]
 
 
 def test_a_benchmark_that_is_not_there_is_refused(capsys):

@@ -82,6 +82,7 @@ TROUBLE = {
     "refuse": "refuses this (HTTP 400): revisit: alpha (relative_top) must be &lt;b&gt;in",
     "cut": "broke off",
     "end": "ended in the middle",
+    "error": "ended an answer by &#x27;error&#x27;",
     "fail": "failed: EngineCore died",
     "page": "ended in the middle",
     "odd": "no answer of OpenAI&#x27;s API",

@@ -617,6 +617,19 @@ def test_captions_are_scored_by_the_annotations_and_images_of_their_run_alone(
     assert "1 images that its run was not asked about (image id 10" in capsys.readouterr().err
 
 
+def test_a_rerun_with_other_annotations_is_refused_before_it_captions(
+    run, annotations, tmp_path, capsys
+):
+    Broken = type("Broken", (Sizes,), {"fails_at": 2})
+    assert run("--anno_path", str(annotations), load=Broken) == 1
+    other = shutil.copytree(annotations, tmp_path / "other")
+    with (other / "captions_val2014.json").open("a") as file:
+        file.write("\n")
+    assert run("--anno_path", str(other), load=None) == 2
+    assert "was made for other annotations" in capsys.readouterr().err
+    assert run("--anno_path", str(annotations)) == 0
+
+
 def test_captions_to_other_questions_are_not_compared_by_the_scorer(run, annotations, capsys):
     assert run() == 0
     other = run.out.with_name("other.jsonl")

@@ -123,6 +123,12 @@ def test_numbers_without_a_white_are_refused(tmp_path):
         opened(tmp_path / "a.tiff")
 
 
+def test_a_ppm_of_floats_is_refused(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"Pf\n2 2\n-1.0\n" + np.ones(4, "<f4").tobytes())
+    with pytest.raises(ImageError, match=r"holds numbers \(F\) from 1 to 1"):
+        opened(tmp_path / "a.ppm")
+
+
 def test_grey_sixteen_bits_with_a_transparent_grey_are_shown_on_white(tmp_path):
     values = np.array([[0, 1000, 1001, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png", transparency=1000)

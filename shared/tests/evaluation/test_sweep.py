@@ -18,7 +18,7 @@ DOG = {"greedy": "A dog and a vase.", "revisit": "A dog.", "vcd": "A vase."}
 
 
 class Teller:
-    """Says what its decoder would; keeps how it was told to decode."""
+    """Says what its decoder would; keeps how it decoded."""
 
     loaded = 0
     told: list[tuple[str, object]]
@@ -32,11 +32,13 @@ class Teller:
 
     def decode(self, args):
         self.decoder = args.decoder
-        self.told.append((args.decoder, other_decoder(args) or decoding_arguments(args)))
+        self.now = (args.decoder, other_decoder(args) or decoding_arguments(args))
 
     def answer(self, images, questions):
         if self.fails == self.decoder:
             raise RuntimeError("out of memory")
+        if self.told[-1:] != [self.now]:
+            self.told.append(self.now)
         return [Answer(DOG[self.decoder], 5) for _ in images]
 
 
@@ -128,6 +130,20 @@ def test_seeds_are_samples_of_each_decoder_and_one_row_of_the_table(sweep, capsy
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is the process's own")
+def test_a_setting_that_the_model_refuses_ends_a_sweep_before_anything_is_decoded(
+    sweep, tmp_path, capsys
+):
+    class Short(Teller):
+        def decode(self, args):
+            if args.early_exit_layers == [99]:
+                raise ValueError("layers [99] are out of range")
+            super().decode(args)
+
+    assert sweep("--sweep", "layers=0-2,99", load=Short) == 2
+    assert "layers [99] are out of range" in capsys.readouterr().err
+    assert all(not file.stat().st_size for file in tmp_path.rglob("captions.jsonl"))
+
+
 def test_a_run_s_peak_of_memory_is_its_own_and_not_that_of_the_runs_before(sweep):
     class Hungry(Teller):
         def answer(self, images, questions):

@@ -6,8 +6,10 @@ from functools import partial
 
 import pytest
 import vllm
+from PIL import Image
 
 from revisit.commands import engines, eval
+from revisit.vllm import serving
 from tiny_models import DEMO, IMAGES
 
 TRAINED = DEMO / "qwen-tiny"
@@ -89,6 +91,29 @@ def test_other_layers_in_a_sweep_of_one_engine_are_refused(chair, eager, capsys)
     with pytest.raises(FileNotFoundError):
         chair(TRAINED, *sweep, "--engine", "vllm", status=2)
     assert "vLLM's engine reads the layers last from its start on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("which", ["one", "all"])
+def test_a_request_that_lost_a_step_is_no_answer(
+    which, chair, eager, photos, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    image = sorted(folder.iterdir())[3]
+    Image.open(image).resize((112, 56)).save(image)  # it alone has fewer vision tokens
+    expected = chair(TRAINED, *REVISIT, "--data_path", folder, "--engine", "vllm", out="whole")
+    sizes, original = [], serving.refine
+
+    def refine(scores, sessions):
+        sizes[:] = sizes or {len(each.columns.states) for each in sessions if each}
+        few = [each for each in sessions if each and len(each.columns.states) == min(sizes)]
+        if few or which == "all":
+            raise ValueError("it lost a step")
+        return original(scores, sessions)
+
+    monkeypatch.setattr(serving, "refine", refine)
+    flags = (*REVISIT, "--data_path", folder, "--engine", "vllm")
+    found = chair(TRAINED, *flags, status=1)
+    assert found == ({k: v for k, v in expected.items() if k != 4} if which == "one" else {})
 
 
 REFUSED = {

@@ -63,6 +63,19 @@ class TransformersCaptioner:
             raise unusable_images(
                 error, images, lambda place, image: self.inputs([image], [questions[place]])
             ) from error
+        try:
+            return self._answer(images, questions, inputs)
+        except Exception as error:
+
+            def take(place: int, image: Image.Image) -> None:
+                asked = ([image], [questions[place]])
+                self._answer(*asked, self.inputs(*asked))
+
+            raise unusable_images(error, images, take) from error
+
+    def _answer(
+        self, images: Sequence[Image.Image], questions: Sequence[str], inputs: Mapping[str, Any]
+    ) -> list[Answer]:
         second = {}
         if isinstance(self.config, RITUALConfig):
             turned = [second_image(image, self.config.seed) for image in images]

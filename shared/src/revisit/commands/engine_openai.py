@@ -129,8 +129,15 @@ class ServerCaptioner:
             raise EvaluationError(
                 f"the server does not answer ({error}); the same command continues"
             ) from error
-        tokens = said.usage.completion_tokens if said.usage else 0
-        return Answer((said.choices[0].message.content or "").strip(), tokens)
+        if not said.choices:
+            told = (said.model_extra or {}).get("error", "no choices")
+            return _Refused(f"the server gives no answer: {told}")
+        choice, text = said.choices[0], said.choices[0].message.content
+        if choice.finish_reason not in engines.WHOLE or text is None:
+            why = getattr(choice, "stop_reason", None) or "its log may say why"
+            ended = f"the server ended an answer by {choice.finish_reason!r}"
+            return _Refused(f"{ended}, without text" if text is None else f"{ended}: {why}")
+        return Answer(text.strip(), said.usage.completion_tokens if said.usage else 0)
 
 
 def _data_url(image: Image.Image) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 from revisit.commands import engines
 from revisit.commands.models import chat_prompt
 from revisit.config import NamedLayers
+from revisit.core.layers import resolve_layers
 from revisit.evaluation.answering import Answer, unusable_images
 from revisit.transformers.checkpoint import check_files
 from revisit.vllm.admission import PROCESSOR
@@ -82,7 +83,12 @@ class VllmCaptioner:
         self.args = args
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
-        """The answer to each question about the image beside it."""
+        """The answer to each question about the image beside it.
+
+        Raises:
+            RuntimeError: a request failed, and not for its image; says why.
+            UnusableImages: some images cannot be read, or fail by themselves.
+        """
         from vllm import SamplingParams
 
         params = []
@@ -92,7 +98,7 @@ class VllmCaptioner:
             params.append(SamplingParams(**self.sampling, seed=seed, extra_args=extra))
         try:
             outputs = self._chat(images, questions, params)
-        except Exception as error:
+        except Exception as error:  # before anything was decoded
             shortest = SamplingParams(max_tokens=1)
             raise unusable_images(
                 error,
@@ -100,6 +106,17 @@ class VllmCaptioner:
                 lambda place, image: self._chat([image], [questions[place]], shortest),
             ) from error
         best = [each.outputs[0] for each in outputs]
+        failed = {place: why for place, each in enumerate(best) if (why := _failure(each))}
+
+        def take(place: int, image: Image.Image) -> None:
+            if place in failed or image is not images[place]:
+                (again,) = self._chat([image], [questions[place]], [params[place]])
+                if why := _failure(again.outputs[0]):
+                    raise why
+
+        if failed:
+            first = next(iter(failed.values()))
+            raise unusable_images(first, images, take) from first
         return [Answer(each.text.strip(), len(each.token_ids)) for each in best]
 
     def _chat(self, images: Sequence[Image.Image], questions: Sequence[str], params: Any) -> Any:
@@ -114,14 +131,23 @@ def published_layers(layers: NamedLayers | Sequence[int], last: int) -> NamedLay
     """`early_exit_layers` as the published flag reads it: a list without the last hidden state.
 
     Raises:
-        ValueError: nothing else is in it.
+        ValueError: nothing else is in it, or a layer is out of range.
     """
     if isinstance(layers, str):
         return layers
+    resolve_layers(layers, last, tied=False)  # which matters to named layers alone
     inner = [layer for layer in layers if layer != last]
     if not inner:
         raise ValueError(f"early_exit_layers {list(layers)} names the last hidden state alone")
     return inner
+
+
+def _failure(output: Any) -> RuntimeError | None:
+    """Why a request's output is cut off; None where it is whole."""
+    if output.finish_reason in engines.WHOLE:
+        return None
+    why = output.stop_reason or "its log says why"
+    return RuntimeError(f"vLLM ended a request by {output.finish_reason!r}: {why}")
 
 
 def _shown(image: Image.Image) -> dict[str, Any]:

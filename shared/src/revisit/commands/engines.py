@@ -18,6 +18,8 @@ SERVED = ("greedy", "revisit")
 AT_ONCE = 256
 """Tasks that an engine is given at a time; a run that is cut short has lost as many at most."""
 
+WHOLE = ("stop", "length")
+"""The finish reasons of an answer; by any other it was cut off."""
 
 THE_SERVERS = "the server's"
 """The dtype of a model behind a server."""

@@ -11,6 +11,7 @@ from revisit.commands.captioner import TransformersCaptioner
 from revisit.commands.models import chat_inputs, chat_prompt, load_model
 from revisit.config import ReVisiTConfig
 from revisit.evaluation.flags import chosen_decoder, plain_arguments
+from revisit.transformers.checkpoint import check_layers
 from revisit.transformers.published import published_layers
 
 
@@ -25,6 +26,8 @@ class StockCaptioner(TransformersCaptioner):
     """
 
     def __init__(self, args: Namespace) -> None:
+        if args.decoder == "revisit":
+            check_layers(args.model_path, args.early_exit_layers)
         model, self.processor = load_model(args.model_path, args.device, args.dtype)
         settings = {
             "prompt": chat_prompt(self.processor, 1, "<question>"),

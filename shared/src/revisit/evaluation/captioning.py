@@ -95,7 +95,7 @@ def main(
                 each.output_path /= "captions.jsonl"
         if args.lemmatizer is not None:
             LEMMATIZERS[args.lemmatizer]()
-        return run_all(runs, partial(_run_and_score, loaded_once(load), own_dtype), _scores)
+        return run_all(runs, partial(_run_and_score, loaded_once(load, runs), own_dtype), _scores)
 
     return exit_status(parser.prog, run)
 
@@ -125,7 +125,9 @@ def _run(load: Load, own_dtype: Callable[[str], str], args: argparse.Namespace) 
         # A rerun goes on with the sample it began, whatever was added to the folder or lost.
         sample = store.record.setdefault("images", sample)
         if args.anno_path is not None:
-            store.record.setdefault("annotations", fingerprints(args.anno_path))
+            source = fingerprints(args.anno_path)
+            chair.check_run(store.record, [], source, args.output_path)
+            store.record.setdefault("annotations", source)
         if len(sample) < args.num_eval_samples:
             print(
                 f"note: {args.data_path} holds {len(sample)} images, fewer than "

@@ -134,7 +134,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """A grey image of 16 bits (I;16, or I where its format fills 16 bits) as L, or LA."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
-    if not image.mode.startswith("I;16") and image.format not in ("PNG", "PPM"):
+    fills = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+    if image.mode == "F" or not fills:  # a PPM of floats too
         raise ImageError(
             f"holds numbers ({image.mode}) from {values.min():g} to {values.max():g}, of which "
             "none is said to be white: save it with 8 or 16 bits"

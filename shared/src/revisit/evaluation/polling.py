@@ -67,7 +67,7 @@ def main(
         for each in runs:
             folder = args.output_path or results
             settle(each, folder, gpu_dtype, torch.cuda.device_count(), prefix)
-        return run_all(runs, partial(_run, loaded_once(load), own_dtype), _scores)
+        return run_all(runs, partial(_run, loaded_once(load, runs), own_dtype), _scores)
 
     return exit_status(parser.prog, run)
 

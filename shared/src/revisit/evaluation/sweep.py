@@ -73,8 +73,9 @@ def _flags(decoder: str) -> dict[str, str]:
     return {name: f"{decoder}_{name}" for name in names if name != "seed"}
 
 
-def loaded_once(load: Load) -> Load:
-    """`load` the first time; then the same captioner, which decodes as other flags say."""
+def loaded_once(load: Load, runs: Sequence[argparse.Namespace]) -> Load:
+    """`load` the first time, and see that the captioner can decode as all `runs` say; then the same
+    captioner, which decodes as other flags say."""
     captioner: Captioner | None = None
     told: argparse.Namespace | None = None
 
@@ -82,7 +83,10 @@ def loaded_once(load: Load) -> Load:
         nonlocal captioner, told
         if captioner is None:
             captioner = load(args)
-        elif args is not told:
+            for run in runs[1:]:
+                captioner.decode(run)
+            told = runs[-1]
+        if args is not told:
             captioner.decode(args)
         told = args
         return captioner

@@ -1,7 +1,7 @@
 """Reading a checkpoint whole, or saying what is wrong with it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from transformers.utils import (
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
 )
+
+from revisit.core.layers import resolve_layers
 
 _PATIENCE_S = 10.0  # for the hub's first word
 
@@ -66,6 +68,23 @@ def own_dtype(name: str) -> str:
         if dtype := part.get("dtype") or part.get("torch_dtype"):
             return str(dtype)
     raise ValueError(f"config.json of {name} names no dtype: choose float32, float16 or bfloat16")
+
+
+def check_layers(name: str, layers: str | Sequence[int]) -> None:
+    """Refuse a list of layers that the config.json of a checkpoint does not have.
+
+    It says nothing where the config leaves the number of layers to its class: the model knows then.
+    Raises ValueError, and OSError as `own_dtype`.
+    """
+    if isinstance(layers, str):
+        return
+    check_files(name)
+    with reading(name):
+        config, _ = PretrainedConfig.get_config_dict(name)
+    for part in (config.get("text_config") or {}, config):
+        if count := part.get("num_hidden_layers"):
+            resolve_layers(layers, count, tied=False)  # which matters to named layers alone
+            return
 
 
 def check_files(name: str) -> None:

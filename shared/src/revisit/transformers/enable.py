@@ -165,7 +165,7 @@ def attach(
 def _caller() -> FrameType:
     """The frame of who called into this module."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"] in (__name__, "contextlib"):
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, "contextlib"):
         frame = frame.f_back
     assert frame is not None
     return frame
