@@ -175,9 +175,12 @@ def test_one_attachment_serves_generations_one_after_the_other(model):
 
 
 def test_a_prompt_without_vision_tokens_is_refused_or_decoded_plainly(model):
-    prompts = [PROMPTS[0], [1, 30, 31, 32]]
+    prompts, ran = [PROMPTS[0], [1, 30, 31, 32]], []
+    handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
     with pytest.raises(ValueError, match=r"prompts \[1\] of the batch hold no vision token"):
         decode(model, prompts, ReVisiTConfig())
+    handle.remove()
+    assert not ran
     output, trace = decode(model, prompts, ReVisiTConfig(no_vision="plain", trace=True))
     plain = model.generate(
         **batch(prompts[1:]), max_new_tokens=6, do_sample=False, pad_token_id=PAD

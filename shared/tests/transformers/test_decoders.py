@@ -477,6 +477,21 @@ def test_second_inputs_must_be_as_large_and_known():
     refused(model, DoLaConfig(), rows[1], "no second stream", **given)
 
 
+@pytest.mark.skipif(RELEASE < (4, 51), reason="this release cannot read a prompt in chunks")
+@pytest.mark.parametrize("config", [VCDConfig(), RITUALConfig()], ids=["VCD", "RITUAL"])
+@pytest.mark.parametrize("route", ["argument", "generation config"])
+def test_second_images_in_chunks_are_refused_before_anything_runs(config, route):
+    model, _, rows = made("LLaVA")
+    asked = {"prefill_chunk_size": 3}
+    if route == "generation config":
+        asked = {"generation_config": transformers.GenerationConfig(**asked)}
+    ran, given = [], second("RITUAL", rows[0])
+    handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
+    refused(model, config, rows[0], "leave out prefill_chunk_size", **given, **asked)
+    handle.remove()
+    assert not ran
+
+
 def test_a_second_prompt_of_one_s_own_is_read():
     model, _, rows = made("Qwen2.5-VL")
     prompt = torch.tensor(

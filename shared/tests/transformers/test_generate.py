@@ -230,6 +230,9 @@ def test_continuous_batching_is_refused_from_both_sides(block):
         pytest.raises(ValueError, match="manager of this LlamaForCausalLM is open"),
     ):
         block(model).__enter__()
+    manager = model.init_continuous_batching(**settings)
+    with block(model), pytest.raises(ValueError, match="no continuous batching"):
+        manager.start()  # made before the block
     assert len(model.generate_batch(persistent_manager=True, **given)) == 1
     before = dict(vars(model))
     # The manager that it keeps has its processors already.

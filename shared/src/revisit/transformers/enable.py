@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import cache, partial, wraps
 from types import FrameType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -32,6 +32,7 @@ from revisit.transformers.generation import (
     DecoderLogitsProcessor,
     ReadingLogitsProcessor,
     running_generation,
+    setting,
 )
 from revisit.transformers.inner import DoLaLogitsProcessor
 from revisit.transformers.parts import Model
@@ -250,7 +251,7 @@ def _generate(
     if (
         returned
         and getattr(processor.config, "trace", False)
-        and not _setting(processor.model, given)("return_dict_in_generate")
+        and not setting(processor.model, given, "return_dict_in_generate")
     ):
         raise ValueError("a trace needs return_dict_in_generate=True: it is in what is returned")
     with processor.generation(_inputs(given), vision_mask, second_inputs) as generation:
@@ -337,6 +338,25 @@ class _LogitsProcessors(_Entrance):
         return processors
 
 
+@cache
+def _guard_start() -> None:
+    """Let a batching manager ask its model when it starts: it may be older than our entrances."""
+    try:
+        from transformers.generation.continuous_batching import ContinuousBatchingManager
+    except ImportError:  # an older release
+        return
+    start = ContinuousBatchingManager.start
+
+    @wraps(start)
+    def guarded(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        entrance = vars(manager.model).get("init_continuous_batching")
+        if isinstance(entrance, _Batching):
+            entrance.refuse_plain()
+        return start(manager, *args, **kwargs)
+
+    ContinuousBatchingManager.start = guarded
+
+
 def _holds(model: Model, module: Any) -> bool:
     return any(part is module for part in model.modules())
 
@@ -352,6 +372,7 @@ def _entrances(model: Model) -> list[tuple[Any, str, type[_Entrance]]]:
 
 
 def _install(model: Model) -> None:
+    _guard_start()
     for module, name, kind in _entrances(model):
         entrance = module.__dict__.get(name)
         if not isinstance(entrance, kind):
@@ -408,7 +429,7 @@ def _refuse_open_batching(model: Model) -> None:
 def _refuse_dropped_cache(model: Model, given: Mapping[str, Any]) -> None:
     """Refuse to generate in training mode where layers with gradient checkpointing get no cache."""
     training = model.training and getattr(model, "is_gradient_checkpointing", False)
-    if training and _setting(model, given)("use_cache") is not False and _drops_cache():
+    if training and setting(model, given, "use_cache") is not False and _drops_cache():
         raise ValueError(
             f"this Transformers drops the KV cache of a {type(model).__name__} that trains with "
             "gradient checkpointing, so that it generates without what came before, whatever the "
@@ -447,7 +468,7 @@ def refuse_other_decodings(model: Model, given: Mapping[str, Any], name: str = "
     Raises:
         ValueError: such a decoding is asked for; the message names the argument.
     """
-    value = _setting(model, given)
+    value = partial(setting, model, given)
     others = {
         "penalty_alpha": value("penalty_alpha") and not value("do_sample"),
         "dola_layers": value("dola_layers") is not None,
@@ -465,12 +486,6 @@ def refuse_other_decodings(model: Model, given: Mapping[str, Any], name: str = "
             f"{name} works with greedy decoding, sampling and beam search; "
             f"take out {', '.join(named)}, which asks for another decoding"
         )
-
-
-def _setting(model: Model, given: Mapping[str, Any]) -> Callable[[str], Any]:
-    """How `generate` reads a setting: the argument, else the generation config."""
-    config = given.get("generation_config") or getattr(model, "generation_config", None)
-    return lambda name: given[name] if name in given else getattr(config, name, None)
 
 
 def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -213,6 +213,12 @@ class Generation:
             )
 
 
+def setting(model: Model, given: Mapping[str, Any], name: str) -> Any:
+    """A setting as `generate` reads it: the argument, else the generation config's."""
+    config = given.get("generation_config") or getattr(model, "generation_config", None)
+    return given[name] if name in given else getattr(config, name, None)
+
+
 def prompts_of(inputs: Mapping[str, Any]) -> int | None:
     """How many prompts a generation has, by its inputs; None where they do not tell."""
     given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))

@@ -76,6 +76,12 @@ class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
         positions = locate(self.model, inputs, vision_mask)
         owners = logits_owners(self.model)
         recorder = Recorder(self.decoder, owners, self.layers, positions.mask, self.head())
+        without = [prompt for prompt, count in enumerate(recorder.counts) if not count]
+        if without and self.config.no_vision == "error":
+            raise ValueError(
+                f"prompts {without} of the batch hold no vision token, so ReVisiT has nothing to "
+                "compare with: give them an image, or set no_vision='plain' to decode them plainly"
+            )
         return ReVisiTGeneration(self, recorder, positions)
 
     @property
@@ -151,12 +157,6 @@ class ReVisiTGeneration(Generation):
             raise ValueError(_unread(recorder))
         recorder.finish()
         config = processor.config
-        without = [prompt for prompt, count in enumerate(recorder.counts) if not count]
-        if without and config.no_vision == "error":
-            raise ValueError(
-                f"prompts {without} of the batch hold no vision token, so ReVisiT has nothing to "
-                "compare with: give them an image, or set no_vision='plain' to decode them plainly"
-            )
         assert recorder.last is not None and recorder.logits is not None
         name = type(processor.model).__name__
         self.head = head = complete(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revisit.transformers.generation import CACHES, prompts_of, refuse_read_prompts
+from revisit.transformers.generation import CACHES, prompts_of, refuse_read_prompts, setting
 from revisit.transformers.parts import Model
 
 Call = dict[str, Any]
@@ -155,6 +155,11 @@ class OtherImages(SecondStream):
         prompts = prompts_of(inputs)
         if prompts is None:
             raise ValueError(f"{name} needs the prompts: pass input_ids to generate")
+        chunk, ids = setting(model, inputs, "prefill_chunk_size"), inputs.get("input_ids")
+        if second and chunk and ids is not None and chunk < ids.shape[1]:
+            raise ValueError(
+                f"{name} cannot read images in chunks of the prompt: leave out prefill_chunk_size"
+            )
         super().__init__(model, prompts, name)
         self.inputs = inputs
         self.second = second
@@ -179,11 +184,6 @@ class OtherImages(SecondStream):
         """The second images as `generate` hands them on: encoded, and repeated for each row."""
         images = {**image_inputs(self.inputs), **self.second}
         if any(_given(call, _ENCODED) for call in calls):
-            if len(calls) > 1:
-                raise ValueError(
-                    f"{self.name} cannot read images in chunks of the prompt: leave out "
-                    "prefill_chunk_size"
-                )
             images = self.model._prepare_multimodal_encoder_kwargs_for_generation(images)
         if rows > 1:
             ids = self.inputs.get("input_ids")
