@@ -34,16 +34,15 @@ def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, 
         ValueError: the scores of a row with a session hold NaN, or are -inf for every token; a
             session is closed; there are not as many as rows.
     """
-    first = next((session for session in sessions if session is not None), None)
-    device = scores.device if first is None else first.columns.table.device
+    device = next((each.columns.table.device for each in sessions if each), scores.device)
     refined = scores.to(device, torch.float32, copy=True)
     highest = refined.amax(1).tolist()  # NaN where one of them is
     for row, most, session in zip(refined, highest, sessions, strict=True):
-        if session is not None and (math.isnan(most) or most == -math.inf):
+        if session and not most > -math.inf:
             check(row)
     each = zip(refined, sessions, strict=True)
     with own_precision(device):
-        steps = [None if session is None else _refine(row, session) for row, session in each]
+        steps = [_refine(row, session) if session else None for row, session in each]
     return refined.to(scores.device), steps
 
 
