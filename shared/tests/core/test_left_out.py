@@ -93,3 +93,15 @@ def test_a_certain_token_leaves_the_others_in_order(dtype):
     assert filled[0].argsort(descending=True).tolist() == [1, 2, 3, 0, 4]
     assert filled[0, 2] < -10_000
     assert filled[0, 4] == -math.inf
+
+
+def test_a_certain_token_that_alone_is_possible_leaves_the_others_impossible():
+    logits = torch.full((2, 5), -math.inf)
+    logits[:, 1] = math.inf
+    logits[1, 3] = 2.0
+    decided = torch.full((2, 5), -math.inf)
+    decided[:, 1] = 0
+    filled = fill_left_out(decided, logits)
+    assert filled[0].tolist() == decided[0].tolist()
+    assert -math.inf < filled[1, 3] < -10_000
+    assert (filled[1, [0, 2, 4]] == -math.inf).all()

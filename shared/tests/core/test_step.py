@@ -40,8 +40,7 @@ def fast(logits, session):
 
 def dense_table(logits, session):
     """The step with a table of the whole vocabulary, as on a GPU where it is small."""
-    if not session.columns.held:
-        session.columns.fill()
+    session.columns.cache.on_cpu = False
     return fast(logits, session)
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from revisit.core.head import Head
 
-# Vision states in a block at least.
-_NARROWEST = 128
+# Vision states in a block: at least so many, and whole vector registers of them.
+_NARROWEST, _GRAIN = 128, 32
 
 
 class Cache:
@@ -58,8 +58,8 @@ class Columns:
         cache: the budget and the LM head.
 
     Attributes:
-        table: (n, M) in the LM head's dtype and on its device; the first `held` rows are columns,
-            and `room` of them are counted as taken.
+        table: (n, M) on the LM head's device, in its dtype; `held` rows are columns, and `room` of
+            them are taken of the budget.
         places: (V,) int32 on the host, the row of each token, -1 where it has none.
         used: (V,) int32 on the host, the step that needed a token last.
 
@@ -91,19 +91,15 @@ class Columns:
         self.cache.left += self.room * self.bytes
         self.room, self.table, self.closed = 0, self.table[:0].clone(), True
 
-    def fill(self) -> None:
-        """Compute the columns of the whole vocabulary: no step has to ask which are new."""
-        self._add(torch.arange(len(self.places), device="cpu"), 0)
-        self.dense = True
-
     def keep(self, tokens: Tensor) -> Kept:
         """Compute and keep the columns of tokens (c,) int64 that are new, as many as fit."""
         if self.closed:
             raise ValueError("the session of this prompt is closed")
-        small = len(self.places) * self.bytes <= self.cache.left
-        if small and not self.held and not self.cache.on_cpu:
-            self.fill()
-        if self.dense:
+        vocabulary, cache = len(self.places), self.cache
+        if not cache.on_cpu and not self.held and vocabulary * self.bytes <= cache.left:
+            self._add(torch.arange(vocabulary, device="cpu"), 0)
+            self.dense = True
+        if self.dense:  # nobody has to ask which tokens are new
             return Kept(tokens, tokens)
         device, here = self.table.device, tokens.cpu()
         self.step += 1
@@ -114,29 +110,29 @@ class Columns:
             added = self._add(here.index_select(0, new), len(here) - len(new))
             rows.index_copy_(0, new[: len(added)], added)
             new = new[len(added) :]
-        if len(new):
-            _warn(self.cache.size)
-            return Kept(tokens, rows.clamp_(min=0).to(device), new.to(device))
-        return Kept(tokens, rows.to(device))
+        if not len(new):
+            return Kept(tokens, rows.to(device))
+        _warn(cache.size)
+        return Kept(tokens, rows.clamp_(min=0).to(device), new.to(device))
 
     def blocks(self, kept: Kept) -> Iterator[Tensor]:
         """Logits (c, b) of the tokens at some vision states at a time, for the caller to change."""
-        width = max(_NARROWEST, self.cache.block // (4 * len(kept.tokens)))
+        most = self.cache.block // (4 * len(kept.tokens))
+        width = max(_NARROWEST, most // _GRAIN * _GRAIN)
         for start in range(0, len(self.states), width):
             block = self.table[:, start : start + width].index_select(0, kept.rows)
-            yield self._complete(block, kept, self.states[start : start + width])
+            yield self._complete(block, kept, slice(start, start + width))
 
     def at(self, kept: Kept, choice: Tensor) -> Tensor:
         """Logits (c,) of the tokens at the vision state `choice`, () int64."""
         logits = self.table[kept.rows, choice].unsqueeze(1)
-        state = self.states[choice.to(self.states.device)].unsqueeze(0)
-        return self._complete(logits, kept, state).squeeze(1)
+        return self._complete(logits, kept, choice.view(1).to(self.states.device)).squeeze(1)
 
-    def _complete(self, logits: Tensor, kept: Kept, states: Tensor) -> Tensor:
-        """Logits (c, b) at states (b, d), those of absent tokens computed."""
+    def _complete(self, logits: Tensor, kept: Kept, some: slice | Tensor) -> Tensor:
+        """Logits (c, b) at some vision states, those of absent tokens computed."""
         if kept.absent is not None:
             tokens = kept.tokens.index_select(0, kept.absent)
-            self._project(tokens, states, logits, kept.absent)
+            self._project(tokens, self.states[some], logits, kept.absent)
         return logits
 
     def _add(self, tokens: Tensor, in_use: int) -> Tensor:
@@ -166,23 +162,22 @@ class Columns:
     @torch.inference_mode(False)
     def _make_room(self, rows: int) -> None:
         """Take as much of the budget as so many rows need, or as it has."""
-        vocabulary, on_cpu = len(self.places), self.cache.on_cpu
+        cache, vocabulary = self.cache, len(self.places)
         if rows <= self.room:
             return
-        if not on_cpu:
+        if not cache.on_cpu:
             rows = max(rows, 2 * self.room)  # a table that grows is copied
-        rows = min(rows, vocabulary, self.room + self.cache.left // self.bytes)
-        self.cache.left -= (rows - self.room) * self.bytes
+        rows = min(rows, vocabulary, self.room + cache.left // self.bytes)
+        cache.left -= (rows - self.room) * self.bytes
         self.room = rows
-        if on_cpu:  # where memory is taken as it is written: all that may come
-            rows = min(vocabulary, self.cache.size // self.bytes)
+        if cache.on_cpu:  # where memory is taken as it is written: all that may come
+            rows = min(vocabulary, cache.size // self.bytes)
         if rows > len(self.table):
             # With deterministic algorithms `torch.empty` would write all of it.
-            size, device = rows * self.bytes, self.table.device
-            memory = torch.UntypedStorage(size, device=device)  # type: ignore[no-untyped-call]
-            grown = self.table.new_empty(0).set_(memory).view(rows, -1)
-            grown[: self.held] = self.table[: self.held]
-            self.table = grown
+            size, old = rows * self.bytes, self.table
+            memory = torch.UntypedStorage(size, device=old.device)  # type: ignore[no-untyped-call]
+            self.table = old.new_empty(0).set_(memory).view(rows, -1)
+            self.table[: self.held] = old[: self.held]
 
     def _project(self, tokens: Tensor, states: Tensor, out: Tensor, rows: Tensor) -> None:
         """Write the logits of tokens (c,) at states (b, d) to their rows (c,) of `out` (n, b)."""

@@ -36,6 +36,7 @@ def fill_left_out(decided: Tensor, scores: Tensor) -> Tensor:
     least = decided.masked_fill(left_out, math.inf).amin(-1, keepdim=True)
     scale = _FACTOR * least.abs().clamp(min=_LEAST)
     scores = scores.float()
-    # A certain token (+inf) would leave no difference between the others.
+    # A certain token (+inf) would leave no difference between the others; there may be no others.
     log_p = scores.masked_fill(scores == math.inf, -math.inf).log_softmax(-1)
+    log_p.masked_fill_(scores == -math.inf, -math.inf)
     return torch.where(left_out, (log_p - 1) * scale, decided)

@@ -34,23 +34,22 @@ def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, 
         ValueError: the scores of a row with a session hold NaN, or are -inf for every token; a
             session is closed; there are not as many as rows.
     """
-    first = next((session for session in sessions if session is not None), None)
-    device = scores.device if first is None else first.columns.table.device
+    device = next((each.columns.table.device for each in sessions if each), scores.device)
     refined = scores.to(device, torch.float32, copy=True)
     highest = refined.amax(1).tolist()  # NaN where one of them is
     for row, most, session in zip(refined, highest, sessions, strict=True):
-        if session is not None and (math.isnan(most) or most == -math.inf):
+        if session and not most > -math.inf:
             check(row)
     each = zip(refined, sessions, strict=True)
     with own_precision(device):
-        steps = [None if session is None else _refine(row, session) for row, session in each]
+        steps = [_refine(row, session) if session else None for row, session in each]
     return refined.to(scores.device), steps
 
 
 def _refine(scores: Tensor, session: Session) -> Step:
     """The step of one row, whose scores (V,) float32 are replaced by the refined ones."""
     config, columns = session.config, session.columns
-    tokens = constrain(scores, config.alpha)
+    tokens = _plausible(scores, config.alpha)
     log_p = scores.index_select(0, tokens).clamp_(max=LARGEST).log_softmax(0)
     scores.fill_(-math.inf)
     if len(tokens) == 1:
@@ -66,3 +65,14 @@ def _refine(scores: Tensor, session: Session) -> Step:
     choice = select(distances, config.selection, session.generator)
     log_q = columns.at(kept, choice).float().log_softmax(0)
     return Step(scores.index_copy_(0, tokens, log_p + log_q), tokens, choice, distances)
+
+
+def _plausible(scores: Tensor, alpha: float) -> Tensor:
+    """V_cons of scores (V,): groups of tokens first, since a CPU is slow to search a mask of V."""
+    if scores.device.type != "cpu":
+        return constrain(scores, alpha)  # a GPU would be waited for twice
+    width = math.gcd(len(scores), 64)
+    groups = constrain(scores.view(-1, width).amax(1), alpha)
+    inside = torch.arange(width, device="cpu")
+    tokens = groups.mul_(width).unsqueeze(1).add(inside).flatten()
+    return tokens.index_select(0, constrain(scores.index_select(0, tokens), alpha))

@@ -61,13 +61,8 @@ class Choice(NamedTuple):
     @classmethod
     def of(cls, step: Step, scores: Tensor) -> "Choice":
         """What was decided for a row whose model gave `scores` (V,)."""
-        return cls(
-            step.choice,
-            step.vocabulary.shape[0],
-            step.divergence,
-            scores.argmax(),
-            step.scores.argmax(),
-        )
+        plain, refined = scores.argmax(), step.scores.argmax()
+        return cls(step.choice, step.vocabulary.shape[0], step.divergence, plain, refined)
 
     def read(self, layout: VisionLayout, token: int | None) -> TraceStep:
         """Bring the step to the host; `token` is the one that was generated."""

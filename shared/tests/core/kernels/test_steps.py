@@ -345,12 +345,14 @@ def test_logits_of_any_dtype_and_layout():
 def test_tokens_beyond_v_cons_are_filled_as_an_engine_fills_them():
     left_out = pytest.importorskip("revisit.core.left_out")
     prompts = [(20, config(alpha=alpha)) for alpha in (1e-2, 1e-1, 1e-3, 0.0, 1e-2)]
-    rows = [0, 1, 2, 3, 4, -1]
+    rows = [0, 1, 2, 3, 4, -1, 0]
     filled, plain = Trial(prompts, rows, fill=True), Trial(prompts, rows)
-    logits = drift(6, 1)[0]
+    logits = drift(7, 1)[0]
     logits[1, 7] = 60.0  # alone in V_cons
     logits[2, 3] = INF
     logits[4, 30:50] = -INF
+    logits[6] = -INF
+    logits[6, 3] = INF  # certain, and alone possible
     want = left_out.fill_left_out(plain.check(logits), logits.to(DEVICE))
     want[5] = logits[5]
     scores = filled.steps.step(logits.to(DEVICE))
