@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import revisit
 from revisit import ReVisiTConfig
@@ -23,7 +23,7 @@ def model():
     return make_model().to(DEVICE)
 
 
-def decode(model, prompts=PROMPTS, config=CONFIG, **arguments):
+def decode(model, prompts=PROMPTS, config=CONFIG, lm_head=None, **arguments):
     torch.manual_seed(7)
     given = {key: value.to(model.device) for key, value in batch(prompts).items()}
     settings = {
@@ -34,7 +34,7 @@ def decode(model, prompts=PROMPTS, config=CONFIG, **arguments):
         "return_dict_in_generate": True,
         **arguments,
     }
-    with revisit.attach(model, config):
+    with revisit.attach(model, config, lm_head=lm_head):
         return model.generate(**given, **settings)
 
 
@@ -93,20 +93,101 @@ def test_several_generations_draw_as_the_sessions_of_their_prompts(model, kernel
     assert states[0] != states[1]
 
 
-class Spoiled(torch.nn.Module):
-    """An LM head whose logits of one pass are spoiled in one row."""
+def spoiled(value, row, step):
+    """A model whose logits of one step are spoiled in one row."""
+    passes = iter(range(99))
 
-    def __init__(self, head, at, row, value):
-        super().__init__()
-        self.head, self.left, self.row, self.value = head, at, row, value
+    def spoil(_module, _args, output):
+        if next(passes) == step:
+            output.logits[row, -1, 3 if math.isnan(value) else slice(None)] = value
 
-    @property
-    def weight(self):
-        return self.head.weight
+    model = make_model().to(DEVICE)
+    model.register_forward_hook(spoil)
+    return model
 
-    def forward(self, hidden):
-        logits = self.head(hidden)
-        if not self.left:
-            logits[self.row, -1, 3 if math.isnan(self.value) else slice(None)] = self.value
-        self.left -= 1
-        return logits
+
+NAN, NOTHING = (math.nan, "hold NaN"), (-math.inf, "-inf for every token")
+
+
+@pytest.mark.parametrize(("fault", "step"), [(NAN, 1), (NAN, 5), (NOTHING, 2)], ids=str)
+@pytest.mark.parametrize("sample", [False, True])
+def test_a_row_without_a_token_to_choose_is_never_lost(kernels_allowed, fault, step, sample):
+    value, message = fault
+    with pytest.raises(ValueError, match=message):
+        decode(spoiled(value, 1, step), do_sample=sample)
+    assert kernels_allowed
+
+
+def test_a_plain_row_may_hold_nan_and_another_exception_is_not_replaced(kernels_allowed):
+    decode(spoiled(math.nan, 3, 1), [*PROMPTS, PLAIN])
+
+    def stop(input_ids, _scores):
+        if input_ids.shape[1] > len(PROMPTS[1]) + 1:  # after the step that was spoiled
+            raise RuntimeError("stop here")
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=DEVICE)
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        decode(spoiled(math.nan, 1, 1), stopping_criteria=[stop])
+    assert len(kernels_allowed) == 2
+
+
+def test_plain_pytorch_decodes_where_kernels_do_not_run(model, kernels_allowed, monkeypatch):
+    want = decode(model).sequences.tolist()
+    assert len(kernels_allowed) == 1
+
+    def full(*_):
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(processor, "Kernels", full)
+    assert decode(model).sequences.tolist() == want
+    monkeypatch.setattr(processor, "kernels_run", kernels.kernels_run)
+    monkeypatch.setattr(kernels, "available", lambda head: False)
+    assert decode(model).sequences.tolist() == want
+    monkeypatch.setattr(kernels, "available", lambda head: True)
+    assert not kernels.kernels_run(LMHead(torch.zeros(3, 2)))  # no GPU, whatever Triton says
+
+
+class Reads(TorchDispatchMode):
+    """Operators that bring numbers to the host, or whose result has a size that it must know."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_step_by_kernels_brings_nothing_to_the_host(model, kernels_allowed, monkeypatch, runs):
+    if not runs:  # the test sees that plain PyTorch does
+        monkeypatch.setattr(processor, "kernels_run", lambda head: False)
+    given = {key: value.to(DEVICE) for key, value in batch(PROMPTS).items()}
+    decoder = revisit.ReVisiTLogitsProcessor(model, CONFIG)
+    with torch.no_grad(), decoder.generation(given):
+        scores = model(**given).logits[:, -1]
+        states = [each.clone() for each in decoder.current().recorder.states]
+        decoder(given["input_ids"], scores)
+        with Reads() as reads:
+            if DEVICE == "cuda" and runs:
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                decoder(given["input_ids"], scores)
+            finally:
+                if DEVICE == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+        assert bool(reads.seen) is not runs
+        assert len(decoder.vision_states) == len(states)
+        assert all(map(torch.equal, decoder.vision_states, states))
+    assert decoder.latest.kernels is None  # what they took is free
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
+@pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu")], ids=str)
+def test_the_lm_head_may_be_on_another_device_than_the_scores(kernels_allowed, devices):
+    model, elsewhere = make_model().to(devices[0]), devices[1]
+    want = decode(model).sequences.tolist()
+    head = LMHead(model.lm_head.weight.detach().to(elsewhere))
+    assert decode(model, lm_head=head).sequences.tolist() == want

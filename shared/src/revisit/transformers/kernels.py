@@ -1,5 +1,7 @@
 """A generation's rows in the kernels of a GPU: each step is launched, and none is waited for."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,7 +40,11 @@ class Kernels:
 
         counts = [len(each) for each in states if len(each)]
         columns = config.cache_bytes // len(counts)
-        sizes = {"slots": len(counts), "rows": rows * len(states), "longest": max(counts)}
+        sizes: dict[str, Any] = {
+            "slots": len(counts),
+            "rows": rows * len(states),
+            "longest": max(counts),
+        }
         budget = buffer_bytes(head.size, **sizes)
         budget += sum(prompt_bytes(head, count, columns) for count in counts)
         self._steps = steps = Steps(head, budget=budget, columns=columns, fill=True, **sizes)
@@ -52,10 +58,9 @@ class Kernels:
         steps.batch(self._slots)
         with torch.inference_mode(False):  # written in any mode
             # The fault of each row so far, and what has arrived of it on the host.
-            self._faults = torch.zeros(sizes["rows"], dtype=torch.int32, device=head.device)
-            self._arrived = torch.zeros_like(
-                self._faults, device="cpu", pin_memory=head.device.type == "cuda"
-            )
+            faults = torch.zeros(sizes["rows"], dtype=torch.int32, device="cpu")
+            self._faults = faults.to(head.device)
+            self._arrived = faults.pin_memory() if head.device.type == "cuda" else faults
 
     def refine(self, scores: Tensor) -> Tensor:
         """Refined scores (rows, V) float32 of `scores` (rows, V), on their device, none left out.

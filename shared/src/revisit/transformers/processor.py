@@ -145,9 +145,7 @@ class ReVisiTGeneration(Generation):
             self._begin(input_ids)
         rows = len(self.recorder.counts) * self.recorder.rows
         if scores.shape[0] != rows:
-            raise ValueError(
-                f"the recorded prefill has {rows} rows, the scores {scores.shape[0]}"
-            )
+            raise ValueError(f"the recorded prefill has {rows} rows, the scores {scores.shape[0]}")
         trace = self.processor.config.trace
         if trace:
             self.before.append(input_ids[:, self.prompt_length :].clone())

@@ -296,7 +296,7 @@ class Steps:
 
     def _send(self, buffer: Tensor, values: Sequence[int]) -> None:
         """Numbers to the device, without waiting for it."""
-        made = torch.tensor(values, dtype=buffer.dtype, pin_memory=self._cuda)
+        made = torch.tensor(values, dtype=buffer.dtype, device="cpu", pin_memory=self._cuda)
         buffer.copy_(made, non_blocking=True)
 
     def _here(self) -> AbstractContextManager[object]:
