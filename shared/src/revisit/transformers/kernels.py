@@ -48,13 +48,15 @@ class Kernels:
         budget = buffer_bytes(head.size, **sizes)
         budget += sum(prompt_bytes(head, count, columns) for count in counts)
         self._steps = steps = Steps(head, budget=budget, columns=columns, fill=True, **sizes)
-        self._slots: list[int] = []
-        for place, each in enumerate(states):
-            slot = -1
-            if len(each):
-                slot = steps.open(each, config, seeded(config, number + place))
-                states[place] = steps.states(slot)
-            self._slots += [slot] * rows
+        slots = [
+            steps.open(each, config, seeded(config, number)) if len(each) else -1
+            for number, each in enumerate(states, number)
+        ]
+        states[:] = [
+            each if slot < 0 else steps.states(slot)
+            for slot, each in zip(slots, states, strict=True)
+        ]
+        self._slots = [slot for slot in slots for _ in range(rows)]
         steps.batch(self._slots)
         with torch.inference_mode(False):  # written in any mode
             # The fault of each row so far, and what has arrived of it on the host.
@@ -78,7 +80,7 @@ class Kernels:
         torch.maximum(self._faults, bad, out=self._faults)
         self._arrived.copy_(self._faults, non_blocking=True)
         # A copy: the next step writes where these are.
-        return refined.masked_fill(bad.unsqueeze(1) > 0, 0).to(scores.device)
+        return torch.where(bad.unsqueeze(1) > 0, 0.0, refined).to(scores.device)
 
     def choices(self, scores: Tensor, refined: Tensor) -> list[Choice | None]:
         """What the latest step decided for each row; its tensors stay on their devices."""
