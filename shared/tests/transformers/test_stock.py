@@ -91,6 +91,20 @@ def pixels() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", greedy_cases(QWEN), ids=name)
 def test_qwen_gives_the_published_tokens_and_scores(qwen, pixels, case):
+    check(qwen, qwen_inputs(qwen, pixels, case), case)
+
+
+def refined_cases(folder: Path) -> list[dict[str, Any]]:
+    return [case for case in greedy_cases(folder) if case["generate"].get("use_revisit")]
+
+
+@pytest.mark.parametrize("case", refined_cases(QWEN)[::4], ids=name)
+def test_kernels_give_the_published_tokens_and_scores(kernels_allowed, qwen, pixels, case):
+    check(qwen, qwen_inputs(qwen, pixels, case), case)
+    assert len(kernels_allowed) == 1
+
+
+def qwen_inputs(qwen: Any, pixels: dict[str, torch.Tensor], case: dict[str, Any]) -> dict[str, Any]:
     input_ids = torch.tensor([case["input_ids"]])
     inputs = {
         "input_ids": input_ids,
@@ -101,7 +115,7 @@ def test_qwen_gives_the_published_tokens_and_scores(qwen, pixels, case):
     # Newer releases want what their processor tells them: which tokens are of an image.
     if "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:
         inputs["mm_token_type_ids"] = (input_ids == qwen.config.image_token_id).long()
-    check(qwen, inputs, case)
+    return inputs
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,10 @@ class Session:
     @cached_property
     def generator(self) -> torch.Generator:
         """What `selection="random"` draws from, on the CPU."""
-        # The CPU's generator takes 32 bits of a seed.
-        seed = (self.config.seed * 1_000_003 + self.number) % 2**32
-        return torch.Generator("cpu").manual_seed(seed)
+        return seeded(self.config, self.number)
+
+
+def seeded(config: ReVisiTConfig, number: int) -> torch.Generator:
+    """A generator on the CPU for the prompt of this number."""
+    # The CPU's generator takes 32 bits of a seed.
+    return torch.Generator("cpu").manual_seed((config.seed * 1_000_003 + number) % 2**32)

@@ -26,6 +26,12 @@ _ROUNDING = 1e-6
 # The largest float32. Beyond it +inf - inf would be NaN; a finite stand-in of -inf is its negative.
 LARGEST = torch.finfo(torch.float32).max
 
+# Why no token can be chosen from a row, by the number that the kernels give it.
+FAULTS = {
+    1: "the model's logits hold NaN: no token can be chosen from them",
+    2: "the model's logits are -inf for every token: none can be chosen",
+}
+
 
 class Step(NamedTuple):
     """What one step decided for one row."""
@@ -138,6 +144,6 @@ def select(distances: Tensor, selection: str, generator: torch.Generator | None 
 def check(logits: Tensor) -> None:
     """Raise ValueError where logits (..., V) hold NaN, or a row in which no token is possible."""
     if logits.isnan().any():
-        raise ValueError("the model's logits hold NaN: no token can be chosen from them")
+        raise ValueError(FAULTS[1])
     if logits.isneginf().all(-1).any():
-        raise ValueError("the model's logits are -inf for every token: none can be chosen")
+        raise ValueError(FAULTS[2])

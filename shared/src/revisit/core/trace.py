@@ -53,7 +53,7 @@ class Choice(NamedTuple):
     """A step as the decoding loop leaves it: tensors stay on their device until read."""
 
     vision_state: Tensor
-    candidates: int
+    candidates: int | Tensor
     divergence: Tensor
     plain_token: Tensor
     refined_token: Tensor
@@ -68,7 +68,7 @@ class Choice(NamedTuple):
         """Bring the step to the host; `token` is the one that was generated."""
         return TraceStep(
             *layout.place(int(self.vision_state)),
-            self.candidates,
+            int(self.candidates),
             float(self.divergence),
             int(self.plain_token),
             int(self.refined_token),

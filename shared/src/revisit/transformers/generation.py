@@ -115,7 +115,7 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         if not generation.asked and not self.model.training:  # dropout tells rows apart too
             _refuse_unlike_rows(self.model, scores, generation.prompts)
         generation.asked = True
-        return fill_left_out(decided, scores.to(decided.device))
+        return decided if generation.filled else fill_left_out(decided, scores.to(decided.device))
 
     def current(self) -> "Generation":
         """The innermost generation of this thread that is this processor's."""
@@ -177,6 +177,7 @@ class Generation:
         outer: the generation that it runs inside of.
         joined: whether its processor was put among a decoding loop's.
         asked: whether the processor has answered.
+        filled: whether `step` gives the tokens that it leaves out finite scores itself.
     """
 
     def __init__(self, processor: DecoderLogitsProcessor) -> None:
@@ -186,6 +187,7 @@ class Generation:
         self.outer: Generation | None = None
         self.joined = False
         self.asked = False
+        self.filled = False
 
     def __enter__(self) -> "Generation":
         return self

@@ -1,9 +1,11 @@
 """ReVisiT as a logits processor of Transformers, and the generation that it belongs to."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import repeat
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from revisit.config import ReVisiTConfig
@@ -17,6 +19,7 @@ from revisit.transformers.generation import (
     ReadingLogitsProcessor,
     refuse_read_prompts,
 )
+from revisit.transformers.kernels import Kernels, kernels_run
 from revisit.transformers.parts import Model, complete, logits_owners
 from revisit.transformers.recorder import Recorder
 from revisit.transformers.vision import VisionPositions, locate
@@ -102,7 +105,7 @@ class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
 
 
 class ReVisiTGeneration(Generation):
-    """Its prompts are recorded, and from then on its sessions refine its steps.
+    """Its prompts are recorded, and from then on kernels or its sessions refine its steps.
 
     Attributes:
         head: the LM head with the scale and cap that were found, once it was asked.
@@ -117,7 +120,8 @@ class ReVisiTGeneration(Generation):
         self.recorder = recorder
         self.positions = positions
         self.head: LMHead | None = None
-        self.sessions: list[Session | None] = []  # row by row
+        self.kernels: Kernels | None = None  # on a GPU that runs them
+        self.sessions: list[Session | None] = []  # elsewhere, row by row
         # For a trace: what was generated before each step (rows, t), what it decided row by row,
         # the length of the prompts, and the sequences that came out.
         self.before: list[Tensor] = []
@@ -131,27 +135,39 @@ class ReVisiTGeneration(Generation):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let go of all but the trace."""
+        """Let go of all but the trace.
+
+        Raises:
+            ValueError: no token could be chosen in a step, and no other exception is under way.
+        """
         self.recorder.__exit__(*error)
-        self.sessions = []
+        kernels, self.kernels, self.sessions = self.kernels, None, []
         self.recorder.states = []
+        if kernels is not None and error[0] is None:
+            kernels.end()
 
     def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if not self.asked:
             self._begin(input_ids)
-        if scores.shape[0] != len(self.sessions):
-            raise ValueError(
-                f"the recorded prefill has {len(self.sessions)} rows, the scores {scores.shape[0]}"
-            )
-        refined, steps = refine(scores, self.sessions)
-        if self.processor.config.trace:
+        rows = len(self.recorder.counts) * self.recorder.rows
+        if scores.shape[0] != rows:
+            raise ValueError(f"the recorded prefill has {rows} rows, the scores {scores.shape[0]}")
+        trace = self.processor.config.trace
+        if trace:
             self.before.append(input_ids[:, self.prompt_length :].clone())
+        if self.kernels is not None:
+            refined = self.kernels.refine(scores)
+            if trace:
+                self.choices.append(self.kernels.choices(scores, refined))
+            return refined
+        refined, steps = refine(scores, self.sessions)
+        if trace:
             each = zip(scores, steps, strict=True)
             self.choices.append([step and Choice.of(step, row) for row, step in each])
         return refined
 
     def _begin(self, input_ids: Tensor) -> None:
-        """A session for each prompt, shared by its rows."""
+        """Kernels for all prompts, or a session for each, shared by its rows."""
         recorder, processor = self.recorder, self.processor
         if not recorder.done:
             raise ValueError(_unread(recorder))
@@ -162,10 +178,17 @@ class ReVisiTGeneration(Generation):
         self.head = head = complete(
             processor.head(), processor.model.config, recorder.last[0], recorder.logits[0], name
         )
-        cache = Cache(head, config.cache_bytes)
-        for number, states in enumerate(recorder.states, processor.prompts):
-            session = Session(states, cache, config, number) if len(states) else None
-            self.sessions += [session] * recorder.rows
+        if any(recorder.counts) and kernels_run(head):
+            with suppress(torch.cuda.OutOfMemoryError):  # plain PyTorch takes as little as it needs
+                self.kernels = Kernels(
+                    head, config, recorder.states, recorder.rows, processor.prompts
+                )
+        self.filled = self.kernels is not None
+        if self.kernels is None:
+            cache = Cache(head, config.cache_bytes)
+            for number, states in enumerate(recorder.states, processor.prompts):
+                session = Session(states, cache, config, number) if len(states) else None
+                self.sessions += [session] * recorder.rows
         processor.prompts += len(recorder.counts)
         if config.trace:
             self.prompt_length = input_ids.shape[1]

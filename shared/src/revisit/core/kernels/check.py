@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,18 +72,19 @@ def _differs(head: LMHead) -> str:
     room = 2 * longest * (head.width + 64) * head.dtype.itemsize
     budget = buffer_bytes(V, slots=2, rows=3, longest=longest) + room
     steps = Steps(head, slots=2, rows=3, longest=longest, budget=budget, columns=columns)
-    random = torch.Generator().manual_seed(0)
+    plain: Any = {"dtype": torch.float32, "device": "cpu"}  # whatever is set as the default
+    random = torch.Generator("cpu").manual_seed(0)
     prompts = []
     for count in (longest, 37):
-        states = torch.randn(count, head.width, generator=random)
+        states = torch.randn(count, head.width, generator=random, **plain)
         prompts.append(states.to(head.device, head.dtype))
     steps.batch([steps.open(*each) for each in zip(prompts, _CONFIGS, strict=True)])
-    tokens = torch.arange(0, V, max(1, V // 60))
+    tokens = torch.arange(0, V, max(1, V // 60), device="cpu")
     for first in (0, 10):  # some tokens stay, some are new
-        logits = torch.full((3, V), -30.0)
+        logits = torch.full((3, V), -30.0, **plain)
         for row, count in enumerate((20, 45, 45)):
             some = tokens[first : first + count]
-            logits[row, some] = torch.randn(len(some), generator=random)
+            logits[row, some] = torch.randn(len(some), generator=random, **plain)
         logits = logits.to(head.device)
         scores, decided = steps.step(logits), steps.decided(3)
         if not torch.equal(scores[2], logits[2]):

@@ -153,6 +153,11 @@ class Steps:
             self._project_all(slot)
         return slot
 
+    def states(self, slot: int) -> Tensor:
+        """The vision states (M, d) of the prompt in this slot, where they are kept."""
+        start, _, count, _ = self._prompts[slot]
+        return self._pool[start : start + count * self.head.width].view(count, -1)
+
     def close(self, slot: int) -> None:
         """The prompt in this slot ended; `batch` comes before the next step if a row was of it."""
         self._closed |= self._prompts.pop(slot) in self._drawing
@@ -291,7 +296,7 @@ class Steps:
 
     def _send(self, buffer: Tensor, values: Sequence[int]) -> None:
         """Numbers to the device, without waiting for it."""
-        made = torch.tensor(values, dtype=buffer.dtype, pin_memory=self._cuda)
+        made = torch.tensor(values, dtype=buffer.dtype, device="cpu", pin_memory=self._cuda)
         buffer.copy_(made, non_blocking=True)
 
     def _here(self) -> AbstractContextManager[object]:
@@ -304,6 +309,12 @@ def buffer_bytes(V: int, *, slots: int, rows: int, longest: int, sizes: Sizes | 
     of it. V is the size of the LM head; the others are those of `Steps`.
     """
     return _bytes(_buffers(V, slots, rows, longest, sizes or _sizes(longest)))
+
+
+def prompt_bytes(head: LMHead, count: int, columns: int) -> int:
+    """Bytes of a prompt of so many vision states, and of its columns, `columns` at most."""
+    size, height = head.dtype.itemsize, _up(count)
+    return size * (_up(count * head.width) + min(head.size, columns // size // height) * height)
 
 
 def _sizes(longest: int) -> Sizes:
