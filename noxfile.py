@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent
 PYTHON = "3.11"  # the pins have no wheels for a newer one
 TYPED = (
     *("shared/src", "LLaVA1.5/data/llava", "LLaVA1.5/eval", "Qwen2.5-VL/eval", "benchmarks"),
-    "prerequisites",
+    *("prerequisites", "custom_generate"),
 )
 BINDING = ("shared/tests/transformers", "shared/tests/commands")  # what differs by release
 IN_EVERY_FAMILY = (*BINDING, "prerequisites/demo/tests", "prerequisites/tests/test_doctor_here.py")
@@ -146,6 +146,14 @@ def package(session: nox.Session) -> None:
     session.install(str(wheel), "-c", f"shared/requirements-stock-{STOCK[0]}.txt")
     with session.chdir("dist"):  # where no source of ours is
         session.run("python", "-c", "import revisit; print(revisit.ReVisiTConfig())")
+
+
+@nox.session(python=False)
+def hub(session: nox.Session) -> None:
+    """ReVisiT as a repository of the Hugging Face Hub, in build/hub: it needs no package."""
+    python = environment(session, NEWEST)
+    shutil.rmtree("build/hub", ignore_errors=True)
+    session.run(python, "custom_generate/repository.py", "build/hub", external=True)
 
 
 @nox.session(python=False)

@@ -1,26 +1,36 @@
 """Caption a sample of COCO images with LLaVA-1.5, by ReVisiT or another decoder."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
+try:
+    import torch
+    from PIL import Image
 
-from llava import (
-    DEFAULT_IMAGE_TOKEN,
-    llava_v1_prompt,
-    load_pretrained_model,
-    pad_prompts,
-    process_images,
-    tokenizer_image_token,
-)
-from revisit.commands.captioner import TransformersCaptioner
-from revisit.evaluation.captioning import main
-from revisit.evaluation.flags import decoding_arguments, other_decoder
-from revisit.transformers.checkpoint import check_layers, own_dtype
-from revisit.transformers.published import published_layers
+    from llava import (
+        DEFAULT_IMAGE_TOKEN,
+        llava_v1_prompt,
+        load_pretrained_model,
+        pad_prompts,
+        process_images,
+        tokenizer_image_token,
+    )
+    from revisit.commands.captioner import TransformersCaptioner
+    from revisit.evaluation.captioning import main
+    from revisit.evaluation.flags import decoding_arguments, other_decoder
+    from revisit.transformers.checkpoint import check_layers, own_dtype
+    from revisit.transformers.published import published_layers
+except ImportError as error:
+    found = find_spec("revisit")
+    sys.exit(
+        f"{error}. `revisit` here is {found.origin if found else 'not installed'}, and PyPI's "
+        "`revisit` is another project: build this program's environment by "
+        "`nox -s llava --install-only` and activate it (docs/reproducing.md)"
+    )
 
 # What is LLaVA-1.5's own in the programs of all benchmarks.
 FAMILY: dict[str, Any] = {

@@ -151,6 +151,17 @@ def run_script(
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
 
+@pytest.mark.parametrize("script", ["eval_chair_llava.sh", "eval_pope_llava.sh"])
+def test_another_package_of_the_same_name_is_named(checkpoint, coco, tmp_path, capfd, script):
+    (tmp_path / "revisit").mkdir()
+    other = tmp_path / "revisit" / "__init__.py"
+    other.touch()
+    assert run_script(tmp_path, checkpoint, coco, script=script, PYTHONPATH=str(tmp_path)) == 1
+    printed = capfd.readouterr().err
+    assert f"`revisit` here is {other}" in printed and "-s llava" in printed
+    assert "Traceback" not in printed
+
+
 def test_the_script_captions_and_scores_from_any_folder(checkpoint, coco, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -1,20 +1,30 @@
 """Caption a sample of COCO images with Qwen2.5-VL, by ReVisiT or another decoder."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from qwen_vl_utils import process_vision_info
-from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGeneration
+try:
+    import torch
+    from PIL import Image
+    from qwen_vl_utils import process_vision_info
+    from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGeneration
 
-from revisit.commands.captioner import TransformersCaptioner
-from revisit.evaluation.captioning import main
-from revisit.evaluation.flags import decoding_arguments, other_decoder
-from revisit.transformers.checkpoint import check_layers, load_complete, own_dtype
-from revisit.transformers.published import published_layers
+    from revisit.commands.captioner import TransformersCaptioner
+    from revisit.evaluation.captioning import main
+    from revisit.evaluation.flags import decoding_arguments, other_decoder
+    from revisit.transformers.checkpoint import check_layers, load_complete, own_dtype
+    from revisit.transformers.published import published_layers
+except ImportError as error:
+    found = find_spec("revisit")
+    sys.exit(
+        f"{error}. `revisit` here is {found.origin if found else 'not installed'}, and PyPI's "
+        "`revisit` is another project: build this program's environment by "
+        "`nox -s qwen --install-only` and activate it (docs/reproducing.md)"
+    )
 
 # What is Qwen2.5-VL's own in the programs of all benchmarks.
 FAMILY: dict[str, Any] = {

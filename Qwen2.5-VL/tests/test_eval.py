@@ -218,6 +218,16 @@ def test_the_results_folder_is_named_by_what_decoded(tmp_path, settings, argumen
     assert result["captions"]["run"]["settings"].get("use_revisit", False) is revisit
 
 
+@pytest.mark.parametrize("script", [SCRIPTS[0], POPE])
+def test_another_package_of_the_same_name_is_named(tmp_path, script):
+    (tmp_path / "revisit").mkdir()
+    other = tmp_path / "revisit" / "__init__.py"
+    other.touch()
+    done = run_script(tmp_path, script=script, PYTHONPATH=str(tmp_path), POPE_PATH="")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"`revisit` here is {other}" in done.stderr and "-s qwen" in done.stderr
+
+
 def test_flags_after_the_scripts_name_count_before_the_environment(tmp_path):
     annotations = DEMO / "coco" / "annotations" / "instances_val2014.json"
     flags = ["--output_path", "mine.jsonl", "--anno_path", str(annotations)]

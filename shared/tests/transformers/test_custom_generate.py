@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import revisit
 from releases import RELEASE
-from revisit import ReVisiTConfig
+from revisit import ReVisiTConfig, VCDConfig
 from servers import Server
 from small_llama import PAD, PROMPTS, batch, make_model, new_tokens
 
@@ -47,6 +47,12 @@ def test_the_folder_gives_what_attach_gives(model, given):
     )
     assert output.tolist() == expected.tolist()
     assert output.tolist() != model.generate(**arguments).tolist()
+
+
+def test_settings_of_another_class_are_refused(model):
+    asked = {"custom_generate": str(ROOT), "trust_remote_code": True}
+    with pytest.raises(ValueError, match="pass revisit_config as a dict"):
+        model.generate(**batch(PROMPTS), **asked, revisit_config=VCDConfig())
 
 
 def test_the_folder_passes_on_all_that_generate_takes(model):
@@ -86,36 +92,68 @@ def test_a_checkpoint_may_carry_the_folder(model, tmp_path):
     assert output.tolist() == expected.tolist()
 
 
-PROGRAM = """
+ALONE = """
+import sys
+
+import torch
+from transformers import AutoModelForImageTextToText
 from small_llama import PAD, PROMPTS, batch, make_model
 
+sys.modules["revisit"] = None  # as where the package is not installed
+named = dict(custom_generate=sys.argv[1], trust_remote_code=True)
 settings = dict(max_new_tokens=6, do_sample=False, pad_token_id=PAD)
-asked = dict(custom_generate="someone/revisit", trust_remote_code=True)
-print(make_model().generate(**batch(PROMPTS), **settings, **asked, revisit_config={"alpha": 0.02}))
+revisit = dict(revisit_config=dict(layers="all", alpha=0.02))
+print(make_model().generate(**batch(PROMPTS), **settings, **named, **revisit).tolist())
+carrying = AutoModelForImageTextToText.from_pretrained(sys.argv[1], trust_remote_code=True)
+ids = torch.tensor([[1, 2, *[carrying.config.image_token_id] * 4, 7, 8]])
+print(carrying.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings).tolist())
 """
 
 
-def test_a_repository_of_the_hub_may_be_named(model, tmp_path):
-    """A process of its own, since the hub's client reads its address once."""
-    hub = Server()
-    folder = ROOT / "custom_generate"
-    files = {f"custom_generate/{path.name}": path.read_bytes() for path in folder.glob("*.*")}
-    hub.models["someone/revisit"] = {"0" * 40: files}
-    own = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parent),
-    }
-    try:
-        run = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env={**os.environ, **own},
-            capture_output=True,
-            text=True,
-        )
-    finally:
-        hub.close()
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """The folder that `nox -s hub` writes."""
+    folder = tmp_path_factory.mktemp("written") / "repository"
+    script = ROOT / "custom_generate" / "repository.py"
+    subprocess.run([sys.executable, script, folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def hub(repository, tmp_path):
+    """What a process needs to find the repository on a hub."""
+    server = Server()
+    files = {path.relative_to(repository).as_posix(): path for path in repository.rglob("*.*")}
+    named = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    server.models["someone/revisit"] = {"0" * 40: named}
+    yield {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)}
+    server.close()
+
+
+@pytest.mark.parametrize("where", ["a folder", "a hub"])
+def test_the_repository_and_its_checkpoint_need_no_package(model, repository, hub, where):
+    named = str(repository) if where == "a folder" else "someone/revisit"
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **hub}
+    command = [sys.executable, "-c", ALONE, named]
+    run = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    with revisit.attach(model, ReVisiTConfig(alpha=0.02)):
+    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=0.02)):
         expected = model.generate(**batch(PROMPTS), **SETTINGS)
-    assert run.stdout.strip() == str(expected)
+    demo = ROOT / "prerequisites" / "demo" / "qwen-tiny"
+    plain = transformers.AutoModelForImageTextToText.from_pretrained(demo)
+    ids = torch.tensor([[1, 2, *[plain.config.image_token_id] * 4, 7, 8]])
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **SETTINGS}
+    with revisit.attach(plain):
+        carried = plain.generate(**arguments)
+    assert not torch.equal(carried, plain.generate(**arguments))
+    assert run.stdout.splitlines() == [str(expected.tolist()), str(carried.tolist())]
+
+
+def test_another_package_of_the_same_name_is_named(tmp_path):
+    (tmp_path / "revisit").mkdir()
+    other = tmp_path / "revisit" / "__init__.py"
+    other.write_text("")
+    program = "import runpy, sys; sys.path.insert(0, sys.argv[1]); runpy.run_path(sys.argv[2])"
+    command = [sys.executable, "-c", program, tmp_path, ROOT / "custom_generate" / "generate.py"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert f"`revisit` here is {other}" in run.stderr and "another project" in run.stderr
