@@ -416,7 +416,7 @@ def _report(store: CaptionStore, tasks: Sequence[Task]) -> None:
     if failed := store.record["failed"]:
         lacking = len({entry["file"] for entry in failed})
         print(
-            f"WARNING: {lacking} images could not be read and have no {store.form.text}; they are "
-            f"listed in {store.record_path}, and the same command tries them again",
+            f"WARNING: {lacking} images could not be read or used, and have no {store.form.text}; "
+            f"they are listed in {store.record_path}, and the same command tries them again",
             file=sys.stderr,
         )
