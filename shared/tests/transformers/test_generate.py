@@ -233,6 +233,7 @@ def test_continuous_batching_is_refused_from_both_sides(block):
     manager = model.init_continuous_batching(**settings)
     with block(model), pytest.raises(ValueError, match="no continuous batching"):
         manager.start()  # made before the block
+    manager.stop(block=True)  # of a start that was not refused
     assert len(model.generate_batch(persistent_manager=True, **given)) == 1
     before = dict(vars(model))
     # The manager that it keeps has its processors already.
