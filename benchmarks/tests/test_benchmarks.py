@@ -72,7 +72,7 @@ def test_the_quick_benchmark_prints_every_cell_and_axis():
     assert done.returncode == 0, done.stderr
     assert "bfloat16 (" in done.stdout.splitlines()[0]
     for line in (
-        *("tiny, last | 2 |", "tiny, all | 20 |", "words in V_cons", "| tiny | 2 |"),
+        *("tiny, last | 2 |", "tiny, all | 20 |", "tokens in V_cons", "| tiny | 2 |"),
         *("one after another", "- Time: ", "- Memory: ", "- Many rows: "),
     ):
         assert line in done.stdout

@@ -111,6 +111,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        images: Images | None = None,
         **forward_kwargs: Any,
     ) -> tuple[torch.Tensor, list[list[tuple[int, int, int]]]]:
         """Where the vision tokens of a prefill go. Pure; the tower is not run.
@@ -118,7 +119,10 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         `input_ids`, `attention_mask`: (B, T), as `forward` takes them, whose other arguments are
         accepted too. Returns a (B, S) bool mask over the sequence that the decoder layers see, true
         at vision tokens, and for each row the (frames, rows, columns) of its images in order.
+        Raises ValueError where the images are not as many as the placeholders.
         """
+        if images is not None:
+            _match_images(input_ids, attention_mask, images)
         layout = self._layout(input_ids, attention_mask)
         tower = self.model.vision_tower
         counts = image_positions(input_ids, attention_mask).sum(1).tolist()

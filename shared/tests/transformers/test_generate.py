@@ -172,6 +172,7 @@ def test_tokens_are_streamed(model, route):
         ({"assistant_model": make_model(1)}, "assistant_model"),
         ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}, "num_beam_groups"),
+        ({"num_beams": 2, "early_stopping": True}, "early_stopping=False"),
         ({"dola_layers": "low"}, "dola_layers"),
         ({"guidance_scale": 1.5}, "guidance_scale"),
         ({"custom_generate": "some/folder"}, "custom_generate"),

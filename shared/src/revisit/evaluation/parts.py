@@ -85,7 +85,14 @@ class PartStore(CaptionStore):
         if not is_at(self._together, self.whole):
             return False  # another one has merged them in between
         texts, record = _read_all(self.whole, self.form, self.record["settings"])
-        failed = {entry[self.form.key] for entry in record["failed"]}
+        # What failed in an earlier, whole run is tried again by a process that may yet start.
+        tried = [_read_record(part) for part in _parts(self.whole)]
+        failed = {
+            entry[self.form.key]
+            for part in tried
+            if part.get("settings") == self.record["settings"]
+            for entry in part.get("failed", [])
+        }
         lacking = Counter(
             rank for key, rank in shares.items() if key not in texts and key not in failed
         )

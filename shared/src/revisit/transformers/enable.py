@@ -486,6 +486,12 @@ def refuse_other_decodings(model: Model, given: Mapping[str, Any], name: str = "
             f"{name} works with greedy decoding, sampling and beam search; "
             f"take out {', '.join(named)}, which asks for another decoding"
         )
+    if (value("num_beams") or 1) > 1 and value("early_stopping") is True:
+        # Transformers takes any such token among the best 2 * num_beams, also of probability 0.
+        raise ValueError(
+            f"with early_stopping=True a beam may end by a token that {name} left out: use "
+            "early_stopping=False or 'never'"
+        )
 
 
 def _arguments(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
