@@ -73,7 +73,7 @@ def test_the_quick_benchmark_prints_every_cell_and_axis():
     assert "bfloat16 (" in done.stdout.splitlines()[0]
     for line in (
         *("tiny, last | 2 |", "tiny, all | 20 |", "tokens in V_cons", "| tiny | 2 |"),
-        *("one after another", "- Time: ", "- Memory: ", "- Many rows: "),
+        *("- On a CPU: ", "- Memory: ", "- Rows are taken one after another: "),
     ):
         assert line in done.stdout
 
