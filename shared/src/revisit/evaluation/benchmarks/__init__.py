@@ -1,0 +1,1 @@
+"""A file for each benchmark: its data, what it asks, how its answers are scored."""

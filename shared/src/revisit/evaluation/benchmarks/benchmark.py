@@ -1,0 +1,137 @@
+"""What every benchmark says of itself: its data, what it asks, and how its answers are scored."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Key = int | str | tuple[int | str, ...]
+"""What a task and its answer have in common: an id, or several."""
+
+
+class Task(NamedTuple):
+    """A question, about an image or about none."""
+
+    key: Key
+    image: str | None
+    """A file's name in `data_path`."""
+    question: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """A file of answers: JSON Lines with an id, or several, and a text."""
+
+    file: str
+    keys: tuple[str, ...]
+    text: str
+    unit: str
+    """What a task is, for the progress bar."""
+
+    @property
+    def texts(self) -> str:
+        """What the answers are called."""
+        return f"{self.text}s"
+
+    def key_of(self, entry: Mapping[str, Any]) -> Key:
+        """The key of a line; raises KeyError where an id lacks."""
+        return entry[self.keys[0]] if len(self.keys) == 1 else tuple(entry[k] for k in self.keys)
+
+    def ids(self, key: Key) -> dict[str, int | str]:
+        """A key as the ids of a line."""
+        return dict(zip(self.keys, key if isinstance(key, tuple) else (key,), strict=True))
+
+
+class Columns(NamedTuple):
+    """What is counted, and the metrics of the counts: the columns of a table."""
+
+    things: str
+    """What the counts are of, and what intervals draw from: "images"."""
+    metrics: tuple[str, ...]
+    measure: Callable[[NDArray[Any]], NDArray[np.float64]]
+    """Counts (..., columns), summed over things -> metrics (metrics, ...), fractions of 1."""
+
+
+class Counted(NamedTuple):
+    """A saved result as a comparison reads it."""
+
+    things: list[Any]
+    """The ids of what was counted."""
+    counts: NDArray[np.int64]
+    """(things, columns)."""
+    truth: Mapping[str, Any]
+    """What was scored against, by how a message calls it."""
+    conditions: Mapping[str, Any]
+    """What has to be the same in all results."""
+    record: Mapping[str, Any]
+    """Of the run that made the answers; empty where there is none."""
+
+
+class Section(NamedTuple):
+    """Tasks whose answers are one file, which has one score."""
+
+    name: str
+    """Of its folder; empty where a benchmark has one section."""
+    tasks: list[Task]
+    settings: Mapping[str, Any]
+    """What decides the answers, beside what the run says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(ABC):
+    """A benchmark and its data. A subclass has a field for each of its flags.
+
+    Args:
+        data_path: folder of the images.
+    """
+
+    name: ClassVar[str]
+    """Of the command, and of the result: NAME.json beside the answers."""
+    form: ClassVar[Form]
+    columns: ClassVar[Columns]
+    max_new_tokens: ClassVar[int] = 512
+    """Of an answer, where the user gives no number."""
+
+    data_path: Path
+
+    @property
+    def prefix(self) -> str:
+        """How the name of a run's folder begins."""
+        return f"{self.name}-"
+
+    def check(self) -> None:  # noqa: B027  # most have nothing to say
+        """Raises `EvaluationError` where settings do not fit together, or scoring lacks data."""
+
+    @abstractmethod
+    def sections(self, seed: int) -> list[Section]:
+        """What is asked, read from the data.
+
+        Raises `EvaluationError` where the data is not there, or is not the benchmark's.
+        """
+
+    def resume(self, section: Section, record: dict[str, Any], answers: Path) -> list[Task]:
+        """The tasks of a section whose file of answers has this record, which may be added to.
+
+        Raises `EvaluationError` where the record is of other data.
+        """
+        return section.tasks
+
+    @abstractmethod
+    def score(self, section: Section, answers: Path) -> dict[str, Any] | None:
+        """The result of a whole file of answers, as it is saved; None where none is asked for.
+
+        Raises `EvaluationError` where the answers cannot be scored.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def counted(saved: Mapping[str, Any]) -> Counted:
+        """What a result that `score` made counts, in the order of the ids.
+
+        Raises `EvaluationError` where it fits no run, and KeyError, TypeError or ValueError where
+        it is no such result.
+        """
