@@ -8,7 +8,7 @@ import dense
 import revisit
 from families import IMAGE, same
 from revisit import ReVisiTConfig
-from revisit.transformers.parts import is_tied, output_embeddings, text_decoder
+from revisit.transformers.model_parts import is_tied, output_embeddings, text_decoder
 
 STEPS = 5
 ALPHA = 0.02

@@ -340,7 +340,7 @@ def force_eager_is_off():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
-    from revisit.transformers.parts import is_tied
+    from revisit.transformers.model_parts import is_tied
 
     model = make_model(tie_word_embeddings=tied)
     model.config.tie_word_embeddings = not tied
@@ -349,7 +349,7 @@ def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
 
 def test_tied_weights_that_became_copies_are_tied():
     """As where a model is spread over devices, and its embedding and LM head lie on two of them."""
-    from revisit.transformers.parts import is_tied
+    from revisit.transformers.model_parts import is_tied
 
     model = make_model(tie_word_embeddings=True)
     model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
@@ -361,7 +361,7 @@ def test_tied_weights_that_became_copies_are_tied():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_tied_is_known_of_an_offloaded_embedding(tied):
-    from revisit.transformers.parts import is_tied
+    from revisit.transformers.model_parts import is_tied
 
     model = make_model(tie_word_embeddings=tied)
     accelerate.cpu_offload(model.get_input_embeddings())

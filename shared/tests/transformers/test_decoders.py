@@ -21,8 +21,8 @@ from families import FAMILIES, IMAGE, VISION_END, VISION_START, batch, prompts
 from releases import RELEASE
 from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.core.head import LMHead
-from revisit.transformers.inner import _premature
-from revisit.transformers.parts import is_tied, text_decoder
+from revisit.transformers.layer_logits import _layer_logits
+from revisit.transformers.model_parts import is_tied, text_decoder
 from small_llama import hooks
 
 BETA = 0.02
@@ -389,9 +389,9 @@ def test_dola_projects_in_the_head_s_dtype_under_mixed_precision():
     torch.manual_seed(0)
     head = LMHead(torch.randn(50, 16))
     states = [torch.randn(2, 16), torch.randn(2, 16)]
-    expected = _premature(head, states)
+    expected = _layer_logits(head, states)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(_premature(head, states), expected)
+        assert torch.equal(_layer_logits(head, states), expected)
 
 
 # Processors that ban all that a decoder has kept
@@ -471,7 +471,7 @@ def test_second_inputs_must_be_as_large_and_known():
     grids = {"second_inputs": {"image_grid_thw": rows[1]["image_grid_thw"][:, [0, 2, 1]]}}
     refused(model, RITUALConfig(), rows[1], "as many vision tokens", **grids)
     unknown = {"second_inputs": {"pixels": rows[1]["pixel_values"]}}
-    refused(model, VCDConfig(), rows[1], "has pixels, which generate was not given", **unknown)
+    refused(model, VCDConfig(), rows[1], "has pixels, which is not among the arguments", **unknown)
     given = {"second_inputs": {"pixel_values": rows[1]["pixel_values"]}}
     refused(model, ReVisiTConfig(), rows[1], "no second stream", **given)
     refused(model, DoLaConfig(), rows[1], "no second stream", **given)

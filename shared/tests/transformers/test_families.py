@@ -14,7 +14,7 @@ from exact import ALPHA, ASKED, STEPS, check, decode, new_tokens, reported
 from families import BOS, FAMILIES, IMAGE, LAYERS, batch, prompts, same, softcap
 from releases import RELEASE
 from revisit import ReVisiTConfig
-from revisit.transformers.parts import is_tied
+from revisit.transformers.model_parts import is_tied
 
 MADE = {}
 

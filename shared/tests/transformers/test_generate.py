@@ -260,7 +260,7 @@ class Deaf(type(make_model())):
 def test_a_generation_that_asked_no_processor_is_an_error(route):
     model = make_model()
     model.__class__ = Deaf
-    with pytest.raises(ValueError, match="without asking ReVisiT"):
+    with pytest.raises(ValueError, match="without calling ReVisiT"):
         route(model, PROMPTS[:1])
     assert plain(model, PROMPTS[:1]).shape == (1, len(PROMPTS[0]) + 6)
 

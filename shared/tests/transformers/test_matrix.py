@@ -17,7 +17,7 @@ from families import IMAGE, batch, prompts
 from matrix import AUDIO_KEYS, MIXED, ROWS, Broken, Exact, Refused, mixed_prompt
 from releases import RELEASE
 from revisit import ReVisiTConfig
-from revisit.transformers.vision import locate, vision_token_ids
+from revisit.transformers.vision_positions import locate, vision_token_ids
 from shrunk import AUDIO
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"

@@ -7,7 +7,7 @@ from torch import nn
 import revisit
 from releases import RELEASE
 from revisit import DoLaConfig, LMHead, ReVisiTConfig, ReVisiTLogitsProcessor
-from revisit.transformers.parts import complete
+from revisit.transformers.model_parts import calibrated
 from small_llama import IMAGE, LAYERS, PROMPTS, batch, make_model
 
 REFUSED = {"a layer twice": [0, 1, 1, 2, 3], "a layer never": [0, 1, 3]}
@@ -105,9 +105,9 @@ def test_mixed_precision_does_not_change_the_dtype_of_vision_states(dtype, preci
             recorder = generation.recorder
             found = recorder.last[0], recorder.logits[0], "Llama"
             head = processor.head()
-            assert complete(head, model.config, *found) == head
+            assert calibrated(head, model.config, *found) == head
             with pytest.raises(ValueError, match="Pass lm_head"):
-                complete(LMHead(1.1 * head.weight, scale=1.1), model.config, *found)
+                calibrated(LMHead(1.1 * head.weight, scale=1.1), model.config, *found)
         assert recorder.states[0].dtype == dtype
 
 

@@ -14,7 +14,7 @@ import revisit
 from revisit.config import DecoderConfig, ReVisiTConfig, RITUALConfig
 from revisit.decoders.transformations import second_image
 from revisit.evaluation.answering import Answer, unusable_images
-from revisit.transformers.parts import Model
+from revisit.transformers.model_parts import Model
 
 
 class TransformersCaptioner:

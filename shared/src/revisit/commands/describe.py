@@ -18,9 +18,9 @@ from revisit.config import ReVisiTConfig
 from revisit.core.trace import TraceStep
 from revisit.evaluation.pictures.picture import Box, Picture
 from revisit.evaluation.pictures.words import join
-from revisit.transformers.places import prompt_boxes
+from revisit.transformers.image_regions import prompt_boxes
 from revisit.transformers.processor import ReVisiTLogitsProcessor
-from revisit.transformers.vision import locate
+from revisit.transformers.vision_positions import locate
 
 
 def demo_model() -> str:

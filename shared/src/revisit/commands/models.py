@@ -8,7 +8,7 @@ import transformers
 from PIL import Image
 
 from revisit.transformers.checkpoint import check_files, reading
-from revisit.transformers.parts import Model
+from revisit.transformers.model_parts import Model
 
 
 def load_model(name: str, device: str, dtype: str = "auto") -> tuple[Model, Any]:

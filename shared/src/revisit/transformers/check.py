@@ -14,9 +14,9 @@ from revisit.config import ReVisiTConfig
 from revisit.core.head import LMHead
 from revisit.core.trace import TraceStep
 from revisit.transformers.enable import attach
-from revisit.transformers.parts import Model, is_tied, output_embeddings, text_config
+from revisit.transformers.model_parts import Model, is_tied, output_embeddings, text_config
 from revisit.transformers.processor import ReVisiTLogitsProcessor
-from revisit.transformers.vision import vision_token_fields, vision_token_ids
+from revisit.transformers.vision_positions import vision_token_fields, vision_token_ids
 
 ALPHA = 1e-3
 STEPS = 4

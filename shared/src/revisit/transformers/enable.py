@@ -28,20 +28,20 @@ from revisit.config import (
     VCDConfig,
 )
 from revisit.core.head import LMHead
-from revisit.transformers.generation import (
-    DecoderLogitsProcessor,
-    ReadingLogitsProcessor,
-    running_generation,
-    setting,
-)
-from revisit.transformers.inner import DoLaLogitsProcessor
-from revisit.transformers.parts import Model
-from revisit.transformers.processor import ReVisiTLogitsProcessor
-from revisit.transformers.second import (
+from revisit.transformers.contrastive import (
     M3IDLogitsProcessor,
     RITUALLogitsProcessor,
     VCDLogitsProcessor,
 )
+from revisit.transformers.generation import (
+    DecoderLogitsProcessor,
+    HiddenStatesLogitsProcessor,
+    current_generation,
+    setting,
+)
+from revisit.transformers.layer_logits import DoLaLogitsProcessor
+from revisit.transformers.model_parts import Model
+from revisit.transformers.processor import ReVisiTLogitsProcessor
 
 _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     ReVisiTConfig: ReVisiTLogitsProcessor,
@@ -202,8 +202,8 @@ def decode(
     Raises:
         ValueError: as `enable`, or the settings ask for a decoding that ReVisiT cannot join.
     """
-    outer = running_generation()
-    if outer is not None and outer.processor.model is model and not outer.joined:
+    outer = current_generation()
+    if outer is not None and outer.processor.model is model and not outer.in_processors:
         # The model's own `generate` was replaced by what calls us, and is enabled besides.
         return type(model).generate(model, *args, **kwargs)
     with attach(model, config, lm_head=lm_head, decoder=decoder) as processor:
@@ -225,7 +225,7 @@ def _processor(
     if decoder_class is None:
         known = ", ".join(each.__name__ for each in _DECODERS)
         raise ValueError(f"config must be one of {known}, got {config!r}")
-    if issubclass(decoder_class, ReadingLogitsProcessor):
+    if issubclass(decoder_class, HiddenStatesLogitsProcessor):
         return decoder_class(model, config, lm_head=lm_head, decoder=decoder)
     if lm_head is not None or decoder is not None:
         raise ValueError(f"{decoder_class.name} reads only logits: leave out lm_head and decoder")
@@ -290,7 +290,7 @@ class _Entrance:
 
     def refuse_plain(self) -> None:
         """Refuse a decoding that asks no processor though one counts here."""
-        generation = running_generation()
+        generation = current_generation()
         if generation is not None and _holds(generation.processor.model, self.module):
             return
         for processor in self.asked():
@@ -328,11 +328,11 @@ class _LogitsProcessors(_Entrance):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.refuse_plain()
         processors = self.plain(*args, **kwargs)
-        generation = running_generation()
+        generation = current_generation()
         if generation is None or not _holds(generation.processor.model, self.module):
             return processors
-        if not generation.joined:
-            generation.joined = True
+        if not generation.in_processors:
+            generation.in_processors = True
             own = generation.processor
             processors[:] = [own, *(each for each in processors if each is not own)]
         return processors

@@ -1,4 +1,4 @@
-"""One generation of a model, and the logits processor that it asks first: what decoders share."""
+"""One generation of a model, and its first logits processor: what all decoders share."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +13,9 @@ from revisit.config import DecoderConfig, DoLaConfig, ReVisiTConfig
 from revisit.core.head import LMHead
 from revisit.core.layers import resolve_layers
 from revisit.core.left_out import fill_left_out
-from revisit.transformers.parts import (
+from revisit.transformers.model_parts import (
     Model,
-    given_decoder,
+    decoder_of,
     is_tied,
     lm_head,
     rounding,
@@ -29,7 +29,7 @@ CACHES = ("cache", "past_key_values", "cache_params")
 _running: ContextVar["Generation | None"] = ContextVar("running", default=None)
 
 
-def running_generation() -> "Generation | None":
+def current_generation() -> "Generation | None":
     """The innermost generation that runs in this thread with a processor of ours."""
     generation = _running.get()
     return generation if generation is None or generation.open else None
@@ -39,7 +39,7 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """The first of a generation's logits processors, one class for each kind of decoder.
 
     Several generations may use one at the same time, in threads or one inside another: each has a
-    state of its own, and a call is about the innermost generation of its thread.
+    separate state, and a call belongs to the innermost generation of its thread.
 
     Attributes:
         name: of the decoder, for messages.
@@ -64,7 +64,7 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         vision_mask: Tensor | None,
         second_inputs: Mapping[str, Any] | None,
     ) -> "Generation":
-        """A generation with these inputs, as `generation` takes them."""
+        """A new generation with these inputs, as `generation` takes them."""
         raise NotImplementedError
 
     @contextmanager
@@ -77,17 +77,17 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """The span of one generation of this thread.
 
         Args:
-            inputs: what the model is given for its prompts, `input_ids` among it.
+            inputs: the model's inputs for its prompts, `input_ids` among them.
             vision_mask: (P, S) bool, true at the vision tokens of the prompts, where the model's
-                config cannot tell them.
-            second_inputs: what a decoder with a second stream gives it instead.
+                config does not name them.
+            second_inputs: replaces inputs of the same names in a second stream.
 
         Raises:
             ValueError: the decoder cannot work with them; the message says what to pass.
         """
         self.latest = generation = self.open(inputs, vision_mask, second_inputs)
-        generation.prompts = prompts_of(inputs)
-        generation.outer = outer = running_generation()
+        generation.prompts = prompt_count(inputs)
+        generation.outer = outer = current_generation()
         _running.set(generation)
         try:
             with generation:
@@ -101,8 +101,8 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The decoder's scores (rows, V) float32 from `scores` (rows, V), the model's own: logits,
-        or log-probabilities as in beam search. A token that it leaves out has a finite score of
+        """The decoder's scores (rows, V) float32 from the model's `scores` (rows, V): logits, or
+        log-probabilities as in beam search. A token that it leaves out has a finite score of
         probability 0, so that processors that follow may ban all others.
 
         Raises:
@@ -112,27 +112,27 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """
         generation = self.current()
         decided = generation.step(input_ids, scores)
-        if not generation.asked and not self.model.training:  # dropout tells rows apart too
-            _refuse_unlike_rows(self.model, scores, generation.prompts)
-        generation.asked = True
+        if not generation.called and not self.model.training:  # dropout tells rows apart too
+            _refuse_unequal_rows(self.model, scores, generation.prompts)
+        generation.called = True
         return decided if generation.filled else fill_left_out(decided, scores.to(decided.device))
 
     def current(self) -> "Generation":
         """The innermost generation of this thread that is this processor's."""
-        generation = running_generation()
+        generation = current_generation()
         while generation is not None and generation.processor is not self:
             generation = generation.outer
         if generation is None:
             raise ValueError(
                 f"{self.name} saw no prefill: revisit.enable(model) and `with "
                 "revisit.attach(model)` decode by model.generate of that model; in a decoding loop "
-                "of your own, read the prompts inside `with processor.generation(inputs)`"
+                "that you write, read the prompts inside `with processor.generation(inputs)`"
             )
         return generation
 
 
-class ReadingLogitsProcessor(DecoderLogitsProcessor):
-    """One that reads the model's inside: hidden states of its layers, and its LM head.
+class HiddenStatesLogitsProcessor(DecoderLogitsProcessor):
+    """A decoder that reads hidden states of the model's layers, and its LM head.
 
     Args:
         model: the model that generates.
@@ -156,16 +156,16 @@ class ReadingLogitsProcessor(DecoderLogitsProcessor):
     ) -> None:
         super().__init__(model, config)
         if not isinstance(config, ReVisiTConfig | DoLaConfig):
-            raise ValueError(f"{self.name} takes its own settings, got {config!r}")
-        self.given_head = lm_head
-        self.decoder = text_decoder(model) if decoder is None else given_decoder(model, decoder)
+            raise ValueError(f"the settings are not those of {self.name}: {config!r}")
+        self.lm_head = lm_head
+        self.decoder = text_decoder(model) if decoder is None else decoder_of(model, decoder)
         tied = is_tied(model, lm_head)
         self.layers = resolve_layers(config.layers, self.decoder.depth, tied)
         self.head()  # what cannot work is refused now
 
     def head(self) -> LMHead:
         """The LM head's weights as they are now: a model may be moved or trained on."""
-        return self.given_head if self.given_head is not None else lm_head(self.model)
+        return self.lm_head if self.lm_head is not None else lm_head(self.model)
 
 
 class Generation:
@@ -175,8 +175,8 @@ class Generation:
         prompts: how many it has, where its inputs tell; rows of one prompt are neighbours.
         open: whether it has not ended.
         outer: the generation that it runs inside of.
-        joined: whether its processor was put among a decoding loop's.
-        asked: whether the processor has answered.
+        in_processors: whether its processor is in a decoding loop's list.
+        called: whether the processor has been called.
         filled: whether `step` gives the tokens that it leaves out finite scores itself.
     """
 
@@ -185,8 +185,8 @@ class Generation:
         self.prompts: int | None = None
         self.open = True
         self.outer: Generation | None = None
-        self.joined = False
-        self.asked = False
+        self.in_processors = False
+        self.called = False
         self.filled = False
 
     def __enter__(self) -> "Generation":
@@ -203,35 +203,35 @@ class Generation:
         """Take what `generate` returned.
 
         Raises:
-            ValueError: the processor was never asked, so that the output is plain decoding.
+            ValueError: the processor was never called, so that the output is plain decoding.
         """
-        if not self.asked:
+        if not self.called:
             model, name = type(self.processor.model).__name__, self.processor.name
             raise ValueError(
-                f"{model} generated without asking {name}, so its output is plain decoding and was "
-                "not returned: its `generate` uses a decoding loop of its own. Decode with "
-                "`with processor.generation(inputs)` in a loop of yours (see "
+                f"{model} generated without calling {name}, so its output is plain decoding and "
+                "was not returned: its class replaces the decoding loop of Transformers. Decode "
+                "with `with processor.generation(inputs)` in a loop of yours (see "
                 "revisit.ReVisiTLogitsProcessor)"
             )
 
 
-def setting(model: Model, given: Mapping[str, Any], name: str) -> Any:
+def setting(model: Model, arguments: Mapping[str, Any], name: str) -> Any:
     """A setting as `generate` reads it: the argument, else the generation config's."""
-    config = given.get("generation_config") or getattr(model, "generation_config", None)
-    return given[name] if name in given else getattr(config, name, None)
+    config = arguments.get("generation_config") or getattr(model, "generation_config", None)
+    return arguments[name] if name in arguments else getattr(config, name, None)
 
 
-def prompts_of(inputs: Mapping[str, Any]) -> int | None:
-    """How many prompts a generation has, by its inputs; None where they do not tell."""
-    given = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
-    return next((len(prompts) for prompts in given if prompts is not None), None)
+def prompt_count(inputs: Mapping[str, Any]) -> int | None:
+    """P, the number of prompts; None where neither `input_ids` nor `inputs_embeds` is there."""
+    prompts = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
+    return next((len(each) for each in prompts if each is not None), None)
 
 
-def refuse_read_prompts(inputs: Mapping[str, Any], name: str) -> None:
+def refuse_prefilled_cache(inputs: Mapping[str, Any], name: str) -> None:
     """Refuse a KV cache that holds a part of the prompts, before anything is added to it.
 
     Raises:
-        ValueError: there is one; `name` is the decoder's.
+        ValueError: the cache is not empty; `name` is the decoder's.
     """
     for key in CACHES:
         if inputs.get(key) is not None and _length(inputs[key]):
@@ -248,36 +248,36 @@ def _length(cache: Any) -> int:
     return int(cache.get_seq_length())
 
 
-def _refuse_unlike_rows(model: Model, scores: Tensor, prompts: int | None) -> None:
-    """Rows of one prompt have read the same, so that their first scores (rows, V) are alike.
+def _refuse_unequal_rows(model: Model, scores: Tensor, prompts: int | None) -> None:
+    """Refuse rows of one prompt whose first scores (rows, V) differ.
 
     Releases 4.x of Transformers, and some families since, make rows of a prompt by repeating each
-    image by itself, so that those of a prompt with several images get each other's.
+    image alone, so that the rows of a prompt with several images get the wrong ones.
     """
     if not prompts or len(scores) % prompts or len(scores) == prompts:
         return
     rows = scores.float().view(prompts, -1, scores.shape[1])
-    told = (rows > torch.finfo(scores.dtype).min / 2).all(1, keepdim=True)  # what no row masks
-    rows = rows.where(told, 0)
+    unmasked = (rows > torch.finfo(scores.dtype).min / 2).all(1, keepdim=True)
+    rows = rows.where(unmasked, 0)
     first = rows[:, :1]
-    center = first.sum(-1, keepdim=True) / told.sum(-1, keepdim=True)
-    spread = (first - center).where(told, 0).norm(dim=-1)
+    center = first.sum(-1, keepdim=True) / unmasked.sum(-1, keepdim=True)
+    spread = (first - center).where(unmasked, 0).norm(dim=-1)
     apart = (rows - first).norm(dim=-1).amax(-1) / spread.squeeze(-1).clamp(min=1e-6)
-    unlike = (apart > rounding(model.dtype)).nonzero().flatten().tolist()
-    if unlike:
+    different = (apart > rounding(model.dtype)).nonzero().flatten().tolist()
+    if different:
+        name = type(model).__name__
         raise ValueError(
-            f"the rows of prompts {unlike} of the batch read different images: where num_beams or "
-            f"num_return_sequences make several rows of a prompt, {type(model).__name__} of this "
+            f"the rows of prompts {different} of the batch read different images: where "
+            f"num_beams or num_return_sequences make several rows of a prompt, {name} of this "
             "Transformers does not repeat its images together, whatever the decoder. Decode it in "
             "one row (to sample, give it several times in the batch), or try a newer Transformers"
         )
 
 
-def as_normalized(decided: Tensor, scores: Tensor) -> Tensor:
-    """`decided` (rows, V), as log-probabilities where the model's own `scores` are.
+def normalized_like(decided: Tensor, scores: Tensor) -> Tensor:
+    """`decided` (rows, V), normalized to log-probabilities where the model's `scores` are.
 
-    Beam search adds them up over tokens, so a decoder's must be of its distribution; elsewhere the
-    formula's numbers stay as they are.
+    Beam search adds log-probabilities over tokens. Elsewhere the formula's numbers stay.
     """
-    told = scores.logsumexp(-1, keepdim=True).abs() < 1e-2
-    return decided - torch.where(told, decided.logsumexp(-1, keepdim=True), 0)
+    normalized = scores.logsumexp(-1, keepdim=True).abs() < 1e-2
+    return decided - torch.where(normalized, decided.logsumexp(-1, keepdim=True), 0)

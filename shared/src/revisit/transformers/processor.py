@@ -16,16 +16,16 @@ from revisit.core.session import Session
 from revisit.core.trace import Choice, TraceStep, VisionLayout
 from revisit.transformers.generation import (
     Generation,
-    ReadingLogitsProcessor,
-    refuse_read_prompts,
+    HiddenStatesLogitsProcessor,
+    refuse_prefilled_cache,
 )
 from revisit.transformers.kernels import Kernels, kernels_run
-from revisit.transformers.parts import Model, complete, logits_owners
+from revisit.transformers.model_parts import Model, calibrated, modules_with_logits
 from revisit.transformers.recorder import Recorder
-from revisit.transformers.vision import VisionPositions, locate
+from revisit.transformers.vision_positions import VisionPositions, locate
 
 
-class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
+class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
     """Refines next-token scores by the vision token closest to them (paper, section 3).
 
     It reads the model's own scores, so it must be the first of a generation's processors: warpers
@@ -75,9 +75,9 @@ class ReVisiTLogitsProcessor(ReadingLogitsProcessor):
     ) -> "ReVisiTGeneration":
         if second_inputs is not None:
             raise ValueError("ReVisiT has no second stream: leave out second_inputs")
-        refuse_read_prompts(inputs, self.name)
+        refuse_prefilled_cache(inputs, self.name)
         positions = locate(self.model, inputs, vision_mask)
-        owners = logits_owners(self.model)
+        owners = modules_with_logits(self.model)
         recorder = Recorder(self.decoder, owners, self.layers, positions.mask, self.head())
         without = [prompt for prompt, count in enumerate(recorder.counts) if not count]
         if without and self.config.no_vision == "error":
@@ -147,7 +147,7 @@ class ReVisiTGeneration(Generation):
             kernels.end()
 
     def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self.asked:
+        if not self.called:
             self._begin(input_ids)
         rows = len(self.recorder.counts) * self.recorder.rows
         if scores.shape[0] != rows:
@@ -175,7 +175,7 @@ class ReVisiTGeneration(Generation):
         config = processor.config
         assert recorder.last is not None and recorder.logits is not None
         name = type(processor.model).__name__
-        self.head = head = complete(
+        self.head = head = calibrated(
             processor.head(), processor.model.config, recorder.last[0], recorder.logits[0], name
         )
         if any(recorder.counts) and kernels_run(head):

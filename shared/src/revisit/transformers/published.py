@@ -11,7 +11,7 @@ from torch import Tensor
 from revisit.config import PUBLISHED, NamedLayers, from_published
 from revisit.core.layers import resolve_layers
 from revisit.transformers.enable import decode
-from revisit.transformers.parts import Model, is_tied, text_decoder
+from revisit.transformers.model_parts import Model, is_tied, text_decoder
 
 
 def published_decoding(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from revisit.core.head import Head
-from revisit.transformers.parts import Decoder
+from revisit.transformers.model_parts import Decoder
 
 
 class _Eager:
@@ -40,7 +40,7 @@ eager = _Eager()
 
 @contextmanager
 def layer_inputs(
-    decoder: Decoder, mine: Callable[[], bool], keep: Callable[[int, Tensor], None]
+    decoder: Decoder, active: Callable[[], bool], keep: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
     """Call `keep(k, hidden)` with hidden states 0 to n - 1 of each pass of the decoder.
 
@@ -48,7 +48,7 @@ def layer_inputs(
     of a layer, whichever layer that is.
 
     Args:
-        mine: whether a pass that runs now counts.
+        active: whether a pass that runs now belongs to the generation.
 
     Raises:
         ValueError: in a pass that does not call n layers, so that the numbers mean something else.
@@ -58,29 +58,29 @@ def layer_inputs(
 
     def start(_module: nn.Module, _args: Any) -> None:
         nonlocal calls
-        calls = 0 if mine() else calls
+        calls = 0 if active() else calls
 
     # kwargs=None: where one thread takes a hook off while another is about to call it, PyTorch no
     # longer finds that it was to get keyword arguments.
     def before(_module: nn.Module, args: Any, kwargs: Any = None) -> None:
         nonlocal calls
-        if mine():
-            given = args[0] if args else kwargs["hidden_states"]
+        if active():
+            hidden = args[0] if args else kwargs["hidden_states"]
             reported = returned if decoder.reports_outputs and calls else None
             if calls < decoder.depth:
-                keep(calls, given if reported is None else reported)
+                keep(calls, hidden if reported is None else reported)
             calls += 1
 
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         nonlocal returned
-        if mine():
+        if active():
             # Kept as it is: what is added to it in place is a part of what is reported.
             returned = output[0] if isinstance(output, tuple) else output
 
     def end(module: nn.Module, _args: Any, _output: Any) -> None:
         nonlocal returned
         returned = None
-        if mine() and calls != decoder.depth:
+        if active() and calls != decoder.depth:
             raise ValueError(
                 f"{type(module).__name__} called {calls} layers in a pass, not {decoder.depth}, so "
                 "that the numbers of its inner hidden states are not known: choose layers='last'. "
@@ -123,7 +123,7 @@ class Recorder:
         states: for each prompt, (len(layers) * N, d) hidden states, layer by layer.
         rows: how many rows of the decoder each prompt has.
         last: (rows, d) the decoder's output at the last position of the prompts.
-        logits: (rows, V) the model's own there, in the dtype that they were computed in.
+        logits: (rows, V) the model's logits there, in the dtype that they were computed in.
         bare: whether the model returned a tuple, whose parts have no names.
     """
 
@@ -164,7 +164,7 @@ class Recorder:
         with ExitStack() as undo:
             undo.enter_context(eager)
             if min(self.layers) < self.decoder.depth:
-                undo.enter_context(layer_inputs(self.decoder, self._mine, self._keep))
+                undo.enter_context(layer_inputs(self.decoder, self._active, self._keep))
             module = self.decoder.module
             undo.callback(module.register_forward_hook(self._after_pass).remove)
             for owner in self.owners:
@@ -184,7 +184,7 @@ class Recorder:
         """Whether the whole prompts were read, and answered with logits."""
         return self._seen == self.mask.shape[1] and self.logits is not None
 
-    def _mine(self) -> bool:
+    def _active(self) -> bool:
         """Whether it is this generation that runs the model: others may at the same time."""
         return threading.get_ident() == self._thread and not self.done
 
@@ -193,7 +193,7 @@ class Recorder:
             self._store(layer, hidden)
 
     def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if not self._mine():
+        if not self._active():
             return
         final: Tensor = output[0]
         if self.decoder.depth in self.layers:
@@ -208,7 +208,7 @@ class Recorder:
     def _store(self, layer: int, hidden: Tensor) -> None:
         """Keep the vision positions of a pass over the next positions of the prompts."""
         if hidden.ndim != 3 or hidden.shape[2] != self.head.width:
-            # Several streams, in a dimension of their own or side by side.
+            # Several streams, in a further dimension or side by side.
             last = layer == self.decoder.depth
             raise ValueError(
                 f"hidden state {layer} of {type(self.decoder.module).__name__} has shape "
@@ -229,11 +229,11 @@ class Recorder:
             shape = (len(self.layers), sum(self.counts), hidden.shape[2])
             self._buffer = torch.empty(shape, dtype=self.head.dtype, device=self.head.device)
         if not self._stored:
-            there = self.mask[:, self._seen : end]
+            vision = self.mask[:, self._seen : end]
             # Rows of one prompt hold the same: the first of each is kept.
-            row, column = there.nonzero().to(hidden.device).unbind(1)
+            row, column = vision.nonzero().to(hidden.device).unbind(1)
             self._from = (row * rows, column)
-            self._to = self._numbers[:, self._seen : end][there].to(self.head.device)
+            self._to = self._numbers[:, self._seen : end][vision].to(self.head.device)
         row, column = (index.to(hidden.device) for index in self._from)
         kept = hidden.detach()[row, column].to(self._buffer)
         for slot, chosen in enumerate(self.layers):
@@ -250,7 +250,7 @@ class Recorder:
         self._buffer = None
 
     def _keep_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        if self._seen == self.mask.shape[1] and self._mine():
+        if self._seen == self.mask.shape[1] and self._active():
             logits = getattr(output, "logits", None)
             self.bare = isinstance(output, tuple)
             if isinstance(logits, Tensor):

@@ -1,4 +1,4 @@
-"""DoLa in `generate`: the hidden states inside the decoder at the last position of each step."""
+"""Logits of the layers below the last, at the last position of each step; DoLa in `generate`."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,17 +12,17 @@ from revisit.core.head import LMHead, own_precision
 from revisit.decoders import dola
 from revisit.transformers.generation import (
     Generation,
-    ReadingLogitsProcessor,
-    as_normalized,
-    running_generation,
+    HiddenStatesLogitsProcessor,
+    current_generation,
+    normalized_like,
 )
-from revisit.transformers.parts import Model, complete, logits_owners
+from revisit.transformers.model_parts import Model, calibrated, modules_with_logits
 from revisit.transformers.recorder import eager, layer_inputs, product_dtype
 
 _TOKENS = 2**14  # whose rows of the LM head are in memory a second time
 
 
-class DoLaLogitsProcessor(ReadingLogitsProcessor):
+class DoLaLogitsProcessor(HiddenStatesLogitsProcessor):
     """Contrasts the model's logits with those of the layer that differs most.
 
     Args:
@@ -59,13 +59,13 @@ class DoLaLogitsProcessor(ReadingLogitsProcessor):
         inputs: Mapping[str, Any],
         vision_mask: Tensor | None,
         second_inputs: Mapping[str, Any] | None,
-    ) -> "InnerGeneration":
+    ) -> "LayerLogitsGeneration":
         if second_inputs is not None:
             raise ValueError("DoLa has no second stream: leave out second_inputs")
-        return InnerGeneration(self)
+        return LayerLogitsGeneration(self)
 
 
-class InnerGeneration(Generation):
+class LayerLogitsGeneration(Generation):
     """Hooks the candidate layers for as long as it lasts, and keeps their last position."""
 
     processor: DoLaLogitsProcessor
@@ -81,13 +81,13 @@ class InnerGeneration(Generation):
         self._precision: torch.dtype | None = None
         self._undo = ExitStack()
 
-    def __enter__(self) -> "InnerGeneration":
+    def __enter__(self) -> "LayerLogitsGeneration":
         decoder = self.processor.decoder
         with ExitStack() as undo:
             undo.enter_context(eager)
             undo.enter_context(layer_inputs(decoder, self._runs, self._keep))
             undo.callback(decoder.module.register_forward_hook(self._after_pass).remove)
-            for owner in logits_owners(self.processor.model):
+            for owner in modules_with_logits(self.processor.model):
                 undo.callback(owner.register_forward_hook(self._keep_logits).remove)
             self._undo = undo.pop_all()
         return self
@@ -103,7 +103,7 @@ class InnerGeneration(Generation):
         if len(self.states) != len(self.processor.layers):
             raise ValueError(
                 "DoLa did not see the model read this step's tokens: its forward passes must be "
-                "the generation's own, in this thread and not compiled"
+                "those of this generation, in its thread and not compiled"
             )
         logits = scores.float()
         states = [self.states.pop(layer) for layer in self.processor.layers]
@@ -111,9 +111,9 @@ class InnerGeneration(Generation):
             raise ValueError(
                 f"the model read {len(states[0])} rows in this step, the scores have {len(logits)}"
             )
-        premature = _premature(self.head, states).to(logits.device, torch.float32)
+        premature = _layer_logits(self.head, states).to(logits.device, torch.float32)
         decided = dola.combine(logits, premature, self.processor.config.relative_top)
-        return as_normalized(decided, scores)
+        return normalized_like(decided, scores)
 
     def _complete(self) -> LMHead:
         """The LM head with the scale or cap of this model's logits."""
@@ -125,12 +125,12 @@ class InnerGeneration(Generation):
         processor = self.processor
         name = type(processor.model).__name__
         config = processor.model.config
-        return complete(processor.head(), config, self.final[0], self.logits[0], name)
+        return calibrated(processor.head(), config, self.final[0], self.logits[0], name)
 
     # Hooks. Other generations may run the model at the same time, or in between.
 
     def _runs(self) -> bool:
-        return running_generation() is self
+        return current_generation() is self
 
     def _keep(self, layer: int, hidden: Tensor) -> None:
         if layer not in self.processor.layers:
@@ -155,7 +155,7 @@ class InnerGeneration(Generation):
                 self.logits = logits[:, -1].detach().to(self._precision)
 
 
-def _premature(head: LMHead, states: list[Tensor]) -> Tensor:
+def _layer_logits(head: LMHead, states: list[Tensor]) -> Tensor:
     """The logits (rows, J, V) at J layers' hidden states (rows, d), some tokens at a time."""
     inner = torch.stack([state.to(head.device, head.dtype) for state in states], 1)
     tokens = torch.split(torch.arange(head.size, device=head.device), _TOKENS)

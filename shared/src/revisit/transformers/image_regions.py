@@ -1,4 +1,4 @@
-"""Which part of an image each vision token shows: measured through the image's own preprocessing.
+"""The region of an image that each vision token shows, measured through its preprocessing.
 
 What a processor does to an image (scale, crop, pad, cut into tiles) is not read off its settings,
 which every family names in its own way. Ramps of the image's size go through it instead, from black
@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from revisit.transformers.vision import patch_grid
+from revisit.transformers.vision_positions import patch_grid
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom as fractions of the image; outside 0 to 1 where padding was added."""
 
 Prepare = Callable[[Image.Image], Mapping[str, Any]]
-"""An RGB image to what the model is given of it: `pixel_values`, perhaps `image_grid_thw`."""
+"""From an RGB image the model's inputs: `pixel_values`, perhaps `image_grid_thw`."""
 
 PatchGrid = Callable[[int, int], tuple[int, int] | None]
 """Height and width of a tensor of pixels to rows and columns of its vision tokens."""
@@ -49,19 +49,19 @@ def prompt_boxes(
         `count` pairs; the box is None for a vision token that shows no part of the image.
 
     Raises:
-        ValueError: it cannot be told; the message says why.
+        ValueError: the regions are not known; the message says why.
     """
-    told: list[tuple[int, Box | None]] = []
+    boxes: list[tuple[int, Box | None]] = []
     patches = grid if callable(grid) else lambda height, width: patch_grid(grid, height, width)
     merge = getattr(getattr(grid, "vision_config", None), "spatial_merge_size", 1)
     for number, image in enumerate(images):
-        told += [(number, box) for box in image_boxes(prepare, image.size, patches, merge)]
-    if len(told) != count:
+        boxes += [(number, box) for box in image_boxes(prepare, image.size, patches, merge)]
+    if len(boxes) != count:
         raise ValueError(
             f"the prompt has {count} vision tokens, but patch by patch its images make "
-            f"{len(told)}: this model lays its vision tokens out in a way that is not known here"
+            f"{len(boxes)}: this model lays its vision tokens out in a way that is not known here"
         )
-    return told
+    return boxes
 
 
 def image_boxes(
@@ -74,16 +74,16 @@ def image_boxes(
             preprocessing gives patches and their number (`image_grid_thw`).
 
     Raises:
-        ValueError: it cannot be told; the message says why.
+        ValueError: the regions are not known; the message says why.
     """
     prepared = [prepare(probe) for probe in _probes(size)]
     if "pixel_values" not in prepared[0]:
-        raise ValueError(f"no pixel_values among what the model is given: {sorted(prepared[0])}")
+        raise ValueError(f"no pixel_values among the model's inputs: {sorted(prepared[0])}")
     pixels = [torch.as_tensor(each["pixel_values"]).double() for each in prepared]
     if len({each.shape for each in pixels}) != 1:
         raise ValueError("the preprocessing gives images of one size tensors of different shapes")
-    if (told := prepared[0].get("image_grid_thw")) is not None:
-        frames, rows, columns = torch.as_tensor(told).reshape(-1, 3)[0].tolist()
+    if (grid_thw := prepared[0].get("image_grid_thw")) is not None:
+        frames, rows, columns = torch.as_tensor(grid_thw).reshape(-1, 3)[0].tolist()
         return _of_patches(pixels, (frames, rows // merge, columns // merge))
     if pixels[0].ndim not in (4, 5) or pixels[0].shape[-3] != 3:
         raise ValueError(
@@ -174,8 +174,8 @@ def _line(at: Tensor, shown: Tensor, pixels: int) -> Callable[[float], float]:
         ValueError: there is none: the image is turned, mirrored, or in another order than row by
             row; or too little of it is shown to tell.
     """
-    there = ~shown.isnan()
-    at, shown = at[there], shown[there]
+    known = ~shown.isnan()
+    at, shown = at[known], shown[known]
     mean, middle = at.mean(), shown.mean()
     spread = ((at - mean) ** 2).mean()
     if not spread > 0 and pixels > 1:

@@ -14,8 +14,8 @@ from families import IMAGE, VISION_END, VISION_START
 from marked import look, mark, painted, unmix
 from matrix import ROWS
 from releases import RELEASE
-from revisit.transformers.places import image_boxes, prompt_boxes
-from revisit.transformers.vision import patch_grid
+from revisit.transformers.image_regions import image_boxes, prompt_boxes
+from revisit.transformers.vision_positions import patch_grid
 
 LAST = 40
 RED, BLUE = 0, 1  # the first and second word

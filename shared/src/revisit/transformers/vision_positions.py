@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from revisit.core.trace import Grid
-from revisit.transformers.parts import Model
+from revisit.transformers.generation import prompt_count
+from revisit.transformers.model_parts import Model
 
 # The config's fields for the id of an image's or video's tokens, not of the marks around them.
 _TOKEN_IDS = (
@@ -35,8 +36,8 @@ def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) 
 
     Args:
         model: the model whose `generate` runs.
-        inputs: what it was given for the model, `input_ids` (P, S) among it.
-        vision_mask: (P, S) bool, the caller's own word on it.
+        inputs: the model's inputs among its arguments, `input_ids` (P, S) among them.
+        vision_mask: (P, S) bool, true at the vision tokens; the model is not consulted then.
 
     Raises:
         ValueError: the vision tokens cannot be found; the message says what to pass.
@@ -49,16 +50,16 @@ def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) 
     ids = vision_token_ids(model.config)
     input_ids = inputs.get("input_ids")
     if not ids or input_ids is None:
-        missing = "its config names no image token id" if not ids else "it was given no input_ids"
+        missing = "its config names no image token id" if not ids else "there are no input_ids"
         raise ValueError(
             f"cannot tell the vision tokens of {type(model).__name__}: {missing}. "
             "Pass vision_mask, a bool tensor (rows, prompt length) that is true at them"
         )
     mask = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
     # Not all inputs: the grids are read later, and pixels need not live until then.
-    told = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
+    patches = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
     pixels = None if "image_sizes" in inputs else getattr(inputs.get("pixel_values"), "shape", None)
-    return VisionPositions(mask, partial(_grids, model.config, input_ids, mask, told, pixels))
+    return VisionPositions(mask, partial(_grids, model.config, input_ids, mask, patches, pixels))
 
 
 def vision_token_ids(config: Any) -> list[int]:
@@ -99,7 +100,7 @@ def patch_grid(config: Any, height: int, width: int) -> tuple[int, int] | None:
 
 def _merge(config: Any, vision: Any) -> int | None:
     """How many patches, along rows and along columns, the config says make one vision token."""
-    told = [
+    merges = [
         *(getattr(part, "spatial_merge_size", None) for part in (config, vision)),
         *(getattr(config, name, None) for name in ("scale_factor", "downsample_factor")),
     ]
@@ -107,16 +108,15 @@ def _merge(config: Any, vision: Any) -> int | None:
         getattr(config, "downsample_ratio", None),
         getattr(vision, "pixel_shuffle_ratio", None),
     ]
-    told += [1 / share if share else None for share in shares]
-    known = {each for each in told if each is not None}
+    merges += [1 / share if share else None for share in shares]
+    known = {each for each in merges if each is not None}
     if len(known) > 1 or any(each != int(each) or each < 1 for each in known):
         return None
     return int(known.pop()) if known else 1
 
 
 def _checked(mask: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    given = [inputs.get("input_ids"), inputs.get("inputs_embeds")]
-    rows = next((len(prompts) for prompts in given if prompts is not None), None)
+    rows = prompt_count(inputs)
     if mask.ndim != 2 or mask.dtype != torch.bool or (rows is not None and rows % len(mask)):
         raise ValueError(
             f"vision_mask must be bool of shape (rows, prompt length)"
@@ -130,21 +130,21 @@ def _grids(
     config: Any,
     input_ids: Tensor,
     mask: Tensor,
-    told: Mapping[str, Tensor | None],
+    patches: Mapping[str, Tensor | None],
     pixels: Sequence[int] | None,
 ) -> list[list[Grid]] | None:
     """The grids of images and videos in the order of the prompts; None where unknown.
 
     `pixels` is the shape of `pixel_values`, for models whose images all have one size.
 
-    Models whose images differ in size are told the patches of each (`image_grid_thw`,
+    Models whose images differ in size take the number of patches of each (`image_grid_thw`,
     `video_grid_thw`), of which the vision tower merges squares into one vision token. Where these
     do not add up to the prompt's vision tokens, the model counts otherwise: unknown.
     """
     vision_config = getattr(config, "vision_config", None)
     merge = getattr(vision_config, "spatial_merge_size", None)
     video_id = getattr(config, "video_token_id", None)
-    if all(grids is None for grids in told.values()):
+    if all(grids is None for grids in patches.values()):
         return _plain_grids(config, mask, pixels)
     if merge is None:
         return None
@@ -152,12 +152,12 @@ def _grids(
         name: [
             (frames, rows // merge, columns // merge) for frames, rows, columns in grids.tolist()
         ]
-        for name, grids in told.items()
+        for name, grids in patches.items()
         if grids is not None
     }
     ordered: list[list[Grid]] = []
-    for ids, there in zip(input_ids, mask, strict=True):
-        tokens = ids[there].tolist()
+    for ids, vision in zip(input_ids, mask, strict=True):
+        tokens = ids[vision].tolist()
         row: list[Grid] = []
         while tokens:
             queue = queues.get("video_grid_thw" if tokens[0] == video_id else "image_grid_thw")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from revisit.core.head import LMHead
 
-# A causal language model of Transformers: an nn.Module with attributes of its family's own.
+# A causal language model of Transformers: an nn.Module with its family's attributes.
 Model = Any
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -18,7 +18,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _ROUNDING = {torch.float64: 1e-4, torch.float32: 1e-3}
 _HALF_ROUNDING = 5e-2
 
-# Rounding spreads to both sides and a scale does not: over many words it shows much sooner.
+# Rounding spreads to both sides and a scale does not: over many tokens it shows much sooner.
 _SCALE_ROUNDING = 5e-3
 
 # What configs call a number that their model's logits are multiplied by, divided by or capped at.
@@ -39,7 +39,7 @@ class Decoder(NamedTuple):
     def reports_outputs(self) -> bool:
         """Whether Transformers reports as hidden state k what layer k - 1 returned.
 
-        Older code reports what layer k was given. The two differ where the decoder adds something
+        Older code reports the input of layer k. The two differ where the decoder adds something
         in between, as Qwen3-VL adds visual features of early layers.
         """
         return "hidden_states" in self._recorded
@@ -69,7 +69,7 @@ def text_decoder(model: Model) -> Decoder:
     if any(getattr(config, "is_encoder_decoder", False) for config in (model.config, text)):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: its decoder's prompt holds no vision "
-            "tokens, so ReVisiT has nothing to revisit there"
+            "tokens, so ReVisiT has none to select"
         )
     count = getattr(text, "num_hidden_layers", None)
     for module in _around(model, model.get_input_embeddings()):
@@ -91,7 +91,7 @@ def text_config(config: Any) -> Any:
     return getattr(config, "text_config", config)
 
 
-def given_decoder(model: Model, module: nn.Module) -> Decoder:
+def decoder_of(model: Model, module: nn.Module) -> Decoder:
     """The decoder that a caller names: a module with one list of layers.
 
     Raises:
@@ -127,14 +127,14 @@ def _refuse_cross_attention(model: Model, decoder: nn.Module) -> None:
 
 
 def output_embeddings(model: Model) -> nn.Module | None:
-    """The LM head's module: the model's own, or that of the language model inside it."""
+    """The LM head's module, of the model or of the language model inside it."""
     parts = (part for part in model.modules() if hasattr(part, "get_output_embeddings"))
     heads = (part.get_output_embeddings() for part in parts)
     return next((head for head in heads if head is not None), None)
 
 
 def lm_head(model: Model) -> LMHead:
-    """The LM head's weight (V, d) and bias; what follows it is found by `complete`.
+    """The LM head's weight (V, d) and bias; what follows it is found by `calibrated`.
 
     A parametrized weight is the one that its parametrizations give, a wrapped layer's (PEFT,
     `torch.compile`) that of the layer which is used.
@@ -193,7 +193,7 @@ def _beyond_its_weight(head: nn.Module) -> str | None:
     if all(type(hook).__module__ == "accelerate.hooks" for hook in hooks):  # moves tensors only
         forward = getattr(head, "_old_forward", forward)
     if getattr(forward, "__func__", None) is not nn.Linear.forward:
-        return f"({type(head).__module__}.{type(head).__qualname__}) has a forward of its own"
+        return f"({type(head).__module__}.{type(head).__qualname__}) replaces nn.Linear's forward"
     return None
 
 
@@ -206,23 +206,23 @@ def _readable(weight: Any) -> bool:
     return type(weight) in (Tensor, nn.Parameter) and weight.dtype in _DTYPES and not weight.is_meta
 
 
-def is_tied(model: Model, given: LMHead | None = None) -> bool:
+def is_tied(model: Model, lm_head: LMHead | None = None) -> bool:
     """Whether LM head and embedding share their weights; a config may say otherwise, or nothing.
 
     Args:
-        given: the LM head that a caller gives in place of the model's.
+        lm_head: replaces the model's.
     """
     embedding = getattr(model.get_input_embeddings(), "weight", None)
-    own = _unwrapped(output_embeddings(model)) if given is None else given
-    head = getattr(own, "weight", None)
+    used = _unwrapped(output_embeddings(model)) if lm_head is None else lm_head
+    head = getattr(used, "weight", None)
     if embedding is None or head is None:
         return False
     if not (_readable(embedding) and _readable(head)):  # only the config can tell
         configs = [text_config(model.config), model.config]
         if hasattr(model, "all_tied_weights_keys"):  # from 5.0 on the model's config counts
             configs.reverse()
-        said = (getattr(config, "tie_word_embeddings", None) for config in configs)
-        return bool(next((tied for tied in said if tied is not None), False))
+        fields = (getattr(config, "tie_word_embeddings", None) for config in configs)
+        return bool(next((tied for tied in fields if tied is not None), False))
     if embedding.data_ptr() == head.data_ptr():
         return True
     # Spread over devices, shared weights become copies of each other.
@@ -232,7 +232,7 @@ def is_tied(model: Model, given: LMHead | None = None) -> bool:
     )
 
 
-def logits_owners(model: Model) -> list[nn.Module]:
+def modules_with_logits(model: Model) -> list[nn.Module]:
     """The modules that hold the LM head; the forward of one of them returns the logits."""
     return _around(model, output_embeddings(model))
 
@@ -242,7 +242,7 @@ def rounding(dtype: torch.dtype) -> float:
     return _ROUNDING.get(dtype, _HALF_ROUNDING)
 
 
-def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: str) -> LMHead:
+def calibrated(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: str) -> LMHead:
     """The LM head with the scale or cap that turns a final hidden state into the model's logits.
 
     The config's numbers that speak of logits are tried, a scale, a cap, both and none: what comes
@@ -251,27 +251,27 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
 
     Args:
         state: (d,) the decoder's last hidden state at a position.
-        logits: (V,) the model's logits there.
+        logits: (V,) the model's logits at that position.
         model: its name, for the message.
 
     Raises:
         ValueError: none gives the model's logits.
     """
     # Logits that a model masks tell nothing: -inf, or the least of their dtype.
-    told = logits.isfinite() & (logits > torch.finfo(logits.dtype).min / 2)
+    unmasked = logits.isfinite() & (logits > torch.finfo(logits.dtype).min / 2)
     allowed = max(rounding(head.dtype), rounding(logits.dtype))
     logits = logits.detach().float().to(head.weight.device)
     # The extremes tell a cap or scale best.
-    unmasked = told.to(logits.device).nonzero().squeeze(1)
+    unmasked = unmasked.to(logits.device).nonzero().squeeze(1)
     ranked = unmasked[logits[unmasked].argsort()]
-    words = torch.cat([ranked[:32], ranked[-32:]])
+    tokens = torch.cat([ranked[:32], ranked[-32:]])
     # Sums of products, and no matrix product: mixed precision would round that.
     state = state.to(head.device).float()
-    projected = (head.weight[words].float() * state).sum(1, keepdim=True)
-    expected = logits[words]
+    projected = (head.weight[tokens].float() * state).sum(1, keepdim=True)
+    expected = logits[tokens]
     best, error = head, float("inf")
     for tried in _candidates(head, config):
-        got = tried.finish(projected, words).squeeze(1)
+        got = tried.finish(projected, tokens).squeeze(1)
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
         scale = float((got * expected).sum() / (got * got).sum().clamp(min=1e-12))
         off = max(off, abs(scale - 1) * allowed / min(allowed, _SCALE_ROUNDING))
@@ -290,7 +290,7 @@ def complete(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: st
 def _candidates(head: LMHead, config: Any) -> Iterator[LMHead]:
     yield head
     if head.scale != 1 or head.softcap is not None:
-        return  # the caller said
+        return  # the caller chose
     text = text_config(config)
     numbers = _numbers(text, _SCALES)
     scales = [1.0, *numbers, *(1 / number for number in numbers)]

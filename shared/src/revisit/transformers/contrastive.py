@@ -1,4 +1,4 @@
-"""The decoders with a second stream, in `generate`: VCD, RITUAL, M3ID."""
+"""Contrastive decoders in `generate`, which compare two streams of the model: VCD, RITUAL, M3ID."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,27 +12,27 @@ from revisit.decoders import m3id, ritual, vcd
 from revisit.transformers.generation import (
     DecoderLogitsProcessor,
     Generation,
-    as_normalized,
-    refuse_read_prompts,
-    running_generation,
+    current_generation,
+    normalized_like,
+    refuse_prefilled_cache,
 )
 from revisit.transformers.recorder import eager
-from revisit.transformers.stream import (
+from revisit.transformers.second_stream import (
     OtherImages,
     OtherPrompt,
     SecondStream,
+    holds_tensors,
     image_inputs,
-    is_tensors,
 )
-from revisit.transformers.textonly import without_images
-from revisit.transformers.vision import locate
+from revisit.transformers.text_only import without_images
+from revisit.transformers.vision_positions import locate
 
 
 class SecondStreamLogitsProcessor(DecoderLogitsProcessor):
-    """Combines the model's logits with a second stream's (see `revisit.transformers.stream`).
+    """Combines the model's logits with those of a second stream (`second_stream.py`).
 
-    `second_inputs` of `generate`, or of `generation`, is what the second stream is given instead of
-    the inputs of the same names.
+    `second_inputs` of `generate`, or of `generation`, replaces the inputs of the same names in
+    the second stream.
     """
 
     def open(
@@ -40,9 +40,9 @@ class SecondStreamLogitsProcessor(DecoderLogitsProcessor):
         inputs: Mapping[str, Any],
         vision_mask: Tensor | None,
         second_inputs: Mapping[str, Any] | None,
-    ) -> "StreamGeneration":
-        refuse_read_prompts(inputs, self.name)
-        return StreamGeneration(self, self.stream(inputs, vision_mask, second_inputs))
+    ) -> "SecondStreamGeneration":
+        refuse_prefilled_cache(inputs, self.name)
+        return SecondStreamGeneration(self, self.stream(inputs, vision_mask, second_inputs))
 
     def stream(
         self,
@@ -102,7 +102,7 @@ class VCDLogitsProcessor(SecondStreamLogitsProcessor):
             return noisy * values.flatten(-3).any(-1)[..., None, None, None]
         sizes = inputs.get("image_sizes")
         if sizes is not None and sizes.amax(0).tolist() == list(values.shape[-2:]):
-            # Each is filled up to the largest: the noise is the image's own alone.
+            # Each is padded to the largest: the noise covers the image alone.
             noisy = values.clone()
             for image, (height, width) in zip(noisy, sizes.tolist(), strict=True):
                 inside = image[:, :height, :width]
@@ -150,19 +150,19 @@ class M3IDLogitsProcessor(SecondStreamLogitsProcessor):
         vision_mask: Tensor | None,
         second_inputs: Mapping[str, Any] | None,
     ) -> SecondStream:
-        given = inputs if second_inputs is None else second_inputs
-        ids = given.get("input_ids")
+        prompts = inputs if second_inputs is None else second_inputs
+        ids = prompts.get("input_ids")
         if ids is None:
             raise ValueError(
                 "M3ID needs the prompts' tokens: pass second_inputs={'input_ids': ..., "
                 "'attention_mask': ...}, the prompts without their images"
             )
-        mask = given.get("attention_mask")
+        mask = prompts.get("attention_mask")
         if mask is None:
             mask = self._mask_of(ids)
         if second_inputs is None:
-            there = locate(self.model, inputs, vision_mask).mask
-            ids, mask = without_images(self.model.config, ids, mask, there)
+            vision = locate(self.model, inputs, vision_mask).mask
+            ids, mask = without_images(self.model.config, ids, mask, vision)
         return OtherPrompt(self.model, ids, mask.long(), self.name)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
@@ -175,8 +175,8 @@ class M3IDLogitsProcessor(SecondStreamLogitsProcessor):
         return torch.ones_like(ids)
 
 
-class StreamGeneration(Generation):
-    """A generation whose model is overheard for as long as it lasts."""
+class SecondStreamGeneration(Generation):
+    """A generation that records the model's calls for its second stream."""
 
     processor: SecondStreamLogitsProcessor
 
@@ -184,13 +184,15 @@ class StreamGeneration(Generation):
         super().__init__(processor)
         self.stream: SecondStream | None = stream
         self.steps = 0
-        self._answering = False
+        self._running_second = False
         self._undo = ExitStack()
 
-    def __enter__(self) -> "StreamGeneration":
+    def __enter__(self) -> "SecondStreamGeneration":
         with ExitStack() as undo:
             undo.enter_context(eager)  # a compiled graph would run without the hook
-            hook = self.processor.model.register_forward_pre_hook(self._overhear, with_kwargs=True)
+            hook = self.processor.model.register_forward_pre_hook(
+                self._record_call, with_kwargs=True
+            )
             undo.callback(hook.remove)
             self._undo = undo.pop_all()
         return self
@@ -199,17 +201,17 @@ class StreamGeneration(Generation):
         self._undo.close()
         self.stream = None
 
-    def _overhear(self, _model: nn.Module, args: Any, kwargs: Any = None) -> None:
-        if running_generation() is self and not self._answering and self.stream is not None:
-            self.stream.overhear(args, kwargs or {})
+    def _record_call(self, _model: nn.Module, args: Any, kwargs: Any = None) -> None:
+        if current_generation() is self and not self._running_second and self.stream is not None:
+            self.stream.record_call(args, kwargs or {})
 
     def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         assert self.stream is not None
-        self._answering = True
+        self._running_second = True
         try:
             second = self.stream.logits(input_ids)
         finally:
-            self._answering = False
+            self._running_second = False
         if second.shape != scores.shape:
             raise ValueError(
                 f"the second stream's logits have shape {tuple(second.shape)}, the scores "
@@ -218,7 +220,7 @@ class StreamGeneration(Generation):
         second = second.to(scores.device, torch.float32)
         decided = self.processor.combine(scores.float(), second, self.steps)
         self.steps += 1
-        return as_normalized(decided, scores)
+        return normalized_like(decided, scores)
 
 
 def _pixels(name: str) -> bool:
@@ -236,7 +238,9 @@ def _with_second_images(
     for name, new in second.items():
         old = inputs.get(name)
         if old is None:
-            raise ValueError(f"second_inputs has {name}, which generate was not given itself")
+            raise ValueError(
+                f"second_inputs has {name}, which is not among the arguments of generate"
+            )
         if not isinstance(new, Tensor) or not isinstance(old, Tensor):
             continue
         same = new.shape == old.shape
@@ -248,7 +252,7 @@ def _with_second_images(
                 f"{tuple(new.shape)} and {tuple(old.shape)}: {processor.name}'s second images must "
                 "take as many vision tokens, so keep their number and sizes"
             )
-    images = {name: new for name, new in second.items() if _pixels(name) and is_tensors(new)}
+    images = {name: new for name, new in second.items() if _pixels(name) and holds_tensors(new)}
     if not images:
         raise ValueError(f"second_inputs {sorted(second)} hold no pixel values")
     return OtherImages(processor.model, inputs, images, processor.name)
@@ -260,10 +264,10 @@ def _refuse_images(
     vision_mask: Tensor | None,
     advice: str = "",
 ) -> None:
-    """Prompts of text alone are their own second ones; with images it would be plain decoding."""
+    """Refuse prompts with images: a second stream with the same images would be plain decoding."""
     images = sorted(name for name in image_inputs(inputs) if _pixels(name))
-    told = not images and inputs.get("input_ids") is not None
-    if told and not locate(processor.model, inputs, vision_mask).mask.any():
+    readable = not images and inputs.get("input_ids") is not None
+    if readable and not locate(processor.model, inputs, vision_mask).mask.any():
         return
     wanted = ", ".join(f"{name!r}: ..." for name in images or ["pixel_values"])
     raise ValueError(

@@ -1,9 +1,9 @@
 """A second stream: the same model on the same tokens, with other images or none, beside the first.
 
-The first stream is the generation itself. Its forward passes are overheard as they are called, and
-made again with the second stream's inputs and its KV cache, when the decoder asks for the second
-logits. So what a release, a family or a kind of cache does to the arguments of a pass holds for
-both: positions, masks, caches, the images' place among the arguments.
+The first stream is the generation itself. The arguments of its forward passes are recorded, and the
+passes repeated with the second stream's inputs and KV cache when the decoder needs the second
+logits. So whatever a release, a family or a kind of cache does to the arguments of a pass, both
+streams get: positions, masks, caches, the names of the images' arguments.
 """
 
 import copy
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from revisit.transformers.generation import CACHES, prompts_of, refuse_read_prompts, setting
-from revisit.transformers.parts import Model
+from revisit.transformers.generation import CACHES, prompt_count, refuse_prefilled_cache, setting
+from revisit.transformers.model_parts import Model
 
 Call = dict[str, Any]
 
@@ -32,7 +32,7 @@ _READ_BEFORE = "image_hidden_states"
 
 
 class SecondStream:
-    """What is common to both kinds: the passes overheard, the KV cache, the rows.
+    """What both kinds share: recorded passes, the KV cache, the order of its rows.
 
     Args:
         model: the model that generates.
@@ -47,17 +47,17 @@ class SecondStream:
         self.cache: Any = None
         self.calls: list[Call] = []  # of the first stream since the last step
         self.before: Tensor | None = None  # the tokens of the last step, (rows, t)
-        # Where a model keeps the offset of its positions: each stream has its own.
-        self._turning = [part for part in model.modules() if "rope_deltas" in vars(part)]
-        self._offsets: list[Any] = [None] * len(self._turning)
+        # Modules that keep an offset of positions, which differs between the streams.
+        self._with_offsets = [part for part in model.modules() if "rope_deltas" in vars(part)]
+        self._offsets: list[Any] = [None] * len(self._with_offsets)
 
-    def overhear(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take a pass of the first stream, just before it is made."""
+    def record_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Record a forward pass of the first stream, just before it runs."""
         names = list(inspect.signature(self.model.forward).parameters) if args else []
         call = {**dict(zip(names, args, strict=False)), **kwargs}
         cache = next((call[key] for key in CACHES if call.get(key) is not None), None)
         if self.before is None and not self.calls:
-            refuse_read_prompts(call, self.name)
+            refuse_prefilled_cache(call, self.name)
             self.cache = copy.deepcopy(cache)
         elif cache is None and call.get("use_cache"):
             raise ValueError(
@@ -82,14 +82,14 @@ class SecondStream:
             )
         if self.before is not None:
             self._follow(input_ids)
-        for call in self._told(calls, input_ids):
+        for call in self._second_calls(calls, input_ids):
             output = self._pass(call)
         self.before = input_ids
         last: Tensor = output.logits[:, -1]
         return last
 
-    def _told(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
-        """The second stream's passes for these of the first."""
+    def _second_calls(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
+        """The arguments of the second stream's passes, from the first stream's `calls`."""
         raise NotImplementedError
 
     def _pass(self, call: Call) -> Any:
@@ -99,7 +99,7 @@ class SecondStream:
         for name in ("output_attentions", "output_hidden_states"):
             if call.get(name):
                 call[name] = False
-        with self._own_offsets():
+        with self._swapped_offsets():
             output = self.model(**{**call, "return_dict": True})
         kept = (output[name] for name in CACHES if name in output)
         self.cache = next(kept, self.cache)
@@ -118,7 +118,7 @@ class SecondStream:
         same = (now.view(shape).unsqueeze(2) == before.view(shape).unsqueeze(1)).all(-1)
         if not same.any(-1).all():
             raise ValueError(
-                f"{self.name} was given tokens that do not go on with those of the step before"
+                f"{self.name} got tokens that do not continue those of the previous step"
             )
         rows = same.shape[1]
         start = torch.arange(0, len(now), rows, device=now.device).unsqueeze(1)
@@ -129,15 +129,15 @@ class SecondStream:
             self.cache.reorder_cache(order)
 
     @contextmanager
-    def _own_offsets(self) -> Iterator[None]:
-        first = [part.rope_deltas for part in self._turning]
-        for part, own in zip(self._turning, self._offsets, strict=True):
-            part.rope_deltas = own
+    def _swapped_offsets(self) -> Iterator[None]:
+        first = [part.rope_deltas for part in self._with_offsets]
+        for part, second in zip(self._with_offsets, self._offsets, strict=True):
+            part.rope_deltas = second
         try:
             yield
         finally:
-            self._offsets = [part.rope_deltas for part in self._turning]
-            for part, kept in zip(self._turning, first, strict=True):
+            self._offsets = [part.rope_deltas for part in self._with_offsets]
+            for part, kept in zip(self._with_offsets, first, strict=True):
                 part.rope_deltas = kept
 
 
@@ -145,14 +145,14 @@ class OtherImages(SecondStream):
     """The same prompts with other images of the same size: the same passes, other pixels.
 
     Args:
-        inputs: what the first stream's model was given for its prompts.
-        second: what takes the place of some of it, by the same names and in the same shapes.
+        inputs: the first stream's inputs for its prompts.
+        second: replacements for some of them, by the same names and in the same shapes.
     """
 
     def __init__(
         self, model: Model, inputs: Mapping[str, Any], second: Mapping[str, Any], name: str
     ) -> None:
-        prompts = prompts_of(inputs)
+        prompts = prompt_count(inputs)
         if prompts is None:
             raise ValueError(f"{name} needs the prompts: pass input_ids to generate")
         chunk, ids = setting(model, inputs, "prefill_chunk_size"), inputs.get("input_ids")
@@ -166,12 +166,12 @@ class OtherImages(SecondStream):
         self._expanded: Call | None = None
         self._read_before: Any = None
 
-    def _told(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
+    def _second_calls(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
         if self.second and self._expanded is None:
             self._expanded = self._expand(calls, len(input_ids) // self.prompts)
         for call in calls:
-            told = self._expanded or {}
-            yield {**call, **{name: new for name, new in told.items() if _given(call, name)}}
+            new = self._expanded or {}
+            yield {**call, **{name: new[name] for name in new if _has(call, name)}}
 
     def _pass(self, call: Call) -> Any:
         if call.get(_READ_BEFORE) is not None and self.second:
@@ -183,7 +183,7 @@ class OtherImages(SecondStream):
     def _expand(self, calls: list[Call], rows: int) -> Call:
         """The second images as `generate` hands them on: encoded, and repeated for each row."""
         images = {**image_inputs(self.inputs), **self.second}
-        if any(_given(call, _ENCODED) for call in calls):
+        if any(_has(call, _ENCODED) for call in calls):
             images = self.model._prepare_multimodal_encoder_kwargs_for_generation(images)
         if rows > 1:
             ids = self.inputs.get("input_ids")
@@ -193,10 +193,10 @@ class OtherImages(SecondStream):
                 expand_size=rows, is_encoder_decoder=False, input_ids=ids, **text, **images
             )
         changed = {name: images[name] for name in images if name in self.second or name == _ENCODED}
-        if not any(_given(call, name) for call in calls for name in changed):
+        if not any(_has(call, name) for call in calls for name in changed):
             raise ValueError(
-                f"{type(self.model).__name__} does not read {sorted(self.second)} in its own "
-                f"forward, where {self.name} would exchange them: it encodes them beforehand"
+                f"{type(self.model).__name__} does not read {sorted(self.second)} in its "
+                f"forward, where {self.name} would replace them: it encodes them beforehand"
             )
         return changed
 
@@ -214,7 +214,7 @@ class OtherPrompt(SecondStream):
         self.mask = mask
         self.length = 0  # of the first stream's prompts
 
-    def _told(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
+    def _second_calls(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
         """One pass a step: the first stream's settings, and the second's tokens and positions."""
         if self.before is None:
             self.length = input_ids.shape[1]
@@ -223,30 +223,32 @@ class OtherPrompt(SecondStream):
         ids = torch.cat([self.ids.repeat_interleave(rows, 0), new], 1)
         mask = torch.cat([self.mask.repeat_interleave(rows, 0), torch.ones_like(new)], 1)
         first = calls[-1]
-        own: Call = {"input_ids": ids, "attention_mask": mask}
+        second: Call = {"input_ids": ids, "attention_mask": mask}
         if "position_ids" in first:
-            own["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+            second["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         if "cache_position" in first:
-            own["cache_position"] = torch.arange(ids.shape[1], device=ids.device)
+            second["cache_position"] = torch.arange(ids.shape[1], device=ids.device)
         if self.before is not None and self.cache is not None:
-            own = {key: value[..., -1:] for key, value in own.items()}
-            own["attention_mask"] = mask
+            second = {key: value[..., -1:] for key, value in second.items()}
+            second["attention_mask"] = mask
         settings = {key: first[key] for key in first if type(first[key]) in (bool, int)}
-        yield {**settings, **own, **{name: first[name] for name in CACHES if name in first}}
+        yield {**settings, **second, **{name: first[name] for name in CACHES if name in first}}
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> Call:
     """What of the inputs of `generate` may belong to images: tensors, or lists of them."""
-    return {name: inputs[name] for name in inputs if name not in _TEXT and is_tensors(inputs[name])}
+    return {
+        name: inputs[name] for name in inputs if name not in _TEXT and holds_tensors(inputs[name])
+    }
 
 
-def is_tensors(value: object) -> bool:
+def holds_tensors(value: object) -> bool:
     """Whether it is a tensor, or a list of tensors."""
     if isinstance(value, list | tuple):
-        return bool(value) and all(is_tensors(each) for each in value)
+        return bool(value) and all(holds_tensors(each) for each in value)
     return isinstance(value, Tensor)
 
 
-def _given(call: Call, name: str) -> bool:
+def _has(call: Call, name: str) -> bool:
     value = call.get(name)
     return bool(value) if isinstance(value, dict) else value is not None

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 import revisit
 from releases import RELEASE
 from revisit import LMHead, ReVisiTConfig
-from revisit.transformers.parts import is_tied, lm_head, text_decoder
+from revisit.transformers.model_parts import is_tied, lm_head, text_decoder
 from small_llama import PROMPTS, batch, make_model
 
 REFUSED = r"(?s)are not its LM head's product.*Pass lm_head=revisit\.LMHead"
@@ -104,7 +104,7 @@ CHANGED = {
     "an adapter": Adapter,
     "an adapter in a copy": lambda head: Copies(Adapter(head)),
     "a forward of its class": scaled,
-    "a forward of its own": with_forward,
+    "replaces nn.Linear's forward": with_forward,
     "a forward hook": hooked("register_forward_hook"),
     "a forward pre-hook": hooked("register_forward_pre_hook"),
     "a norm by a hook": nn.utils.weight_norm,
