@@ -3,12 +3,13 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
+
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.pictures.style import LIGHT
+from revisit.evaluation.pictures.templates import LIGHT, Cell
 
 _SIZE = (5.4, 3.6)  # inches of 72 pixels
 _SERIES = (("first", "o"), ("second", "s"), ("third", "^"), ("fourth", "D"))
@@ -45,8 +46,8 @@ def check_matplotlib(what: str) -> None:
         raise EvaluationError(f'{what} needs matplotlib: pip install "revisit-decoding[pictures]"')
 
 
-def plot(points: Sequence[Point], axes: Axes, key: str) -> str:
-    """The plot as an `svg` element, and its numbers as a table for those who do not see it.
+def plot(points: Sequence[Point], axes: Axes, key: str) -> dict[str, Any]:
+    """What `report.html` shows of a plot: an `svg` element, and its numbers as a table.
 
     Args:
         points: at least one.
@@ -54,24 +55,24 @@ def plot(points: Sequence[Point], axes: Axes, key: str) -> str:
     """
     check_matplotlib("a plot")
     named = any(each.label for each in points)
-    numbers = "".join(
-        f"<tr>{f'<td>{escape(each.label)}</td>' if named else ''}"
-        f'<th scope="row">{escape(each.series)}</th>'
-        f"<td>{each.x:g}</td><td>{each.y:.1f}{_bar(each)}</td></tr>"
+    rows = [
+        [
+            *([Cell(each.label)] if named else []),
+            Cell(each.series, tag="th"),
+            Cell(f"{each.x:g}"),
+            Cell(f"{each.y:.1f}{_bar(each)}"),
+        ]
         for each in points
-    )
-    heads = (*(["point"] if named else []), "series", axes.x, axes.y)
-    head = "".join(f'<th scope="col">{escape(each)}</th>' for each in heads)
+    ]
     line = f" The dashed line: {axes.line[0]}, {axes.line[1]:.1f}." if axes.line else ""
-    label = f"Plot: {axes.title}.{line} Its numbers are in the table below."
-    return (
-        f'<figure class="plot"><div role="img" aria-label="{escape(label)}">'
-        f"{_inline(_draw(points, axes), key)}</div>"
-        f"<figcaption>{escape(axes.title)}.{escape(line)}</figcaption>"
-        f'<details><summary>Numbers of this plot</summary><div class="scroll" tabindex="0" '
-        f'role="region" aria-label="Numbers: {escape(axes.title)}, {key}"><table><thead><tr>{head}'
-        f"</tr></thead><tbody>{numbers}</tbody></table></div></details></figure>"
-    )
+    return {
+        "key": key,
+        "title": axes.title,
+        "caption": f"{axes.title}.{line}",
+        "svg": Markup(_inline(_draw(points, axes), key)),  # matplotlib escapes what is text
+        "heads": [*(["point"] if named else []), "series", axes.x, axes.y],
+        "rows": [{"cells": row} for row in rows],
+    }
 
 
 def _bar(point: Point) -> str:
@@ -87,10 +88,12 @@ def _draw(points: Sequence[Point], axes: Axes) -> str:
         figure = Figure(figsize=_SIZE, layout="constrained", facecolor="none")
         FigureCanvasSVG(figure)
         axis = figure.subplots()
-        _frame(axis, points, axes)
+        _frame(axis, axes)
         names = list(dict.fromkeys(each.series for each in points))
         for number, name in enumerate(names):
-            _series(axis, [each for each in points if each.series == name], number, axes.joined)
+            below = len(names) - 1 - number  # series over this one, which it must be seen around
+            _series(axis, [each for each in points if each.series == name], number, below, axes)
+        _scale(axis, points, axes)
         _label(axis, points)
         if axes.line:
             axis.axhline(axes.line[1], color=LIGHT["quiet"], linestyle="--", linewidth=1.2)
@@ -103,7 +106,7 @@ def _draw(points: Sequence[Point], axes: Axes) -> str:
         return file.getvalue()
 
 
-def _frame(axis: Any, points: Sequence[Point], axes: Axes) -> None:
+def _frame(axis: Any, axes: Axes) -> None:
     axis.set_facecolor("none")
     axis.set_xlabel(axes.x, color=LIGHT["ink"])
     axis.set_ylabel(axes.y, color=LIGHT["ink"])
@@ -114,18 +117,28 @@ def _frame(axis: Any, points: Sequence[Point], axes: Axes) -> None:
     for side, spine in axis.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(LIGHT["quiet"])
-    if axes.logarithmic:
-        positive = [each.x for each in points if each.x > 0]
-        if len(positive) == len(points):
-            axis.set_xscale("log")
-        else:  # 0 stands left of all others
-            axis.set_xscale("symlog", linthresh=min(positive, default=1.0))
-        axis.set_xticks(sorted({each.x for each in points}))
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axis.minorticks_off()
 
 
-def _series(axis: Any, points: Sequence[Point], number: int, joined: bool) -> None:
+def _scale(axis: Any, points: Sequence[Point], axes: Axes) -> None:
+    """The scale of x, and a tick at each point: once there is something to scale."""
+    if not axes.logarithmic:
+        return
+    places = sorted({each.x for each in points})
+    positive = [x for x in places if x > 0]
+    if len(positive) == len(places):
+        axis.set_xscale("log")
+    else:  # 0 stands left of all others
+        axis.set_xscale("symlog", linthresh=min(positive, default=1.0))
+    if len(places) == 1:  # else its neighbourhood has no width
+        around = positive[0] if positive else 1.0
+        axis.set_xlim(around / 10 if positive else -around, around * 10)
+    axis.set_xticks(places)
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.minorticks_off()
+
+
+def _series(axis: Any, points: Sequence[Point], number: int, below: int, axes: Axes) -> None:
+    """Wider where others follow: series that coincide are seen one around the other."""
     again, place = divmod(number, len(_SERIES))
     colour, marker = _SERIES[place]
     ordered = sorted(points, key=lambda each: each.x)
@@ -138,9 +151,10 @@ def _series(axis: Any, points: Sequence[Point], number: int, joined: bool) -> No
         ],
         color=LIGHT[colour],
         marker=marker,
-        markersize=7,
-        linewidth=1.5,
-        linestyle=_LINES[again % len(_LINES)] if joined else "none",
+        markersize=7 + 4 * below,
+        markerfacecolor=LIGHT["card"] if below else LIGHT[colour],
+        linewidth=1.5 + 2 * below,
+        linestyle=_LINES[again % len(_LINES)] if axes.joined else "none",
         capsize=3,
         label=ordered[0].series,
     )
