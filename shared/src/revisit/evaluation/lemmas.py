@@ -6,8 +6,9 @@ every word as a noun, and knows the words of the lexicon only.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
+from typing import Any
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.lexicon import DOUBLE_WORDS, OBJECT_OF
@@ -46,17 +47,18 @@ _NO_PLURAL = {
 }
 
 
-def _singulars() -> dict[str, str]:
-    words = {word for words in (*OBJECT_OF, *DOUBLE_WORDS) for word in words.split()} - _NO_PLURAL
+def plurals(words: Collection[str]) -> dict[str, str]:
+    """The plurals of nouns, by WordNet's rules -> their singulars."""
     return _IRREGULAR | {
         word.removesuffix(singular) + plural: word
         for word in words
+        if word not in _NO_PLURAL
         for singular, plural in _ENDINGS
         if word.endswith(singular)
     }
 
 
-_SINGULAR = _singulars()
+_SINGULAR = plurals({word for words in (*OBJECT_OF, *DOUBLE_WORDS) for word in words.split()})
 _SENTENCE_END = re.compile(r"""(?<=[.!?])\s+|(?<=[.!?]["')])\s+""")
 
 
@@ -65,29 +67,40 @@ def singular(word: str) -> str:
     return _SINGULAR.get(word, word)
 
 
-def _noun() -> Lemmatizer:
+def split_words(text: str) -> list[str]:
+    """The words and marks of a text as NLTK's word tokenizer splits it, which needs no data."""
     from nltk.tokenize.destructive import NLTKWordTokenizer
 
     tokenizer = NLTKWordTokenizer()
+    # It splits off a full stop only at the end of its text.
+    sentences = _SENTENCE_END.split(text.strip())
+    return [word for sentence in sentences for word in tokenizer.tokenize(sentence)]
 
-    def lemmas(caption: str) -> list[str]:
-        # The word tokenizer splits off a full stop only at the end of its text.
-        sentences = _SENTENCE_END.split(caption.lower().strip())
-        return [singular(word) for text in sentences for word in tokenizer.tokenize(text)]
 
-    return lemmas
+def _noun() -> Lemmatizer:
+    return lambda caption: [singular(word) for word in split_words(caption.lower())]
 
 
 def _nltk() -> Lemmatizer:
-    import nltk
-
-    lemmatize = cache(nltk.stem.WordNetLemmatizer().lemmatize)
+    nltk, lemmatize = read_nltk()
     part_of_speech = {"J": "a", "V": "v", "R": "r"}  # tagger's initial -> WordNet's letter
 
     def lemmas(caption: str) -> list[str]:
         tagged = nltk.pos_tag(nltk.word_tokenize(caption.lower()))
         return [lemmatize(word, part_of_speech.get(tag[0], "n")) for word, tag in tagged]
 
+    return lemmas
+
+
+def read_nltk() -> tuple[Any, Callable[[str, str], str]]:
+    """The module `nltk`, and WordNet's lemma of a word and its part of speech (a letter).
+
+    Raises:
+        EvaluationError: NLTK's data is missing; the message says which.
+    """
+    import nltk
+
+    lemmatize = cache(nltk.stem.WordNetLemmatizer().lemmatize)
     missing = [
         name
         for probe in (
@@ -103,7 +116,7 @@ def _nltk() -> Lemmatizer:
             f"--lemmatizer nltk needs data of NLTK that is not installed: {names}. Download it "
             f"with `python -m nltk.downloader {names}`, or use --lemmatizer noun, which needs none"
         )
-    return lemmas
+    return nltk, lemmatize
 
 
 def _missing_data(probe: Callable[[], object]) -> str | None:

@@ -1,0 +1,134 @@
+"""MME: two questions of yes and no for each image, in ten categories of perception and four of
+cognition.
+
+Fu et al., "MME: A Comprehensive Evaluation Benchmark for Multimodal Large Language Models",
+arXiv 2306.13394. A category's score is accuracy + accuracy+ in percent, 200 at most: the questions
+answered right, and the images of which both are. Perception has 2,000 points, cognition 800, and
+the hallucination subset (existence, count, position, color) 800.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from revisit.evaluation import EvaluationError
+
+HALLUCINATION = ("existence", "count", "position", "color")
+PERCEPTION = (
+    *HALLUCINATION,
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = (
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+)
+CATEGORIES = (*PERCEPTION, *COGNITION)
+METRICS = ("perception", "cognition", "hallucination", *CATEGORIES)
+SUFFIXES = (".jpg", ".png", ".jpeg")
+
+
+class Question(NamedTuple):
+    """A question of MME."""
+
+    category: str
+    image: str
+    """Name of the image's file, without suffix."""
+    text: str
+    yes: bool
+    """Whether yes is right."""
+
+
+def read_answer(answer: str) -> bool | None:
+    """Whether an answer says yes (True), no (False) or neither (None), by the published rule: in
+    lower case it is the word, or its first four characters hold yes, or else no."""
+    start = answer.lower()[:4]
+    return "yes" in start or (False if "no" in start else None)
+
+
+def read_questions(folder: Path) -> dict[Question, Path]:
+    """The questions of the published folders, and the image of each.
+
+    A category is a folder of `.txt` files, named after their images, of two lines each: question,
+    tab, `Yes` or `No`. Images lie beside them, or in `images/` where the texts are in
+    `questions_answers_YN/`.
+
+    Raises:
+        EvaluationError: there is no category, or a file is not in the published form.
+    """
+    found: dict[Question, Path] = {}
+    for category in CATEGORIES:
+        texts = folder / category / "questions_answers_YN"
+        images = folder / category / "images"
+        if not texts.is_dir():
+            texts = images = folder / category
+        for path in sorted(texts.glob("*.txt")):
+            questions = list(_questions(path, category))
+            image = next(
+                (file for end in SUFFIXES if (file := images / (path.stem + end)).is_file()), None
+            )
+            if image is None:
+                raise EvaluationError(f"{path} has no image: {images} lacks {path.stem}.jpg")
+            found |= dict.fromkeys(questions, image)
+    if not found:
+        raise EvaluationError(f"{folder} has none of MME's categories ({', '.join(CATEGORIES)})")
+    return found
+
+
+def _questions(path: Path, category: str) -> Iterator[Question]:
+    lines = [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    for line in lines:
+        text, tab, label = line.rpartition("\t")
+        if not tab or label.strip() not in ("Yes", "No"):
+            raise EvaluationError(f"{path}: {line!r} is no question, tab, and Yes or No")
+        yield Question(category, path.stem, text.strip(), label.strip() == "Yes")
+    if len(set(lines)) != 2:
+        raise EvaluationError(f"{path} has {len(lines)} lines; MME asks two questions of an image")
+
+
+def counts(answers: Mapping[Question, str]) -> tuple[list[tuple[str, str]], NDArray[np.int64]]:
+    """The images (category, name) in order, and what the metrics sum, (images, categories, 4):
+    right answers, questions, whether all are right, 1.
+
+    Raises:
+        EvaluationError: there are no answers, or an image has not two.
+    """
+    if not answers:
+        raise EvaluationError("there are no answers to score")
+    asked = Counter((question.category, question.image) for question in answers)
+    if other := {image: number for image, number in asked.items() if number != 2}:
+        image, number = min(other.items())
+        raise EvaluationError(
+            f"{len(other)} images have not two answers ({'/'.join(image)} has {number}, for one)"
+        )
+    right = Counter[tuple[str, str]]()
+    for question, answer in answers.items():
+        right[question.category, question.image] += read_answer(answer) is question.yes
+    found = np.zeros((len(asked), len(CATEGORIES), 4), np.int64)
+    for row, image in zip(found, asked, strict=True):
+        row[CATEGORIES.index(image[0])] = right[image], 2, right[image] == 2, 1
+    return list(asked), found.reshape(len(asked), -1)
+
+
+def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
+    """Counts (..., categories x 4) -> `METRICS` (17, ...), in hundreds of points: a category has
+    2 at most, 0 where nothing was asked."""
+    right, asked, both, images = np.moveaxis(
+        totals.reshape(*totals.shape[:-1], len(CATEGORIES), 4), -1, 0
+    )
+    scores = np.moveaxis(right / np.maximum(asked, 1) + both / np.maximum(images, 1), -1, 0)
+    sums = [
+        scores[[CATEGORIES.index(name) for name in names]].sum(0)
+        for names in (PERCEPTION, COGNITION, HALLUCINATION)
+    ]
+    return np.stack([*sums, *scores])
