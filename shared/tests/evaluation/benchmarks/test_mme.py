@@ -1,0 +1,101 @@
+import pytest
+
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks import mme
+
+TWO = "Is it a dog? Please answer yes or no.\tYes\nIs it a cat? Please answer yes or no.\tNo\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two categories: one with texts beside images of three suffixes, one in two folders."""
+    beside = tmp_path / "existence"
+    beside.mkdir()
+    for number, suffix in enumerate((".jpg", ".png", ".jpeg")):
+        (beside / f"{number}{suffix}").touch()
+    (beside / "0.txt").write_bytes(TWO.encode())
+    (beside / "1.txt").write_bytes(TWO.replace("\n", "\r\n").encode())
+    (beside / "2.txt").write_bytes(b"\xef\xbb\xbf" + TWO.rstrip("\n").encode())
+    apart = tmp_path / "posters"
+    (apart / "images").mkdir(parents=True)
+    (apart / "images" / "tt1.jpg").touch()
+    (apart / "questions_answers_YN").mkdir()
+    (apart / "questions_answers_YN" / "tt1.txt").write_text(TWO + "\n")
+    return tmp_path
+
+
+def answered(folder, **texts):
+    """The score, where every question of an image has its answers; others are right."""
+    answers = {
+        question: texts.get(question.image, {True: "Yes", False: "No"})[question.yes]
+        for question in mme.read_questions(folder)
+    }
+    _, counts = mme.counts(answers)
+    return dict(zip(mme.METRICS, mme.measure(counts.sum(0)), strict=True))
+
+
+def test_questions_are_read_from_both_layouts_and_all_line_ends(folder):
+    questions = mme.read_questions(folder)
+    assert [(q.category, q.image, q.yes) for q in questions] == [
+        (category, image, yes)
+        for category, image in (*(("existence", i) for i in "012"), ("posters", "tt1"))
+        for yes in (True, False)
+    ]
+    assert {q.text for q in questions if q.yes} == {"Is it a dog? Please answer yes or no."}
+    assert {path.suffix for path in questions.values()} == {".jpg", ".png", ".jpeg"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("yes", True),
+        ("Yes, it is", True),
+        ("NO", False),
+        ("No.", False),
+        ("Not", False),
+        ("I know", None),
+        ("It is: yes", None),
+        ("a no", False),
+        ("", None),
+    ],
+)
+def test_an_answer_is_read_by_its_first_four_characters(answer, says):
+    assert mme.read_answer(answer) is says
+
+
+def test_a_category_adds_accuracy_and_that_of_whole_images(folder):
+    assert answered(folder)["existence"] == 2
+    half = answered(folder, **{"0": {True: "Yes", False: "Yes"}})
+    assert half["existence"] == pytest.approx(5 / 6 + 2 / 3)
+    assert half["hallucination"] == half["existence"]
+    assert half["perception"] == pytest.approx(half["existence"] + half["posters"])
+    assert half["cognition"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Is it a dog?\tYes\n", "has 1 lines"),
+        (TWO + "Is it a cow?\tNo\n", "has 3 lines"),
+        ("Is it a dog? Yes\nIs it a cat?\tNo\n", "no question, tab"),
+        ("Is it a dog?\tMaybe\nIs it a cat?\tNo\n", "no question, tab"),
+    ],
+)
+def test_a_file_that_is_not_in_the_published_form_is_named(text, message, folder):
+    (folder / "existence" / "0.txt").write_text(text)
+    with pytest.raises(EvaluationError, match=rf"0\.txt.*{message}"):
+        mme.read_questions(folder)
+
+
+def test_a_text_without_its_image_and_a_folder_without_categories_are_refused(folder, tmp_path):
+    (folder / "existence" / "1.png").unlink()
+    with pytest.raises(EvaluationError, match=r"1\.txt has no image"):
+        mme.read_questions(folder)
+    with pytest.raises(EvaluationError, match="none of MME's categories"):
+        mme.read_questions(tmp_path / "existence")
+
+
+def test_an_image_without_two_answers_is_refused(folder):
+    first, *_ = mme.read_questions(folder)
+    with pytest.raises(EvaluationError, match="existence/0 has 1"):
+        mme.counts({first: "Yes"})
