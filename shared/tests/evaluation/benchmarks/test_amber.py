@@ -49,7 +49,7 @@ def test_the_published_scorer_s_figures_come_out_to_the_last_digit(name, similar
 
 def test_a_caption_by_hand():
     item = caption(["dog", "man"], ["cup", "chair"])
-    # Nouns keep their case. Two dogs cover one object; a mug hits one expected hallucination, and is wrong.
+    # Nouns keep their case. Two dogs cover one object; a mug is wrong, and hits an expected word.
     assert caption_counts(item, "Dogs, dogs: a dog and a mug.") == [1, 3, 1, 2, 1, 1, 1, 2]
 
 

@@ -18,10 +18,11 @@ Nouns = Callable[[str], list[str]]
 """A caption -> its nouns in the singular, in order; other words may be among them."""
 
 # WordNet 3.0 has no noun of these names, so that it leaves their plurals as they are.
-_NO_PLURAL = set(
-    "TV baconic cann cathole chopsticks closestool doghole earing earrings ebook electrombile rpoe "
-    "scoon seegull showerpuff slippers waterfont".split()
-)
+_NO_NOUNS = """
+TV baconic cann cathole chopsticks closestool doghole earing earrings ebook electrombile rpoe scoon
+seegull showerpuff slippers waterfont
+"""
+_NO_PLURAL = frozenset(_NO_NOUNS.split())
 # It takes these of AMBER's words for plurals: they never count as the published scorer reads them.
 _LEMMAS = {
     "chopsticks": "chopstick",
