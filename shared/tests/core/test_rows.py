@@ -15,9 +15,9 @@ from revisit.config import ReVisiTConfig
 from revisit.core import columns, onepass
 from revisit.core.columns import Cache
 from revisit.core.head import LMHead
-from revisit.core.rows import _plausible, refine
+from revisit.core.rows import refine
 from revisit.core.session import Session
-from revisit.core.step import constrain, divergence, step
+from revisit.core.step import divergence, step
 
 VOCABULARY, WIDTH = 80, 12
 CONFIG = ReVisiTConfig(alpha=0.01)
@@ -106,17 +106,6 @@ def test_every_row_is_as_its_formulas_say_while_prompts_come_and_go(data, seed, 
         session.close()
         session.close()
     assert cache.left == budget
-
-
-@pytest.mark.parametrize("size", [1, 7, 64, 80, 128, 1000])
-@pytest.mark.parametrize("alpha", [0.0, 1e-30, 0.01, 1.0])
-def test_plausible_tokens_found_by_groups_are_those_of_the_formula(size, alpha):
-    for seed in range(5):
-        logits = random(size, seed=seed) * 3
-        logits[random(size, seed=seed + 9) > 1] = -torch.inf
-        logits[seed % size] = (9.0, 0.0, torch.inf, 3e38, 1.0)[seed]
-        expected = constrain(logits, alpha)
-        assert torch.equal(_plausible(logits, alpha), expected)
 
 
 def test_a_row_has_the_same_bits_whatever_its_neighbours_are():

@@ -1,9 +1,10 @@
 """What a prompt keeps of its projections: the logits of tokens at its vision states.
 
 A column H W[t], the logit of token t at every vision state, does not change during a generation,
-and the plausible tokens of neighbouring steps overlap. So each column is computed once and kept, as
-a row of the prompt's table, within a budget that prompts share. What finds no room is computed in
-every step, block by block: that costs time and never memory.
+and the plausible tokens of neighbouring steps overlap. So it is computed once and kept, as a row of
+the prompt's table, within a budget that prompts share. A table that is full drops all columns that
+the current step does not need. What has no room even then is computed in every step, block by
+block: that costs time and never memory.
 """
 
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from revisit.core.head import Head
 
-# Vision states in a block: at least so many, and whole vector registers of them.
+# Vision states in a block: at least so many, and in whole vector registers.
 _NARROWEST, _GRAIN = 128, 32
 
 
@@ -35,8 +36,7 @@ class Cache:
     """
 
     def __init__(self, head: Head, size: int) -> None:
-        self.head = head
-        self.size = self.left = size
+        self.head, self.size, self.left = head, size, size
         self.on_cpu = head.device.type == "cpu"
         # These fit a CPU's cache, and are enough work for a GPU.
         self.block, self.gathered = (5 * 2**18, 2**22) if self.on_cpu else (2**26, 2**26)
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
     """Where the columns of a step's tokens are; tensors on the device of the table."""
 
     tokens: Tensor  # (c,) int64
-    rows: Tensor  # (c,) int64, of the table; any row for those that are absent
+    rows: Tensor  # (c,) int64, of the table; any row for tokens that are absent
     absent: Tensor | None = None  # int64, which of the tokens have no column; None if all have
 
 
@@ -57,12 +57,6 @@ class Columns:
         states: (M, d) vision states. They stay on their device; products copy what they need.
         cache: the budget and the LM head.
 
-    Attributes:
-        table: (n, M) on the LM head's device, in its dtype; `held` rows are columns, and `room` of
-            them are taken of the budget.
-        places: (V,) int32 on the host, the row of each token, -1 where it has none.
-        used: (V,) int32 on the host, the step that needed a token last.
-
     Raises:
         ValueError: there are no states, or they are not as wide as the LM head.
     """
@@ -70,21 +64,23 @@ class Columns:
     @torch.inference_mode(False)  # tensors made in inference mode cannot be written outside of it
     def __init__(self, states: Tensor, cache: Cache) -> None:
         head = cache.head
-        if states.ndim != 2 or states.shape[1] != head.width:
+        if states.ndim != 2 or states.shape[1] != head.width or not len(states):
             raise ValueError(
-                f"vision states must have shape (M, {head.width}) to be projected by an LM head "
-                f"of {head.size} tokens, got {tuple(states.shape)}"
+                f"vision states must have shape (M, {head.width}), M at least 1, to be projected "
+                f"by an LM head of {head.size} tokens, got {tuple(states.shape)}"
             )
-        if not states.shape[0]:
-            raise ValueError("a prompt without vision states has nothing to be compared with")
-        self.cache = cache
-        self.states = states.detach().to(head.dtype)
+        self.cache, self.states = cache, states.detach().to(head.dtype)
         self.table = torch.empty((1, len(states)), dtype=head.dtype, device=head.device)
-        self.bytes = len(states) * self.table.element_size()
+        self.bytes = len(states) * self.table.element_size()  # of a column
+        self.room = 0  # rows of the table that are taken of the budget
+        # On the host: the row of each token, -1 where it has none, and rows without a token.
         self.places = torch.full((head.size,), -1, dtype=torch.int32, device="cpu")
-        self.used = torch.zeros_like(self.places)
-        self.held = self.room = self.step = 0
+        self.free = torch.empty(0, dtype=torch.int64, device="cpu")
         self.dense = self.closed = False
+
+    @property
+    def held(self) -> int:  # how many columns are kept
+        return self.room - len(self.free)
 
     def close(self) -> None:
         """The prompt has ended: what it took of the budget is free for others."""
@@ -95,25 +91,20 @@ class Columns:
         """Compute and keep the columns of tokens (c,) int64 that are new, as many as fit."""
         if self.closed:
             raise ValueError("the session of this prompt is closed")
-        vocabulary, cache = len(self.places), self.cache
-        if not cache.on_cpu and not self.held and vocabulary * self.bytes <= cache.left:
-            self._add(torch.arange(vocabulary, device="cpu"), 0)
+        cache, vocabulary = self.cache, len(self.places)
+        if not cache.on_cpu and not self.room and vocabulary * self.bytes <= cache.left:
+            # All tokens, in the rows of their numbers: no later step has to look for new ones.
+            self._add(torch.arange(vocabulary, device="cpu"), self.places.long())
             self.dense = True
-        if self.dense:  # nobody has to ask which tokens are new
+        if self.dense:
             return Kept(tokens, tokens)
-        device, here = self.table.device, tokens.cpu()
-        self.step += 1
-        self.used.index_fill_(0, here, self.step)
+        here = tokens.cpu()
         rows = self.places.index_select(0, here).long()
-        new = (rows < 0).nonzero().squeeze(1)
-        if len(new):
-            added = self._add(here.index_select(0, new), len(here) - len(new))
-            rows.index_copy_(0, new[: len(added)], added)
-            new = new[len(added) :]
-        if not len(new):
-            return Kept(tokens, rows.to(device))
+        absent = self._add(here, rows)
+        if not len(absent):
+            return Kept(tokens, rows.to(tokens.device))
         _warn(cache.size)
-        return Kept(tokens, rows.clamp_(min=0).to(device), new.to(device))
+        return Kept(tokens, rows.clamp_(min=0).to(tokens.device), absent.to(tokens.device))
 
     def blocks(self, kept: Kept) -> Iterator[Tensor]:
         """Logits (c, b) of the tokens at some vision states at a time, for the caller to change."""
@@ -135,29 +126,24 @@ class Columns:
             self._project(tokens, self.states[some], logits, kept.absent)
         return logits
 
-    def _add(self, tokens: Tensor, in_use: int) -> Tensor:
-        """Compute the columns of tokens (c,), on the host, and keep them as far as there is room.
-
-        Args:
-            in_use: how many of the columns that are held this step needs; `used` says which.
-
-        Returns:
-            The rows of the first tokens: free ones, then those not used for longest.
-        """
-        held = self.held
-        self._make_room(held + len(tokens))
-        self.held = min(self.room, held + len(tokens))
-        rows = torch.arange(held, self.held, device="cpu")
-        if old := min(len(tokens) - len(rows), held - in_use):
-            never = torch.iinfo(torch.int32).max
-            oldest = self.used.masked_fill(self.places < 0, never).topk(old, largest=False).indices
-            rows = torch.cat((rows, self.places.index_select(0, oldest)))
-            self.places.index_fill_(0, oldest, -1)
-        if len(rows):
-            tokens = tokens[: len(rows)]
-            self.places.index_copy_(0, tokens, rows.int())
-            self._project(tokens, self.states, self.table, rows)
-        return rows
+    def _add(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Keep columns of the tokens (c,) in row -1, and write their rows; returns the rest."""
+        new = (rows < 0).nonzero().squeeze(1)
+        if not len(new):
+            return new
+        self._make_room(self.held + len(new))
+        if len(new) > len(self.free):  # drop all columns but those of these tokens
+            self.places.fill_(-1).index_copy_(0, tokens, rows.int())
+            unused = torch.ones(self.room + 1, dtype=torch.bool, device="cpu")
+            self.free = unused.index_fill_(0, rows + 1, False)[1:].nonzero().squeeze(1)
+        if not (count := min(len(new), len(self.free))):
+            return new
+        added, taken, self.free = new[:count], self.free[:count], self.free[count:].clone()
+        rows.index_copy_(0, added, taken)
+        added = tokens.index_select(0, added)
+        self.places.index_copy_(0, added, taken.int())
+        self._project(added, self.states, self.table, taken)
+        return new[count:]
 
     @torch.inference_mode(False)
     def _make_room(self, rows: int) -> None:
@@ -169,15 +155,16 @@ class Columns:
             rows = max(rows, 2 * self.room)  # a table that grows is copied
         rows = min(rows, vocabulary, self.room + cache.left // self.bytes)
         cache.left -= (rows - self.room) * self.bytes
+        self.free = torch.cat((self.free, torch.arange(self.room, rows, device="cpu")))
         self.room = rows
         if cache.on_cpu:  # where memory is taken as it is written: all that may come
             rows = min(vocabulary, cache.size // self.bytes)
         if rows > len(self.table):
             # With deterministic algorithms `torch.empty` would write all of it.
-            size, old = rows * self.bytes, self.table
-            memory = torch.UntypedStorage(size, device=old.device)  # type: ignore[no-untyped-call]
+            memory = torch.UntypedStorage(rows * self.bytes, device=self.table.device)  # type: ignore[no-untyped-call]
+            old = self.table
             self.table = old.new_empty(0).set_(memory).view(rows, -1)
-            self.table[: self.held] = old[: self.held]
+            self.table[: len(old)] = old
 
     def _project(self, tokens: Tensor, states: Tensor, out: Tensor, rows: Tensor) -> None:
         """Write the logits of tokens (c,) at states (b, d) to their rows (c,) of `out` (n, b)."""

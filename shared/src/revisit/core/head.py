@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 # How Linux names a processor's instructions for products of bfloat16 (x86, x86, ARM).
 _BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -21,24 +22,21 @@ class Head(Protocol):
     Another one projects in its own way: a sharded head the tokens that this rank holds, summed
     over the ranks; a quantized head from the unpacked rows of the tokens. It must be exact about
     equality: equal hidden states have equal logits.
+
+    Attributes:
+        size: V, the number of tokens.
+        width: d, the size of a hidden state.
+        dtype, device: of hidden states and logits.
     """
 
     @property
-    def size(self) -> int:
-        """V, the number of tokens."""
-
+    def size(self) -> int: ...
     @property
-    def width(self) -> int:
-        """d, the size of a hidden state."""
-
+    def width(self) -> int: ...
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of hidden states and logits."""
-
+    def dtype(self) -> torch.dtype: ...
     @property
-    def device(self) -> torch.device:
-        """Where hidden states and logits are."""
-
+    def device(self) -> torch.device: ...
     def project(self, tokens: Tensor, states: Tensor) -> Tensor:
         """The logits (c, b) of tokens (c,) int64 at hidden states (b, d), in the head's dtype."""
 
@@ -57,26 +55,22 @@ class LMHead(NamedTuple):
 
     @property
     def size(self) -> int:
-        """V, the number of tokens."""
         return self.weight.shape[0]
 
     @property
     def width(self) -> int:
-        """d, the size of a hidden state."""
         return self.weight.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of hidden states and logits."""
         return self.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is."""
         return self.weight.device
 
     def project(self, tokens: Tensor, states: Tensor) -> Tensor:
-        """The logits (c, b) of tokens (c,) int64 at hidden states (b, d), in the head's dtype.
+        """The logits (c, b), as `Head` says.
 
         Where the processor has no arithmetic of that dtype (see `native`), the rows of the weight
         and the states are read as float32 and the logits rounded to it: the same within its
@@ -90,9 +84,8 @@ class LMHead(NamedTuple):
         each = zip(torch.split(states, _STATES), torch.split(logits, _STATES, 1), strict=True)
         for some, out in each:
             # A product of always the same shape: all its columns are summed in the same way.
-            block = weight.new_zeros((_STATES, self.width))
-            block[: some.shape[0]] = some
-            out.copy_(self.finish(torch.mm(weight, block.T), tokens)[:, : some.shape[0]])
+            block = pad(some.float(), (0, 0, 0, _STATES - len(some)))
+            out.copy_(self.finish(torch.mm(weight, block.T), tokens)[:, : len(some)])
         return logits
 
     def finish(self, product: Tensor, tokens: Tensor) -> Tensor:
@@ -106,7 +99,7 @@ class LMHead(NamedTuple):
         return product
 
 
-def own_precision(device: torch.device) -> AbstractContextManager[Any]:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Operators keep the dtypes of their tensors inside, whatever mixed precision is set."""
     try:
         return torch.autocast(device.type, enabled=False)
@@ -120,15 +113,11 @@ def native(dtype: torch.dtype, device: str) -> bool:
 
     Without it (a CPU with AVX2 alone) a product of bfloat16 takes about seven times as long as one
     of float32, conversion included. Products of float16 are new to PyTorch on a CPU, and are always
-    taken in float32 there.
+    taken in float32 there; bfloat16 too where the system does not tell what the processor has.
     """
     if device != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return True
-    return dtype == torch.bfloat16 and not _BFLOAT16.isdisjoint(_cpu_features())
-
-
-def _cpu_features() -> set[str]:
-    """What Linux says of the processor; elsewhere nothing is known, and float32 is right too."""
     with suppress(OSError):
-        return set(Path("/proc/cpuinfo").read_text().split())
-    return set()
+        features = Path("/proc/cpuinfo").read_text().split()
+        return dtype == torch.bfloat16 and not _BFLOAT16.isdisjoint(features)
+    return False

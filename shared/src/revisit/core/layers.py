@@ -9,7 +9,7 @@ def resolve_layers(layers: str | Sequence[int], count: int, tied: bool) -> tuple
     Index 0 is the embedding, `count` the output after the final norm, as Transformers counts
     `hidden_states`. The named groups are those of the published implementation: they begin at the
     embedding, or above it where LM head and embedding are tied, since a tied head only reads a
-    token's own embedding back.
+    token's embedding back.
 
     Args:
         layers: `"last"`, `"all"`, `"low"`, `"high"`, or the indices themselves.

@@ -6,10 +6,9 @@ r = q/p, the mean m = (p + q) / 2 has log m = log p + log(1 + r) - log 2, and so
     "ag"    sum of (p + q) (log(1 + r) - log 2 - log(r) / 2) / 2
     "js"    log 2 - sum of ((p + q) log(1 + r) - q log r) / 2
 
-That is one power and one logarithm an entry: on a CPU, `exp2` is several times faster than `exp`,
-and `log` ten times faster than `log1p` in some releases of PyTorch. The other operations are in
-place, on blocks that fit a CPU's cache. On a GPU, `log_softmax` along the tokens would take 25
-times as long as such an operation.
+That is one `exp2` and one `log` an entry, the other operations in place: on a CPU `exp` is several
+times slower, and `log1p` ten times in some releases of PyTorch; on a GPU `log_softmax` along the
+tokens takes 25 times as long as such an operation.
 """
 
 import math
@@ -21,15 +20,13 @@ from torch import Tensor
 _LOG2E = 1 / math.log(2)
 _LOG2 = math.log(2)
 
-# Smaller probabilities count as exp of this: their inverse is still a float32.
-_LEAST = -82.0
-
-# Below this alpha, tokens of V_cons may be too improbable for that.
-_FAINT = 1e-30
+# Smaller probabilities count as exp of this, whose inverse is still a float32; V_cons may hold such
+# tokens where alpha is below the other.
+_LEAST, _FAINT = -82.0, 1e-30
 
 
 class Prepared(NamedTuple):
-    """The model's own distribution p on V_cons, in the forms that `distances` needs."""
+    """The model's distribution p on V_cons, in the forms that `distances` needs."""
 
     p: Tensor  # (..., c, 1) probabilities, at least exp(_LEAST)
     shift: Tensor  # (..., c, 1) what log2 q loses to become the log2 r of the formulas above
@@ -37,33 +34,24 @@ class Prepared(NamedTuple):
 
 
 def prepare(log_p: Tensor, kind: str, alpha: float) -> Prepared:
-    """Prepare log-probabilities (..., c) float32 for `distances`.
-
-    Args:
-        kind: `"ag"` or `"js"`.
-        alpha: what V_cons was made with; the least of the rows.
-    """
-    own = log_p.unsqueeze(-1).clamp(min=_LEAST)
-    p = own.exp()
+    """Prepare log-probabilities (..., c) float32 for `distances`; V_cons was made with `alpha`."""
+    raised = log_p.unsqueeze(-1).clamp(min=_LEAST)
+    p = raised.exp()
     never = None
     if kind == "ag":
         if alpha < _FAINT:
-            # "ag" is log m less half of (log p + log q). `own` stands for log p in both, and was
-            # raised to _LEAST; twice `own` less the true log p puts the truth back in the second.
-            own = own * 2 - log_p.unsqueeze(-1).clamp(min=-1e30)
+            # "ag" is log m less half of (log p + log q). `raised` stands for log p in both; twice
+            # `raised` less the true log p puts the truth back in the second.
+            raised = raised * 2 - log_p.unsqueeze(-1).clamp(min=-1e30)
             never = log_p.isneginf().any(-1, keepdim=True)
-        own = own - 2 * _LOG2
-    return Prepared(p, own.mul(_LOG2E), never)
+        raised = raised - 2 * _LOG2
+    return Prepared(p, raised.mul(_LOG2E), never)
 
 
 def distances(prepared: Prepared, logits: Tensor, kind: str) -> Tensor:
-    """D(p, q_i) in nats for every column i, q_i = softmax(logits[..., i]).
+    """D(p, q_i), (..., b) float32, in nats for every column i, q_i = softmax(logits[..., i]).
 
-    Args:
-        logits: (..., c, b) any floating dtype; float32 is overwritten.
-
-    Returns:
-        (..., b) float32.
+    Logits are (..., c, b) of any floating dtype; float32 is overwritten.
     """
     x = logits.float()
     torch.add(x.amax(-2, keepdim=True).mul_(-_LOG2E), x, alpha=_LOG2E, out=x)

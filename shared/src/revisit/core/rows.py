@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from revisit.core import onepass
-from revisit.core.head import own_precision
+from revisit.core.head import without_autocast
 from revisit.core.session import Session
 from revisit.core.step import LARGEST, Step, check, constrain, select
 
 
 @torch.no_grad()
 def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, list[Step | None]]:
-    """Refine a batch: each row by its own session, whatever its neighbours are.
+    """Refine a batch: each row by its session, whatever its neighbours are.
 
     Args:
         scores: (B, V) scores of the model; any floating dtype.
@@ -36,20 +36,19 @@ def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, 
     """
     device = next((each.columns.table.device for each in sessions if each), scores.device)
     refined = scores.to(device, torch.float32, copy=True)
-    highest = refined.amax(1).tolist()  # NaN where one of them is
-    for row, most, session in zip(refined, highest, sessions, strict=True):
-        if session and not most > -math.inf:
+    for row, most, session in zip(refined, refined.amax(1).tolist(), sessions, strict=True):
+        if session and not most > -math.inf:  # it is NaN where one of them is
             check(row)
-    each = zip(refined, sessions, strict=True)
-    with own_precision(device):
-        steps = [_refine(row, session) if session else None for row, session in each]
+    with without_autocast(device):
+        pairs = zip(refined, sessions, strict=True)
+        steps = [_refine(row, each) if each else None for row, each in pairs]
     return refined.to(scores.device), steps
 
 
 def _refine(scores: Tensor, session: Session) -> Step:
     """The step of one row, whose scores (V,) float32 are replaced by the refined ones."""
     config, columns = session.config, session.columns
-    tokens = _plausible(scores, config.alpha)
+    tokens = constrain(scores, config.alpha)
     log_p = scores.index_select(0, tokens).clamp_(max=LARGEST).log_softmax(0)
     scores.fill_(-math.inf)
     if len(tokens) == 1:
@@ -58,21 +57,9 @@ def _refine(scores: Tensor, session: Session) -> Step:
         choice = select(distances, config.selection, session.generator)
         return Step(scores.index_copy_(0, tokens, log_p), tokens, choice, distances)
     kept = columns.keep(tokens)
-    prepared = onepass.prepare(log_p, config.divergence, config.alpha)
-    distances = torch.cat(
-        [onepass.distances(prepared, block, config.divergence) for block in columns.blocks(kept)]
-    )
-    choice = select(distances, config.selection, session.generator)
+    p = onepass.prepare(log_p, config.divergence, config.alpha)
+    parts = [onepass.distances(p, block, config.divergence) for block in columns.blocks(kept)]
+    distances = torch.cat(parts)
+    choice = select(distances, config.selection, session.generator)  # the vision state
     log_q = columns.at(kept, choice).float().log_softmax(0)
     return Step(scores.index_copy_(0, tokens, log_p + log_q), tokens, choice, distances)
-
-
-def _plausible(scores: Tensor, alpha: float) -> Tensor:
-    """V_cons of scores (V,): groups of tokens first, since a CPU is slow to search a mask of V."""
-    if scores.device.type != "cpu":
-        return constrain(scores, alpha)  # a GPU would be waited for twice
-    width = math.gcd(len(scores), 64)
-    groups = constrain(scores.view(-1, width).amax(1), alpha)
-    inside = torch.arange(width, device="cpu")
-    tokens = groups.mul_(width).unsqueeze(1).add(inside).flatten()
-    return tokens.index_select(0, constrain(scores.index_select(0, tokens), alpha))

@@ -17,8 +17,7 @@ class Session:
     Args:
         states: (M, d) vision states, layer by layer: M = layers x vision tokens.
         cache: the LM head, and how much of its projections is kept; prompts may share it.
-        config: how the prompt is decoded; its `layers` are those of `states` already, and its
-            `cache_bytes` is for who makes the cache.
+        config: how the prompt is decoded: alpha, divergence, selection and seed are used here.
         number: how many prompts were decoded before this one: its random draws follow from it and
             from `config.seed`, and not from its neighbours in a batch.
 
@@ -29,9 +28,7 @@ class Session:
     def __init__(
         self, states: Tensor, cache: Cache, config: ReVisiTConfig, number: int = 0
     ) -> None:
-        self.config = config
-        self.number = number
-        self.columns = Columns(states, cache)
+        self.config, self.number, self.columns = config, number, Columns(states, cache)
 
     def close(self) -> None:
         """The prompt has ended: what it kept is free for others."""
@@ -44,6 +41,5 @@ class Session:
 
 
 def seeded(config: ReVisiTConfig, number: int) -> torch.Generator:
-    """A generator on the CPU for the prompt of this number."""
-    # The CPU's generator takes 32 bits of a seed.
+    """A generator on the CPU, which takes 32 bits of a seed, for the prompt of this number."""
     return torch.Generator("cpu").manual_seed((config.seed * 1_000_003 + number) % 2**32)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.head import Head, own_precision
+from revisit.core.head import Head, without_autocast
 
 # Relative error of a divergence summed in float32.
 _ROUNDING = 1e-6
@@ -72,10 +72,10 @@ def step(
     check(logits)
     vocabulary = constrain(logits, config.alpha)
     log_p = logits[vocabulary].clamp(max=LARGEST).log_softmax(0)
-    with own_precision(head.device):
+    with without_autocast(head.device):
         log_q = head.project(vocabulary, states).float().log_softmax(0)
     distances = divergence(log_p, log_q, config.divergence)
-    choice = select(distances, config.selection, generator)
+    choice = select(distances, config.selection, generator)  # the vision state
     scores = torch.full_like(logits, -math.inf)
     scores[vocabulary] = log_p + log_q[:, choice]
     return Step(scores, vocabulary, choice, distances)

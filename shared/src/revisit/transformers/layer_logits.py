@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from revisit.config import DoLaConfig
-from revisit.core.head import LMHead, own_precision
+from revisit.core.head import LMHead, without_autocast
 from revisit.decoders import dola
 from revisit.transformers.generation import (
     Generation,
@@ -159,6 +159,6 @@ def _layer_logits(head: LMHead, states: list[Tensor]) -> Tensor:
     """The logits (rows, J, V) at J layers' hidden states (rows, d), some tokens at a time."""
     inner = torch.stack([state.to(head.device, head.dtype) for state in states], 1)
     tokens = torch.split(torch.arange(head.size, device=head.device), _TOKENS)
-    with own_precision(head.device):
+    with without_autocast(head.device):
         product = torch.cat([head.project(some, inner.flatten(0, 1)) for some in tokens])
     return product.T.reshape(*inner.shape[:2], -1)
