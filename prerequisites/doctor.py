@@ -256,7 +256,10 @@ def _nltk(pythons: Sequence[Path]) -> Finding:
     folder = download_nltk.NLTK_DATA
     why = download_nltk.why_incomplete(folder)
     if why and pythons:  # it may be where NLTK looks by itself
-        program = "from revisit.evaluation.lemmas import LEMMATIZERS; LEMMATIZERS['nltk']()"
+        program = (
+            "from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS;"
+            "LEMMATIZERS['nltk']()"
+        )
         places = {"NLTK_DATA": str(folder)} | os.environ  # as the evaluation scripts set it
         if not subprocess.run(
             [pythons[0], "-c", program], env=places, capture_output=True

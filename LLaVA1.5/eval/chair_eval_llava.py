@@ -19,7 +19,7 @@ try:
         process_images,
         tokenizer_image_token,
     )
-    from revisit.commands.captioner import TransformersCaptioner
+    from revisit.commands.engines.transformers import TransformersCaptioner
     from revisit.evaluation.captioning import main
     from revisit.evaluation.flags import decoding_arguments, other_decoder
     from revisit.transformers.checkpoint import check_layers, own_dtype

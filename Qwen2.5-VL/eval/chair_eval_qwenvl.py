@@ -13,7 +13,7 @@ try:
     from qwen_vl_utils import process_vision_info
     from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGeneration
 
-    from revisit.commands.captioner import TransformersCaptioner
+    from revisit.commands.engines.transformers import TransformersCaptioner
     from revisit.evaluation.captioning import main
     from revisit.evaluation.flags import decoding_arguments, other_decoder
     from revisit.transformers.checkpoint import check_layers, load_complete, own_dtype

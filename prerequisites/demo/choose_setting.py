@@ -27,7 +27,7 @@ from jobs import (
     run_jobs,
     score,
 )
-from revisit.evaluation import chair
+from revisit.evaluation.benchmarks import chair
 from write_coco import write_coco
 
 LAYERS = ("last", "all")

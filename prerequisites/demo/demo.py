@@ -39,7 +39,7 @@ from jobs import (
     seconds,
     write_lines,
 )
-from revisit.evaluation import chair, pope
+from revisit.evaluation.benchmarks import chair, pope
 from sheet import Example, draw_sheet
 
 TRACED, SHOWN = 40, 2

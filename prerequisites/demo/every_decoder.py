@@ -29,9 +29,9 @@ from jobs import (
     run_jobs,
 )
 from revisit.config import OTHERS
-from revisit.evaluation.alike import check_alike, group
-from revisit.evaluation.results import CHAIR, read_result
-from revisit.evaluation.tables import Row, cells, header, rows
+from revisit.evaluation.results.comparable import check_alike, group
+from revisit.evaluation.results.result import CHAIR, read_result
+from revisit.evaluation.results.tables import Row, cells, header, rows
 from timing import relative
 
 NAMES = {"vcd": "VCD", "ritual": "RITUAL", "m3id": "M3ID", "dola": "DoLa"}

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revisit.evaluation import chair
-from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.plots import Axes, Point
 from revisit.evaluation.pictures.report import Group, Table, write_report
 from revisit.evaluation.pictures.runs import scored_run

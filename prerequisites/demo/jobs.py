@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from revisit.evaluation import chair
-from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

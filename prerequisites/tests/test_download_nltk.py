@@ -58,7 +58,10 @@ def test_nltk_reads_what_was_downloaded_and_a_second_run_asks_for_nothing(run, s
     assert download_nltk.why_incomplete(tmp_path).endswith(f"wordnet, punkt_tab, {TAGGER}")
     assert run() == 0 and run() == 0 and len(server.asked) == 4
     assert download_nltk.why_incomplete(tmp_path) == ""
-    program = "from revisit.evaluation.lemmas import LEMMATIZERS as known; print(*known['nltk']()"
+    program = (
+        "from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS as known;"
+        "print(*known['nltk']()"
+    )
     read = subprocess.run(
         [sys.executable, "-c", f"{program}('Dogs and mice.'))"],
         env=os.environ | {"HOME": "/nonexistent", "NLTK_DATA": str(tmp_path)},

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from revisit.evaluation import chair
-from revisit.evaluation.coco import image_id, read_instances
-from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.coco import image_id, read_instances
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from scenes import GROUPS, SIZE, font_path, sample_scene
 from write_coco import IMAGES, POPE_EACH, POPE_IMAGES, captions, instances, pope
 

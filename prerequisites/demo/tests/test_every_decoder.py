@@ -11,7 +11,7 @@ import timing
 from every_decoder import AGAIN, LAYERS, NAMES, ablations, jobs, report, timing_file, ways
 from jobs import COCO, FAMILIES, GREEDY, Decoder, read_json
 from revisit.config import OTHERS
-from revisit.evaluation import chair
+from revisit.evaluation.benchmarks import chair
 
 TRUTH = {1: ["dog"], 2: ["cat"], 3: ["pizza"], 4: ["dog", "cat"]}
 TRUE = {1: "A dog.", 2: "A cat.", 3: "A pizza.", 4: "A dog and a cat."}

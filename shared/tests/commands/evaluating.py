@@ -2,7 +2,7 @@
 
 from forked import die
 from revisit.commands import eval as command
-from revisit.commands.stock import StockCaptioner
+from revisit.commands.engines.transformers import StockCaptioner
 
 
 def evaluate_and_die_at_the_second_batch(argv: list[str]) -> int:

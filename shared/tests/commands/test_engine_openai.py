@@ -38,7 +38,7 @@ def served(tmp_path, monkeypatch):
             handler.whole(200, choice(f"{image.height} rows"))
 
         monkeypatch.setattr(Handler, "right", answer)
-        monkeypatch.setattr("revisit.commands.engine_openai._RETRIES", 0)
+        monkeypatch.setattr("revisit.commands.engines.openai._RETRIES", 0)
         out = tmp_path / "out" / "captions.jsonl"
         with serving() as server:
             flags = ["--model", "tiny", "--data_path", str(images), "--output_path", str(out)]

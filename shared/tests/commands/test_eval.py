@@ -22,12 +22,12 @@ import forked
 import revisit
 from releases import RELEASE
 from revisit.commands import eval as command
-from revisit.commands.captioner import token_counts
 from revisit.commands.describe import demo_model
+from revisit.commands.engines.transformers import token_counts
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.decoders.transformations import second_image
+from revisit.evaluation.benchmarks.pope import read_answers
 from revisit.evaluation.captions import CAPTIONS
-from revisit.evaluation.pope import read_answers
 
 if RELEASE < (4, 57):
     pytest.skip("written for stock releases", allow_module_level=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from releases import RELEASE
 from revisit.commands.describe import demo_model
-from revisit.commands.models import chat_inputs, load_model
+from revisit.commands.engines.transformers import chat_inputs, load_model
 
 if RELEASE < (4, 57):
     pytest.skip("written for stock releases", allow_module_level=True)

@@ -17,12 +17,13 @@ from PIL import Image
 pytest.importorskip("transformers")
 
 from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
-from revisit.evaluation import EvaluationError, chair
+from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.chair import read_captions
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.captioning import main
-from revisit.evaluation.chair import read_captions
 from revisit.evaluation.flags import decoding_arguments, other_decoder
-from revisit.evaluation.lemmas import LEMMATIZERS
 from revisit.transformers.checkpoint import own_dtype
 
 # Describes the size of images, and says which random number it drew, as sampling would.

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.captions import ANSWERS, CAPTIONS, CaptionStore
-from revisit.evaluation.chair import read_captions
 
 SETTINGS = {"seed": 1, "relative_top": 1e-5, "layers": [1, 2]}
 

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
-from revisit.evaluation import chair, pope
+from revisit.evaluation.benchmarks import chair, pope
 from revisit.evaluation.compare import main
-from revisit.evaluation.results import name_of, read_result
+from revisit.evaluation.results.result import name_of, read_result
 
 OBJECTS = {1: ["dog"], 2: ["cat", "chair"], 3: ["pizza"]}
 GREEDY = {1: "A dog and a cat.", 2: "A cat on a chair.", 3: "A pizza, a pizza and a fork."}

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("transformers")
 
 from revisit.evaluation.answering import Answer
+from revisit.evaluation.benchmarks.pope import main as pope_program
+from revisit.evaluation.benchmarks.pope import read_answers
 from revisit.evaluation.polling import main
-from revisit.evaluation.pope import main as pope_program
-from revisit.evaluation.pope import read_answers
 from revisit.transformers.checkpoint import own_dtype
 
 SPLITS = ("random", "popular", "adversarial")

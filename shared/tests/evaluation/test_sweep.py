@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 
 from revisit.evaluation import polling
 from revisit.evaluation.answering import Answer
+from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.captioning import main
-from revisit.evaluation.chair import read_captions
 from revisit.evaluation.flags import decoding_arguments, other_decoder
 
 DOG = {"greedy": "A dog and a vase.", "revisit": "A dog.", "vcd": "A vase."}

@@ -8,7 +8,8 @@ import pytest
 import vllm
 from PIL import Image
 
-from revisit.commands import engines, eval
+from revisit.commands import eval
+from revisit.commands.engines import requests
 from revisit.vllm import serving
 from tiny_models import DEMO, IMAGES
 
@@ -162,14 +163,14 @@ def test_what_a_server_refuses_is_shown(remote, server, chair, capsys):
 
 
 def test_a_server_that_does_not_answer_is_named(chair, capsys, monkeypatch):
-    monkeypatch.setattr("revisit.commands.engine_openai._RETRIES", 0)
+    monkeypatch.setattr("revisit.commands.engines.openai._RETRIES", 0)
     nobody = "http://127.0.0.1:9/v1"
     chair("tiny", "--engine", "openai", "--base_url", nobody, status=2)
     assert f"no answer of {nobody}" in capsys.readouterr().err
 
 
 def test_a_run_that_is_cut_short_loses_a_batch_at_most(remote, monkeypatch, capsys):
-    from revisit.commands.engine_openai import ServerCaptioner
+    from revisit.commands.engines.openai import ServerCaptioner
 
     whole = remote()
     asked, original = [], ServerCaptioner.answer
@@ -185,4 +186,4 @@ def test_a_run_that_is_cut_short_loses_a_batch_at_most(remote, monkeypatch, caps
     assert len(remote(out="cut", status=1)) == 8
     assert remote(out="cut") == whole
     assert asked == [4, 4, 2, 2]
-    assert engines.AT_ONCE >= 32
+    assert requests.AT_ONCE >= 32

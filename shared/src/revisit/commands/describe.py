@@ -12,8 +12,8 @@ from transformers.generation.streamers import BaseStreamer
 
 import revisit
 from revisit.commands import CommandError
-from revisit.commands.models import chat_inputs, load_model
-from revisit.commands.said import QUESTION, Heard, Said
+from revisit.commands.engines.described import QUESTION, Heard, Said
+from revisit.commands.engines.transformers import chat_inputs, load_model
 from revisit.config import ReVisiTConfig
 from revisit.core.trace import TraceStep
 from revisit.evaluation.pictures.picture import Box, Picture

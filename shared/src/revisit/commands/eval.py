@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from revisit.commands import engines
+from revisit.commands.engines import choose
 from revisit.evaluation import captioning, polling
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "`revisit-eval pope --help` have the other settings.",
     )
     parser.add_argument("benchmark", choices=sorted(PROGRAMS))
-    engines.add_flags(parser)
+    choose.add_flags(parser)
     benchmark = parser.parse_args(given[:1]).benchmark
     chosen = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
-    engines.add_flags(chosen)
+    choose.add_flags(chosen)
     told, rest = chosen.parse_known_args(given[1:])
     if (told.engine == "openai") != (told.base_url is not None):
         parser.error("--base_url and --engine openai: one needs the other")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         partial(_load, told.engine, told.base_url),
         description,
         results=None,
-        own_dtype=(lambda _: engines.THE_SERVERS) if served else own_dtype,
+        own_dtype=(lambda _: choose.THE_SERVERS) if served else own_dtype,
         defaults={"dtype": "auto"} if served else None,
         argv=rest,
         program=f"revisit-eval {benchmark}",
@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(engine: str, base_url: str | None, args: argparse.Namespace) -> "Captioner":
     if engine != "transformers":
-        return engines.load(args, engine, base_url)
-    from revisit.commands.stock import StockCaptioner  # once the arguments are checked
+        return choose.load(args, engine, base_url)
+    from revisit.commands.engines.transformers import (
+        StockCaptioner,  # once the arguments are checked
+    )
 
     return StockCaptioner(args)
 

@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from revisit.commands import CommandError, engines
-from revisit.commands.said import QUESTION, Heard, Said
+from revisit.commands import CommandError
+from revisit.commands.engines import requests
+from revisit.commands.engines.described import QUESTION, Heard, Said
 from revisit.config import ReVisiTConfig
 from revisit.evaluation.pictures.picture import Picture
 from revisit.evaluation.pictures.words import split
@@ -149,7 +150,7 @@ class Served:
                     break
         if reason is None:
             raise CommandError(f"the server {self.origin} ended in the middle; try again")
-        if reason not in (*engines.WHOLE, "time"):
+        if reason not in (*requests.WHOLE, "time"):
             raise CommandError(f"the server {self.origin} ended an answer by {reason!r}")
         return Said(text.strip(), split(text), None, reason != "stop")
 

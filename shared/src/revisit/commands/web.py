@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, get_args
 
 from revisit.commands import CommandError
 from revisit.commands.caption import parse_layers
-from revisit.commands.said import Said, Speaker
+from revisit.commands.engines.described import Said, Speaker
 from revisit.config import Divergence, NamedLayers, ReVisiTConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.images import ImageError, Opened, open_image

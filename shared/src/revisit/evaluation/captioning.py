@@ -2,7 +2,7 @@
 
 A family's script says how to load its model and how to make the model's inputs::
 
-    from revisit.commands.captioner import TransformersCaptioner
+    from revisit.commands.engines.transformers import TransformersCaptioner
     from revisit.evaluation.captioning import main
     from revisit.evaluation.flags import decoding_arguments, other_decoder
 
@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from revisit.evaluation import EvaluationError, chair
+from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import (
     Load,
     Outcome,
@@ -38,10 +38,16 @@ from revisit.evaluation.answering import (
     exit_status,
     settle_dtype,
 )
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.coco import (
+    check_covered,
+    fingerprints,
+    image_id,
+    sample_images,
+)
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.captions import CAPTIONS
-from revisit.evaluation.coco import check_covered, fingerprints, image_id, sample_images
 from revisit.evaluation.flags import caption_parser, settle
-from revisit.evaluation.lemmas import LEMMATIZERS
 from revisit.evaluation.parts import open_store
 from revisit.evaluation.sweep import combinations, loaded_once, run_all
 

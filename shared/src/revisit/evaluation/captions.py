@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.chair import read_captions
+from revisit.evaluation.benchmarks.chair import read_captions
+from revisit.evaluation.benchmarks.pope import read_answers
 from revisit.evaluation.files import read_json, write_json
-from revisit.evaluation.pope import read_answers
 
 
 class Form(NamedTuple):

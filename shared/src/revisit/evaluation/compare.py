@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.alike import check_alike, group, seeds
 from revisit.evaluation.pictures.tradeoff import write_tradeoff
-from revisit.evaluation.results import read_result
-from revisit.evaluation.tables import as_csv, markdown, rows
+from revisit.evaluation.results.comparable import check_alike, group, seeds
+from revisit.evaluation.results.result import read_result
+from revisit.evaluation.results.tables import as_csv, markdown, rows
 
 
 def _parser() -> argparse.ArgumentParser:

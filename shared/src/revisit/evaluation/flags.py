@@ -10,7 +10,7 @@ from typing import Any
 
 from revisit.config import OTHERS, PUBLISHED, DecoderConfig, OtherConfig, from_published
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.processes import this_process
 
 _DEFAULT = " (default: %(default)s)"

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from revisit.evaluation import EvaluationError, pope
+from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import (
     Captioner,
     Load,
@@ -22,6 +22,7 @@ from revisit.evaluation.answering import (
     exit_status,
     settle_dtype,
 )
+from revisit.evaluation.benchmarks import pope
 from revisit.evaluation.captions import ANSWERS
 from revisit.evaluation.files import read_json_lines, sha256
 from revisit.evaluation.flags import question_parser, settle

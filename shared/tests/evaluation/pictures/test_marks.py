@@ -1,5 +1,5 @@
-from revisit.evaluation.chair import score
-from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks.chair import score
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.marks import mark
 
 

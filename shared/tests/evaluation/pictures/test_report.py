@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from revisit.evaluation import EvaluationError, chair, compare
-from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation import EvaluationError, compare
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.plots import Axes, Point
 from revisit.evaluation.pictures.report import (
     Group,

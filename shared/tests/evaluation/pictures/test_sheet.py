@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.chair import score
-from revisit.evaluation.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks.chair import score
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.sheet import Card, write_sheet
 from revisit.evaluation.pictures.style import LIGHT
 

@@ -6,8 +6,8 @@ from PIL import Image
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.pictures.tradeoff import write_tradeoff
-from revisit.evaluation.results import CHAIR, POPE
-from revisit.evaluation.tables import Row
+from revisit.evaluation.results.result import CHAIR, POPE
+from revisit.evaluation.results.tables import Row
 
 METRICS = len(CHAIR.metrics)
 

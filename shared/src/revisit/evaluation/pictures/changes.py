@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from revisit.evaluation.coco import image_id
+from revisit.evaluation.benchmarks.objects.coco import image_id
 from revisit.evaluation.images import ImageError, open_image
 from revisit.evaluation.pictures.marks import Kind, mark
 from revisit.evaluation.pictures.runs import Run

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from revisit.evaluation.lemmas import singular
-from revisit.evaluation.lexicon import DOUBLE_WORDS
+from revisit.evaluation.benchmarks.objects.lemmas import singular
+from revisit.evaluation.benchmarks.objects.lexicon import DOUBLE_WORDS
 
 Kind = Literal["right", "wrong", "again"]
 """Of an object word: in the image, not in the image, or in the image and named before."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.chair import METRICS, metrics, paired_bootstrap
+from revisit.evaluation.benchmarks.chair import METRICS, metrics, paired_bootstrap
 from revisit.evaluation.pictures.changes import changes
 from revisit.evaluation.pictures.marks import MEANINGS
 from revisit.evaluation.pictures.plots import Axes, Point, check_matplotlib, plot

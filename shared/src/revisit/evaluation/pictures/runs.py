@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.chair import Score
+from revisit.evaluation.benchmarks.chair import Score
 from revisit.evaluation.files import read_json
 
 # Of each start of a run: what moves its time besides the decoder.

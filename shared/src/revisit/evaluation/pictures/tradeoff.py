@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.results import CHAIR, Kind
-from revisit.evaluation.tables import Row
+from revisit.evaluation.results.result import CHAIR, Kind
+from revisit.evaluation.results.tables import Row
 
 _MARKERS = "osD^vP*X<>"
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from revisit.evaluation import EvaluationError, chair, pope
-from revisit.evaluation.bootstrap import Measure, ratio
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks import chair, pope
 from revisit.evaluation.files import read_json
+from revisit.evaluation.results.bootstrap import Measure, ratio
 
 
 class Kind(NamedTuple):

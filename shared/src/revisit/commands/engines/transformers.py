@@ -1,4 +1,4 @@
-"""A model of Transformers as the evaluation asks it: all but its loading and its prompts."""
+"""Models of Transformers: loaded, prompted by their chat template, asked as the evaluation asks."""
 
 from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
@@ -14,7 +15,10 @@ import revisit
 from revisit.config import DecoderConfig, ReVisiTConfig, RITUALConfig
 from revisit.decoders.transformations import second_image
 from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.flags import chosen_decoder, plain_arguments
+from revisit.transformers.checkpoint import check_files, check_layers, reading
 from revisit.transformers.model_parts import Model
+from revisit.transformers.published import published_layers
 
 
 class TransformersCaptioner:
@@ -100,6 +104,104 @@ class TransformersCaptioner:
     def _ends(self) -> list[int]:
         told = self.model.generation_config.eos_token_id
         return [] if told is None else told if isinstance(told, list) else [told]
+
+
+class StockCaptioner(TransformersCaptioner):
+    """A model that is asked by its own processor and chat template.
+
+    Args:
+        args: settled flags (see `revisit.evaluation.answering.Load`).
+
+    Raises:
+        ValueError: the model cannot be loaded, or cannot decode so; says what to do.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        if args.decoder == "revisit":
+            check_layers(args.model_path, args.early_exit_layers)
+        model, self.processor = load_model(args.model_path, args.device, args.dtype)
+        settings = {
+            "prompt": chat_prompt(self.processor, 1, "<question>"),
+            "revision": getattr(model.config, "_commit_hash", None),
+        }
+        super().__init__(model, self.processor, settings)
+        self.decode(args)
+
+    def decode(self, args: Namespace) -> None:
+        """Decode from now on as these flags say."""
+        config = chosen_decoder(args)
+        if isinstance(config, ReVisiTConfig):
+            config = replace(config, layers=published_layers(self.model, config.layers))
+        self.decode_by(config, plain_arguments(args))
+
+    def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+        """What the model reads of the images and the question about each, a row for each."""
+        inputs = chat_inputs(self.processor, [[image] for image in images], questions)
+        return inputs.to(self.model.device, self.model.dtype)
+
+
+def load_model(name: str, device: str, dtype: str = "auto") -> tuple[Model, Any]:
+    """A model in evaluation mode and its processor, which pads on the left.
+
+    Args:
+        name: a checkpoint's folder, or a hub id.
+        device: where the model goes, or "auto" to spread it over what there is.
+        dtype: the name of a torch dtype, or "auto" for the checkpoint's own.
+
+    Raises:
+        OSError: something of it is missing or damaged.
+        ValueError: a package is missing, or it cannot be asked about an image; says what to do.
+    """
+    check_files(name)
+    try:
+        with reading(name):
+            processor = transformers.AutoProcessor.from_pretrained(name)
+            model: Model = transformers.AutoModelForImageTextToText.from_pretrained(
+                name, torch_dtype=dtype, **({"device_map": "auto"} if device == "auto" else {})
+            )
+    except ImportError as error:
+        raise ValueError(str(error).strip()) from error
+    if not getattr(processor, "chat_template", None) or not hasattr(processor, "tokenizer"):
+        raise ValueError("it has no processor with a chat template to ask it a question by")
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return (model if device == "auto" else model.to(device)).eval(), processor
+
+
+def chat_prompt(processor: Any, images: int, question: str) -> str:
+    """The text of a conversation in which the user shows some images and asks about them."""
+    content = [{"type": "image"} for _ in range(images)] + [{"type": "text", "text": question}]
+    prompt: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    return prompt
+
+
+def chat_inputs(
+    processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]
+) -> Any:
+    """What a model is given to read: a row for each question and the images that it is about."""
+    prompts = [
+        chat_prompt(processor, len(shown), question)
+        for shown, question in zip(images, questions, strict=True)
+    ]
+    begin = processor.tokenizer.bos_token
+    # A template that writes the beginning itself: the tokenizer is not to write it again.
+    begun: dict[str, Any] = (
+        {"add_special_tokens": False} if begin and prompts[0].startswith(begin) else {}
+    )
+    # A slow processor takes a side of (H, W, 3) that is as long as channels are many for channels.
+    thin = any(set(image.size) & {1, 3, 4} for shown in images for image in shown)
+    if thin and getattr(processor.image_processor, "is_fast", None) is False:
+        begun["input_data_format"] = "channels_last"
+    return processor(
+        text=prompts,
+        images=[list(shown) for shown in images],
+        padding=True,
+        return_tensors="pt",
+        **begun,
+    )
 
 
 def token_counts(tokens: Tensor, ends: Collection[int]) -> list[int]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks.objects.lexicon import OBJECTS
 from revisit.evaluation.files import read_json, sha256
-from revisit.evaluation.lexicon import OBJECTS
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.results import Result
+from revisit.evaluation.results.result import Result
 
 Group = dict[Any, Result]
 """Results that differ by their seed alone, by that seed."""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.coco import (
+from revisit.evaluation.benchmarks.objects.coco import (
     annotation_pairs,
     check_covered,
     image_id,

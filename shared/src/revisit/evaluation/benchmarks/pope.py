@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.bootstrap import ratio
 from revisit.evaluation.files import read_json_lines, read_run, sha256, write_json
+from revisit.evaluation.results.bootstrap import ratio
 
 METRICS = ("Accuracy", "Precision", "Recall", "F1", "Yes")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.pope import main, means_yes, read_answers, read_labels, score
+from revisit.evaluation.benchmarks.pope import main, means_yes, read_answers, read_labels, score
 
 WORDS = ("No", "no", "not", "NO", "Not", "none", "know", "Yes", "a", "dog", "cannot", "n,o", "-")
 JOINTS = (" ", " ", " ", "  ", "", ",", ", ", ". ", "\n", "!", "'")

@@ -8,8 +8,8 @@ import torch
 import transformers
 from PIL import Image
 
-from revisit.commands import engines
-from revisit.commands.models import chat_prompt
+from revisit.commands.engines import requests
+from revisit.commands.engines.transformers import chat_prompt
 from revisit.config import NamedLayers
 from revisit.core.layers import resolve_layers
 from revisit.evaluation.answering import Answer, unusable_images
@@ -21,14 +21,14 @@ class VllmCaptioner:
     """A model that is asked by its chat template, all images of a batch at once.
 
     Args:
-        args: settled flags that `engines.load` let pass.
+        args: settled flags that `choose.load` let pass.
 
     Raises:
         OSError: something of the model is missing.
         ValueError: vLLM is not installed, or cannot serve the model; says what to do.
     """
 
-    batch_size = engines.AT_ONCE
+    batch_size = requests.AT_ONCE
 
     def __init__(self, args: Namespace) -> None:
         try:
@@ -69,7 +69,7 @@ class VllmCaptioner:
             EvaluationError: vLLM cannot.
             ValueError: other layers than those that the engine was started with.
         """
-        engines.check(args, "vllm")
+        requests.check(args, "vllm")
         if args.decoder == "revisit":
             layers = published_layers(args.early_exit_layers, self.last)
             if layers != self.layers:
@@ -79,7 +79,7 @@ class VllmCaptioner:
                 )
         # As in Transformers, what the checkpoint's generation_config.json says holds.
         penalty = self.llm.get_default_sampling_params().repetition_penalty
-        self.sampling = {"repetition_penalty": penalty, **engines.sampling(args)}
+        self.sampling = {"repetition_penalty": penalty, **requests.sampling(args)}
         self.args = args
 
     def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
@@ -93,7 +93,7 @@ class VllmCaptioner:
 
         params = []
         for seed in torch.randint(2**31, (len(images),)).tolist():
-            asked = engines.asked(self.args, seed)
+            asked = requests.asked(self.args, seed)
             extra = None if asked is None else {"revisit": asked}
             params.append(SamplingParams(**self.sampling, seed=seed, extra_args=extra))
         try:
@@ -144,7 +144,7 @@ def published_layers(layers: NamedLayers | Sequence[int], last: int) -> NamedLay
 
 def _failure(output: Any) -> RuntimeError | None:
     """Why a request's output is cut off; None where it is whole."""
-    if output.finish_reason in engines.WHOLE:
+    if output.finish_reason in requests.WHOLE:
         return None
     why = output.stop_reason or "its log says why"
     return RuntimeError(f"vLLM ended a request by {output.finish_reason!r}: {why}")

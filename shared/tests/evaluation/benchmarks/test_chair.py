@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.chair import (
+from revisit.evaluation.benchmarks.chair import (
     METRICS,
     main,
     metrics,
@@ -22,8 +22,8 @@ from revisit.evaluation.chair import (
     read_captions,
     score,
 )
-from revisit.evaluation.lemmas import LEMMATIZERS, singular
-from revisit.evaluation.lexicon import OBJECT_OF, OBJECTS
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS, singular
+from revisit.evaluation.benchmarks.objects.lexicon import OBJECT_OF, OBJECTS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PUBLISHED = REPOSITORY.parent / "shared" / "chair"
@@ -68,7 +68,7 @@ def test_published_numbers_are_reproduced(name, tmp_path):
 
 @published
 def test_two_thousand_captions_take_under_five_seconds():
-    code = "import sys; from revisit.evaluation.chair import main; sys.exit(main())"
+    code = "import sys; from revisit.evaluation.benchmarks.chair import main; sys.exit(main())"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [
@@ -85,7 +85,8 @@ def test_two_thousand_captions_take_under_five_seconds():
 
 def test_the_scorer_starts_without_torch_and_transformers():
     code = (
-        "import sys, revisit.evaluation.chair, revisit.evaluation.lemmas as lemmas;"
+        "import sys, revisit.evaluation.benchmarks.chair;"
+        "import revisit.evaluation.benchmarks.objects.lemmas as lemmas;"
         "lemmas.LEMMATIZERS['noun']();"
         "sys.exit(len({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -94,7 +95,9 @@ def test_the_scorer_starts_without_torch_and_transformers():
 
 @pytest.mark.parametrize("package", ["nltk", "numpy", "PIL", "tqdm"])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(package):
-    code = f"import sys; sys.modules[{package!r}] = None; import revisit.evaluation.chair"
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; import revisit.evaluation.benchmarks.chair"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     last = run.stderr.splitlines()[-1]
     assert package in last and 'pip install "revisit-decoding[evaluation]"' in last
@@ -351,7 +354,8 @@ def test_the_result_never_overwrites_the_captions(tmp_path, capsys):
 
 def test_missing_nltk_data_is_named_with_the_remedy(tmp_path):
     captions = write_captions(tmp_path / "c.jsonl", {1: "a dog"})
-    code = "import sys, nltk; nltk.data.path[:] = []; from revisit.evaluation.chair import main;"
+    code = "import sys, nltk; nltk.data.path[:] = [];"
+    code += "from revisit.evaluation.benchmarks.chair import main;"
     run = subprocess.run(
         [sys.executable, "-c", code + "sys.exit(main())", "--cap_file", str(captions)],
         capture_output=True,

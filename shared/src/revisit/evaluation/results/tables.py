@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from revisit.evaluation.alike import Group, pairs
-from revisit.evaluation.bootstrap import paired_intervals
-from revisit.evaluation.costs import Cost, apart, cost
-from revisit.evaluation.results import Kind
+from revisit.evaluation.results.bootstrap import paired_intervals
+from revisit.evaluation.results.comparable import Group, pairs
+from revisit.evaluation.results.costs import Cost, apart, cost
+from revisit.evaluation.results.result import Kind
 
 Values = NDArray[np.float64]
 

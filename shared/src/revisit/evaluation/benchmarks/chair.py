@@ -29,17 +29,17 @@ from tqdm import tqdm
 
 from revisit import __version__
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.bootstrap import paired_intervals, ratio
-from revisit.evaluation.coco import (
+from revisit.evaluation.benchmarks.objects.coco import (
     annotation_pairs,
     fingerprints,
     image_id,
     read_instances,
     read_references,
 )
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS, Lemmatizer
+from revisit.evaluation.benchmarks.objects.lexicon import DOUBLE_WORDS, OBJECT_OF, OBJECTS
 from revisit.evaluation.files import read_json, read_json_lines, read_run, sha256, write_json
-from revisit.evaluation.lemmas import LEMMATIZERS, Lemmatizer
-from revisit.evaluation.lexicon import DOUBLE_WORDS, OBJECT_OF, OBJECTS
+from revisit.evaluation.results.bootstrap import paired_intervals, ratio
 
 METRICS = ("CHAIRs", "CHAIRi", "Recall", "F1", "Len")
 
@@ -83,7 +83,7 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
     Args:
         captions: image id -> caption.
         objects: ground truth of, at least, the images in `captions`.
-        lemmatize: one of `revisit.evaluation.lemmas.LEMMATIZERS`.
+        lemmatize: one of `revisit.evaluation.benchmarks.objects.lemmas.LEMMATIZERS`.
 
     Raises:
         EvaluationError: no captions, or an image without ground truth.

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.lexicon import DOUBLE_WORDS, OBJECT_OF
+from revisit.evaluation.benchmarks.objects.lexicon import DOUBLE_WORDS, OBJECT_OF
 
 Lemmatizer = Callable[[str], list[str]]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from revisit.commands import engines
+from revisit.commands.engines import requests
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Answer, unusable_images
 
@@ -31,7 +31,7 @@ class ServerCaptioner:
     `OPENAI_API_KEY` is sent where it is set.
 
     Args:
-        args: settled flags that `engines.load` let pass; `model_path` is the name that the server
+        args: settled flags that `choose.load` let pass; `model_path` is the name that the server
             has for the model.
         base_url: the server's address, with the version: `http://localhost:8000/v1`.
 
@@ -39,7 +39,7 @@ class ServerCaptioner:
         ValueError: the client is not installed, nobody answers, or the server has no such model.
     """
 
-    batch_size = engines.AT_ONCE
+    batch_size = requests.AT_ONCE
 
     def __init__(self, args: Namespace, base_url: str) -> None:
         try:
@@ -64,9 +64,9 @@ class ServerCaptioner:
         Raises:
             EvaluationError: a server cannot.
         """
-        engines.check(args, "openai")
+        requests.check(args, "openai")
         self.args = args
-        self.body = engines.sampling(args)
+        self.body = requests.sampling(args)
         # What OpenAI's own parameters lack stands in the body itself.
         self.extra: dict[str, Any] = {
             name: self.body.pop(name)
@@ -108,7 +108,7 @@ class ServerCaptioner:
             {"type": "text", "text": question},
         ]
         extra = dict(self.extra)
-        if (asked := engines.asked(self.args, seed)) is not None:
+        if (asked := requests.asked(self.args, seed)) is not None:
             # The layers are the server's own: it refuses others.
             settings = {"layers": self.args.early_exit_layers, **asked}
             extra["vllm_xargs"] = {"revisit": json.dumps(settings)}
@@ -133,7 +133,7 @@ class ServerCaptioner:
             told = (said.model_extra or {}).get("error", "no choices")
             return _Refused(f"the server gives no answer: {told}")
         choice, text = said.choices[0], said.choices[0].message.content
-        if choice.finish_reason not in engines.WHOLE or text is None:
+        if choice.finish_reason not in requests.WHOLE or text is None:
             why = getattr(choice, "stop_reason", None) or "its log may say why"
             ended = f"the server ended an answer by {choice.finish_reason!r}"
             return _Refused(f"{ended}, without text" if text is None else f"{ended}: {why}")

@@ -1,0 +1,1 @@
+"""What runs a model: Transformers or vLLM in this process, or a server."""

@@ -1,0 +1,1 @@
+"""Results compared: which may be, intervals, costs, tables."""
