@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import download_coco
+import download_data
 import download_from_huggingface
-import download_nltk
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
 class Family:
-    """One of the two models. `gpu`, `disk`, `checkpoint_disk`: GB that it takes."""
+    """One of the two models. `gpu`, `disk`: GB that it takes."""
 
     title: str
     folder: str
@@ -29,16 +28,13 @@ class Family:
     conda: str
     gpu: int
     disk: float
-    checkpoint_disk: float
 
 
 FAMILIES = (
-    Family("LLaVA-1.5", "LLaVA1.5", "llava", "revisit_llava", 16, 5, 15.3),
-    Family("Qwen2.5-VL", "Qwen2.5-VL", "qwen", "revisit_qwen", 20, 6, 16.6),
+    Family("LLaVA-1.5", "LLaVA1.5", "llava", "revisit_llava", 16, 5),
+    Family("Qwen2.5-VL", "Qwen2.5-VL", "qwen", "revisit_qwen", 20, 6),
 )
 """GPU: the weights in 16 bits (14 and 17 GB), and what a caption adds."""
-
-_COCO_DISK, _NLTK_DISK = 14.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,8 @@ def examine() -> Iterator[tuple[str, list[Finding]]]:
                 _gpu(family, state),
             ],
         )
-    yield "Both", [_coco(), _nltk(pythons)]
+    coco = _data("coco", "COCO val2014", "bash prerequisites/download_coco.sh", 14.0)
+    yield "Both", [coco, _nltk(pythons)]
 
 
 def find_python(family: Family) -> Path | None:
@@ -164,18 +161,26 @@ def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> 
 
 
 def _fork(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
-    tree, missing = _check_fork(family)
+    # It needs the standard library only: any Python can run it from the sources.
+    check = subprocess.run(
+        [sys.executable, "-m", "revisit.forks.make", family.folder, "--check"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "shared" / "src")},
+        capture_output=True,
+        text=True,
+    )
+    output = (check.stdout or check.stderr).strip()
+    tree = output.partition(": ")[0]
     own = f" -e {family.folder}" if (ROOT / family.folder / "pyproject.toml").exists() else ""
-    install = f"pip install -e {tree}{own}"
+    install = f"python -m pip install -e {tree}{own}"
+    make = f"python -m nox -s {family.session} --install-only"
     if python and _is_conda(family, python):
-        activate = f"conda activate {family.conda} &&"
-        make = f"{activate} revisit-fork {family.folder} && {install}"
-        install = f"{activate} {install}"
-    else:
-        make = f"python -m nox -s {family.session} --install-only"
-        install = f".nox/{family.session}/bin/python -m {install}"
-    if missing:
-        return Finding("fork", "", missing, make)
+        install = f"conda activate {family.conda} && {install}"
+        make = install.replace("&&", f"&& python -m revisit.forks.make {family.folder} &&")
+    elif not check.returncode:
+        install = f".nox/{family.session}/bin/{install}"
+    if check.returncode:
+        return Finding("fork", "", output, make)
     imported = state.get("transformers", "")
     is_it = Path(imported).resolve() == (ROOT / tree / "src" / "transformers").resolve()
     if state and not state.get("error") and not is_it:
@@ -185,88 +190,60 @@ def _fork(family: Family, python: Path | None, state: dict[str, Any]) -> Finding
     return Finding("fork", tree)
 
 
-def _check_fork(family: Family) -> tuple[str, str]:
-    """The folder of the family's fork, and what is wrong with it, as revisit-fork says."""
-    pyproject = tomllib.loads((ROOT / "shared" / "pyproject.toml").read_text())
-    module = pyproject["project"]["scripts"]["revisit-fork"].partition(":")[0]
-    # It needs the standard library only: any Python can run it from the sources.
-    check = subprocess.run(
-        [sys.executable, "-m", module, family.folder, "--check"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "shared" / "src")},
-        capture_output=True,
-        text=True,
-    )
-    said = (check.stdout or check.stderr).strip()
-    return said.partition(": ")[0], said if check.returncode else ""
-
-
 def _checkpoint(family: Family, python: Path | None) -> Finding:
-    name = download_from_huggingface.CHECKPOINTS[family.session].folder
-    folder = download_from_huggingface.PREREQUISITES / name
+    about = download_from_huggingface.CHECKPOINTS[family.session]
+    folder = ROOT / "prerequisites" / about["folder"]
     why = download_from_huggingface.why_incomplete(folder)
     runner = _short(python) if python else f".nox/{family.session}/bin/python"
     remedy = f"{runner} prerequisites/download_from_huggingface.py --model {family.session}"
-    return Finding("checkpoint", _short(folder), _shortened(why), remedy, family.checkpoint_disk)
+    return Finding("checkpoint", _short(folder), _shortened(why), remedy, about["bytes"] / 1e9)
 
 
 def _gpu(family: Family, state: dict[str, Any]) -> Finding:
-    gpus = [(name, size / 1e9) for name, size in state.get("gpus", [])]
     by_torch = bool(state) and not state.get("error")
-    if not by_torch:
-        gpus = _nvidia_smi()
+    gpus = [(name, size / 1e9) for name, size in state.get("gpus", [])]
+    gpus = gpus if by_torch else _nvidia_smi()
     found = ", ".join(f"{name} with {size:.0f} GB" for name, size in gpus)
-    needs = f"about {family.gpu} GB are needed"
+    trouble, remedy = "", "a larger one, or DEVICE=auto, which spreads the model"
     if not gpus:
         seen = _nvidia_smi() if by_torch else []
         trouble = "no GPU that CUDA can use"
         if seen:
             trouble = f"nvidia-smi sees {seen[0][0]}, but this environment's torch does not"
         remedy = "a machine that has one; DEVICE=cpu runs the scripts without, slowly"
-        return Finding("GPU", "", f"{trouble}; {needs}", remedy)
-    if max(size for _, size in gpus) < family.gpu:
-        remedy = "a larger one, or DEVICE=auto, which spreads the model"
-        return Finding(
-            "GPU",
-            found,
-            f"{found}; {needs}",
-            remedy,
-        )
-    return Finding("GPU", found)
+    elif max(size for _, size in gpus) < family.gpu:
+        trouble = found
+    needs = f"{trouble}; about {family.gpu} GB are needed"
+    return Finding("GPU", found, needs if trouble else "", remedy)
 
 
 def _nvidia_smi() -> list[tuple[str, float]]:
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-        rows = [line.rsplit(",", 1) for line in said.splitlines()]
+        output = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        rows = [line.rsplit(",", 1) for line in output.splitlines()]
         return [(name.strip(), float(mebibytes) * 2**20 / 1e9) for name, mebibytes in rows]
     except (OSError, subprocess.CalledProcessError, ValueError):
         return []
 
 
-def _coco() -> Finding:
-    coco = download_coco.COCO
-    why = download_coco.why_incomplete(coco)
-    remedy = "bash prerequisites/download_coco.sh"
-    return Finding("COCO val2014", _short(coco), _shortened(why), remedy, _COCO_DISK)
+def _data(name: str, title: str, remedy: str, disk: float) -> Finding:
+    folder = download_data.folder_of(name)
+    why = download_data.why_incomplete(name, folder)
+    return Finding(title, _short(folder), _shortened(why), remedy, disk)
 
 
 def _nltk(pythons: Sequence[Path]) -> Finding:
-    folder = download_nltk.NLTK_DATA
-    why = download_nltk.why_incomplete(folder)
-    if why and pythons:  # it may be where NLTK looks by itself
-        program = (
-            "from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS;"
-            "LEMMATIZERS['nltk']()"
-        )
+    finding = _data("nltk", "NLTK's data", "python prerequisites/download_nltk.py", 0.1)
+    if finding.missing and pythons:  # it may be where NLTK looks by itself
+        program = "from nltk import WordNetLemmatizer, pos_tag, word_tokenize as words; "
+        program += "pos_tag(words('A dog.')), WordNetLemmatizer().lemmatize('dogs')"
+        folder = download_data.folder_of("nltk")
         places = {"NLTK_DATA": str(folder)} | os.environ  # as the evaluation scripts set it
-        if not subprocess.run(
-            [pythons[0], "-c", program], env=places, capture_output=True
-        ).returncode:
+        read = subprocess.run([pythons[0], "-c", program], env=places, capture_output=True)
+        if not read.returncode:
             return Finding("NLTK's data", "found by NLTK itself")
-    remedy = "python prerequisites/download_nltk.py"
-    return Finding("NLTK's data", _short(folder), _shortened(why), remedy, _NLTK_DISK)
+    return finding
 
 
 def _is_conda(family: Family, python: Path) -> bool:

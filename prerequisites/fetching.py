@@ -7,16 +7,22 @@ from 3.11 on, and curl is on every system.
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+HERE = Path(__file__).resolve().parent
+"""Where the evaluation scripts look for downloads."""
+
+TABLE: dict[str, Any] = tomllib.loads((HERE / "datasets.toml").read_text("utf-8"))
+"""What is downloaded from where; the file explains its keys."""
 
 WAITS = (1, 2, 4, 8, 16, 32, 60)
 """Seconds before each new attempt; once they are used up without a new byte, it is given up."""
@@ -24,14 +30,13 @@ WAITS = (1, 2, 4, 8, 16, 32, 60)
 STOPPED = "\nInterrupted. Run the same command again to go on."
 
 _CURL = (
-    *("curl", "--fail", "--location", "--globoff", "--continue-at", "-", "--user-agent", "revisit"),
-    *("--proto", "=http,https", "--connect-timeout", "60", "--speed-limit", "1"),
-    *("--speed-time", "60", "--write-out", "%{http_code} %{content_type}"),
+    "curl --fail --location --globoff --continue-at - --user-agent revisit --proto =http,https "
+    "--connect-timeout 60 --speed-limit 1 --speed-time 60 --write-out"
 )
 BUSY = {408, 425, 429, 500, 502, 503, 504}
-"""HTTP's answers that another attempt may change."""
+"""HTTP statuses that may pass by themselves."""
 
-# curl's exit codes, of its manual: another attempt may help; what else we tell of.
+# curl's exit codes, from its manual: those that may pass by themselves, and those with a hint.
 _PASSING = {5, 6, 7, 16, 18, 28, 35, 52, 55, 56, 92}
 _CANNOT_WRITE, _NO_RANGES, _CERTIFICATE, _TOO_LARGE = 23, 33, 60, 63
 
@@ -56,7 +61,7 @@ def fetch(url: str, path: Path, size: int | None = None, digest: str = "", room:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     if not digest or (size is not None and bytes_of(part) > size):
-        part.unlink(missing_ok=True)  # nothing would tell that it belongs to another file
+        part.unlink(missing_ok=True)  # nothing would show that it belongs to another file
     resumed = part.exists()
     need_space(path.parent, (size or 0) - bytes_of(part) + room)
     print(f"Downloading {url}", flush=True)
@@ -95,24 +100,23 @@ def patiently(action: Callable[[], None], have: Callable[[], int]) -> None:
 
 
 def mismatch(path: Path, size: int | None = None, digest: str = "") -> str:
-    """What is wrong with a file, "" if nothing; `size` and `digest`: as for `fetch`."""
+    """What is wrong with a file, "" if nothing; `size` and `digest`: as for `fetch`, and
+    `"git-sha1:<hex>"`, the name that git gives to the contents."""
     if size not in (None, bytes_of(path)):
         return f"it has {bytes_of(path):,} bytes, and {size:,} were expected"
     algorithm, _, expected = digest.partition(":")
-    if digest and (got := hash_of(path, algorithm)) != expected.lower():
-        return f"its {algorithm} is\n  {got}, and expected was\n  {expected}"
-    return ""
-
-
-def hash_of(path: Path, algorithm: str) -> str:
-    """The hex digest; of `"git-sha1"`, the name that git gives to the contents."""
+    if not digest:
+        return ""
+    if bytes_of(path) > 10**9:
+        print(f"Comparing the {algorithm} of {path.name} ...", flush=True)
     new: Any = algorithm
     if algorithm == "git-sha1":
         new = lambda: hashlib.sha1(b"blob %d\0" % bytes_of(path), usedforsecurity=False)  # noqa: E731
-    if bytes_of(path) > 10**9:
-        print(f"Comparing the {algorithm} of {path.name} ...", flush=True)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, new).hexdigest()
+        got = hashlib.file_digest(file, new).hexdigest()
+    if got == expected.lower():
+        return ""
+    return f"its {algorithm} is\n  {got}, and expected was\n  {expected}"
 
 
 def need_space(folder: Path, needed: int) -> None:
@@ -123,22 +127,6 @@ def need_space(folder: Path, needed: int) -> None:
             f"{folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} GB are needed. Free "
             "space, or put the download on another disk with --download_path."
         )
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """What `write_record` wrote to `path`; empty where it is missing or damaged."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def write_record(path: Path, value: object) -> None:
-    """Write `value` as JSON beside `path` and move it there: never half a file."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    aside.replace(path)
 
 
 @contextmanager
@@ -163,17 +151,16 @@ def run(main: Callable[[], None]) -> int:
         return 0
     except DownloadError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
         print(
             f"error: cannot write {error.filename or 'the files'}: {error.strerror or error}. Free "
             "space or repair the permissions, and run this again; what came is kept.",
             file=sys.stderr,
         )
-        return 1
     except KeyboardInterrupt:
         print(STOPPED, file=sys.stderr)
         return 130
+    return 1
 
 
 def bytes_of(path: Path) -> int:
@@ -184,7 +171,7 @@ def bytes_of(path: Path) -> int:
 def _attempt(url: str, part: Path, size: int | None) -> None:
     """Let curl append to `part` what it lacks. Raises `Passing` where it is worth another try."""
     limit = ["--max-filesize", str(size)] if size else []
-    command = [*_CURL, *limit, "--output", str(part), "--url", url]
+    command = [*_CURL.split(), "%{http_code} %{content_type}", *limit, "--output", str(part), url]
     try:  # with close_fds=False curl inherits what is marked so: the lock
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, close_fds=False)
     except FileNotFoundError as error:

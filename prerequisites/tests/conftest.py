@@ -51,7 +51,7 @@ def start():
     started = []
 
     def run(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-u", Path(fetching.__file__).with_name(program), *arguments]
+        command = [sys.executable, "-u", Path(fetching.__file__).parent / program, *arguments]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(command, env=os.environ | environment, **options))
         return started[-1]

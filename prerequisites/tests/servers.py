@@ -19,13 +19,9 @@ class Server:
     """
 
     def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.script: dict[str, list] = defaultdict(list)
+        self.files, self.models, self.headers, self.token = {}, {}, {}, ""
+        self.script, self.ranges, self.misnamed = defaultdict(list), True, set()
         self.asked: list[tuple[str, str]] = []  # path and range, of each GET
-        self.ranges = True
-        self.headers: dict[str, str] = {}
-        self.models: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.token, self.misnamed = "", set()
         self.stalled, self.resume = threading.Event(), threading.Event()
         handler = type("Handler", (_Handler,), {"owner": self, "protocol_version": "HTTP/1.1"})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -47,43 +43,35 @@ class Server:
 
     def find(self, path: str) -> tuple[bytes | None, dict[str, str]]:
         """The contents of an address and its headers; what the hub says of a missing one."""
-        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision|tree)/([^/]+)", path)
+        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(?:revision|tree)/([^/]+)()", path)
         found = info or re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         if not self.models or not found:
             return self.files.get(path), {}
-        model = self.models.get(found[1])
-        if model is None:
-            return None, {"X-Error-Code": "RepoNotFound"}
-        commit = list(model)[-1] if found[2] == "main" else found[2]
-        if commit not in model:
-            return None, {"X-Error-Code": "RevisionNotFound"}
+        name, commit, file = found.groups()
+        model = self.models.get(name, {})
+        commit = [*model, ""][-2] if commit == "main" else commit
+        if commit not in model or (file and file not in model[commit]):
+            missing = "Repo" if not model else "Entry" if commit in model else "Revision"
+            return None, {"X-Error-Code": f"{missing}NotFound"}
         if info:
-            files = [self.describe(file, content) for file, content in model[commit].items()]
-            whole = {"id": found[1], "sha": commit, "siblings": files}
+            files = [self.describe(*each) for each in model[commit].items()]
+            whole = {"id": name, "sha": commit, "siblings": files}
             return json.dumps(files if "/tree/" in path else whole).encode(), {}
-        content = model[commit].get(found[3])
-        if content is None:
-            return None, {"X-Error-Code": "EntryNotFound"}
-        about = self.describe(found[3], content)
-        tag = about["lfs"]["sha256"] if "lfs" in about else about["blobId"]
-        more = {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
-        return content, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'} | (
-            more if "lfs" in about else {}
-        )
+        content = model[commit][file]
+        large = self.describe(file, content).get("lfs")
+        tag = large["oid"] if large else self.describe(file, content)["oid"]
+        about = {"X-Repo-Commit": commit, "ETag": f'"{tag}"'}
+        linked = {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(content))}
+        return content, about | (linked if large else {})
 
     def describe(self, file: str, content: bytes) -> dict:
-        named = content + b"another" * (file in self.misnamed)
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + named).hexdigest()
-        entry = {"rfilename": file, "path": file, "size": len(content), "blobId": blob}
+        content, size = content + b"another" * (file in self.misnamed), len(content)
+        blob = hashlib.sha1(b"blob %d\0" % size + content).hexdigest()
+        entry = {"rfilename": file, "path": file, "size": size, "blobId": blob}
         entry |= {"type": "file", "oid": blob}
         if file.endswith((".bin", ".safetensors", ".model")):
-            sha256 = hashlib.sha256(named).hexdigest()
-            entry["lfs"] = {
-                "sha256": sha256,
-                "oid": sha256,
-                "size": len(content),
-                "pointerSize": 130,
-            }
+            sha256 = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"sha256": sha256, "oid": sha256, "size": size, "pointerSize": 130}
         return entry
 
 
@@ -92,8 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self) -> None:
-        owner, path = self.owner, self.path.partition("?")[0]
-        action = None
+        owner, path, action = self.owner, self.path.partition("?")[0], None
         if self.command == "GET":
             owner.asked.append((path, self.headers.get("Range", "")))
             action = owner.script[path].pop(0) if owner.script[path] else None

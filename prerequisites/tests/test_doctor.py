@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import download_nltk
+from download_data import DATA
 from revisit.forks import make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ class Repository:
         for folder in ("LLaVA1.5", "Qwen2.5-VL", "shared"):
             shutil.copytree(ROOT / folder, root / folder, ignore=unneeded)
         (root / "prerequisites").mkdir()
-        for path in (ROOT / "prerequisites").glob("*.py"):
+        for path in (ROOT / "prerequisites").glob("*.*"):
             shutil.copy(path, root / "prerequisites")
 
     def doctor(self, **environment: str) -> tuple[int, str]:
@@ -97,13 +97,10 @@ class Repository:
         shutil.copytree(DEMO / "llava-tiny", here / "llava-v1.5-7b")
         shutil.copytree(DEMO / "qwen-tiny", here / "Qwen2.5-VL-7B-Instruct")
         shutil.copytree(DEMO / "coco", here / "coco")
-        record = {}
-        for package, place in download_nltk.PACKAGES.items():
+        for package, place in DATA["nltk"]["packages"].items():
             folder = here / "nltk_data" / place / package
             folder.mkdir(parents=True)
             (folder / "data").write_text("data")
-            record[package] = {"files": 1, "bytes": 4}
-        (here / "nltk_data" / "downloads.json").write_text(json.dumps(record))
 
     def make_all(self) -> None:
         for family, session in (("LLaVA1.5", "llava"), ("Qwen2.5-VL", "qwen")):
@@ -178,7 +175,10 @@ def test_a_conda_environment_is_found_by_its_name(repository):
     assert repository.doctor()[0] == 0
     shutil.rmtree(repository.root / "LLaVA1.5" / "data")
     (line,) = lines(repository.doctor()[1], "fork LLaVA1.5")
-    assert "conda activate revisit_llava && revisit-fork LLaVA1.5 && pip install -e" in line
+    assert (
+        "conda activate revisit_llava && python -m revisit.forks.make LLaVA1.5 && python -m pip"
+        in line
+    )
     assert line.endswith("-e LLaVA1.5/data/transformers-4.31.0 -e LLaVA1.5")
 
 
@@ -216,7 +216,7 @@ def test_an_environment_that_is_not_as_pinned(repository, change, said):
     assert line.endswith("nox -s llava --install-only --reuse-venv=never")
 
 
-def test_a_fork_that_is_made_and_not_installed(repository):
+def test_a_fork_that_is_not_installed_or_was_edited(repository):
     repository.make_all()
     (site,) = (repository.root / ".nox" / "qwen").glob("lib/python*/site-packages")
     (site / "transformers").mkdir()
@@ -228,45 +228,33 @@ def test_a_fork_that_is_made_and_not_installed(repository):
     assert line.endswith(
         "get it: .nox/qwen/bin/python -m pip install -e Qwen2.5-VL/data/transformers-4.50.0"
     )
-
-
-def test_a_fork_that_was_edited(repository):
-    repository.make_all()
     (repository.root / "LLaVA1.5/data/transformers-4.31.0/setup.py").write_text("edited")
     status, said = repository.doctor()
     assert status == 1 and "changed: setup.py" in said
 
 
-@pytest.mark.parametrize(
-    ("lost", "said"),
-    [
-        ("llava-v1.5-7b/model.safetensors", "lacks weights"),
-        ("llava-v1.5-7b/clip-vit-tiny-patch14-112", "lacks its vision tower clip-vit-tiny"),
-        ("Qwen2.5-VL-7B-Instruct/preprocessor_config.json", "lacks preprocessor_config.json"),
-        ("Qwen2.5-VL-7B-Instruct/config.json", "lacks config.json"),
-        ("coco/annotations/captions_val2014.json", "captions_val2014.json is missing"),
-        ("coco/val2014/COCO_val2014_000000000003.jpg", "lacks 1 of"),
-        ("nltk_data/taggers", "lacks averaged_perceptron_tagger_eng"),
-    ],
-)
-def test_what_a_download_lacks_is_named(repository, lost, said):
+def test_what_downloads_lack_is_named(repository):
     repository.make_all()
-    path = repository.root / "prerequisites" / lost
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    status, words = repository.doctor()
-    assert status == 1 and words.count("MISSING") == 1 and said in words, words
-    assert str(repository.root) not in words
-
-
-def test_an_index_names_the_shards_that_are_missing(repository):
-    repository.make_all()
-    folder = repository.root / "prerequisites" / "Qwen2.5-VL-7B-Instruct"
-    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    here = repository.root / "prerequisites"
+    (here / "llava-v1.5-7b" / "model.safetensors").unlink()
+    shutil.rmtree(here / "llava-v1.5-7b" / "clip-vit-tiny-patch14-112")
     shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    qwen = here / "Qwen2.5-VL-7B-Instruct"
+    (qwen / "model.safetensors").rename(qwen / shards[0])
+    (qwen / "preprocessor_config.json").unlink()
     index = {"weight_map": {"a": shards[0], "b": shards[1]}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (qwen / "model.safetensors.index.json").write_text(json.dumps(index))
+    (here / "coco" / "val2014" / "COCO_val2014_000000000003.jpg").unlink()
+    shutil.rmtree(here / "nltk_data" / "taggers")
     status, said = repository.doctor()
-    assert status == 1 and f"Qwen2.5-VL-7B-Instruct lacks {shards[1]}" in said
+    assert status == 1 and said.count("MISSING") == 4 and str(repository.root) not in said
+    assert "llava-v1.5-7b lacks weights, its vision tower clip-vit-tiny" in said
+    assert f"Qwen2.5-VL-7B-Instruct lacks preprocessor_config.json, {shards[1]}" in said
+    assert "coco/val2014 lacks 1 of" in said and "lacks averaged_perceptron_tagger_eng" in said
+    (qwen / "config.json").unlink()
+    (here / "coco" / "annotations" / "captions_val2014.json").unlink()
+    _, said = repository.doctor()
+    assert "lacks config.json" in said and "captions_val2014.json is missing" in said
 
 
 def test_gpus_that_are_missing_small_or_hidden(repository):

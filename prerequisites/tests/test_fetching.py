@@ -25,36 +25,28 @@ def left(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("script", "asked"),
+    ("ranges", "script", "asked"),
     [
-        ([], [""]),
-        ([("cut", 1000), ("cut", 500)], ["", "bytes=1000-", "bytes=1500-"]),
-        ([503, ("cut", 1000), 429], ["", "", "bytes=1000-", "bytes=1000-"]),
+        (True, [], [""]),
+        (True, [("cut", 1000), ("cut", 500)], ["", "bytes=1000-", "bytes=1500-"]),
+        (True, [503, ("cut", 1000), 429], ["", "", "bytes=1000-", "bytes=1000-"]),
+        (False, [("cut", 1000)], ["", "bytes=1000-", ""]),
     ],
-    ids=["whole", "cut", "busy"],
+    ids=["whole", "cut", "busy", "no ranges"],
 )
 def test_a_file_arrives_whole_and_goes_on_at_the_byte_where_it_was_cut(
-    server, path, waits, script, asked
+    server, path, waits, ranges, script, asked
 ):
-    url = server.add("/f", CONTENT)
-    server.script["/f"] = script
-    fetch(url, path, *KNOWN)
+    server.ranges, server.script["/f"] = ranges, script
+    fetch(server.add("/f", CONTENT), path, *KNOWN)
     assert path.read_bytes() == CONTENT and left(path) == ["f"]
     assert server.ranges_asked("/f") == asked and len(waits) == len(asked) - 1
-
-
-def test_a_server_without_ranges_sends_it_all_again(server, path, waits):
-    server.ranges = False
-    server.script["/f"] = [("cut", 1000)]
-    fetch(server.add("/f", CONTENT), path, *KNOWN)
-    assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("part", [CONTENT[1:2000], CONTENT[::-1], CONTENT + b"more", CONTENT])
 def test_another_run_s_part_is_used_only_where_the_digest_says_so(server, path, part):
     path.with_name("f.part").write_bytes(part)
-    url = server.add("/f", CONTENT)
-    fetch(url, path, *KNOWN)
+    fetch(server.add("/f", CONTENT), path, *KNOWN)
     assert path.read_bytes() == CONTENT and left(path) == ["f"]
     assert bool(server.asked) == (part != CONTENT)  # killed while it compared: no byte again
 
@@ -66,16 +58,16 @@ def test_a_whole_part_of_unknown_size_is_not_asked_for_again(server, path):
 
 
 @pytest.mark.parametrize(
-    ("served", "said"),
+    ("content", "error"),
     [
         (CONTENT + b"more", "larger than the 300000 bytes"),
         (CONTENT[:-1], "has 299,999 bytes, and 300,000 were expected"),
         (CONTENT[::-1], "its sha256 is"),
     ],
 )
-def test_another_file_is_thrown_away(server, path, served, said):
-    with pytest.raises(DownloadError, match=said):
-        fetch(server.add("/f", served), path, *KNOWN)
+def test_another_file_is_thrown_away(server, path, content, error):
+    with pytest.raises(DownloadError, match=error):
+        fetch(server.add("/f", content), path, *KNOWN)
     assert left(path) == []
 
 
@@ -116,7 +108,7 @@ def test_a_disk_that_fills_up_is_said(server, path, capsys):
 
 
 def test_without_curl_it_says_how_to_get_it(path, monkeypatch):
-    monkeypatch.setattr(fetching, "_CURL", ("no-such-curl",))
+    monkeypatch.setattr(fetching, "_CURL", "no-such-curl")
     with pytest.raises(DownloadError, match="apt install curl"):
         fetch("http://127.0.0.1/f", path)
     assert shutil.which("curl")
