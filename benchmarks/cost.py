@@ -1,127 +1,250 @@
-"""What ReVisiT costs: time and memory of its own work, at the shapes of LLaVA-1.5-7B and
+"""What ReVisiT costs on a CPU: time and memory of its work, at the sizes of LLaVA-1.5-7B and
 Qwen2.5-VL-7B, against greedy decoding and against the published way to compute the same; and a step
 for many rows at once.
 
-Runs on the CPU with random weights, in some minutes; `nox -s bench` runs it.
+Random weights, nothing is downloaded, some minutes; `nox -s bench` runs it.
 """
 
 import argparse
 import platform
+import statistics
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-import own
 import page
-import rows
-from drift import Work
+import published
+from cases import CASES, DEPTH, SIZES, TINY, Case, decoder, drift, lm_head, vision_states
+from measuring import Operators, by_turns, clock, peak_bytes
+from page import Cell, Point, Row
+from revisit import LMHead, ReVisiTConfig
+from revisit.core.columns import Cache
 from revisit.core.head import native
+from revisit.core.rows import refine
+from revisit.core.session import Session
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+CONFIG = ReVisiTConfig()
 
 
-class Machine(NamedTuple):
-    """What measured."""
+class Plan(NamedTuple):
+    """What is measured of which sizes."""
 
-    processor: str
-    threads: int
-    dtype: str
-    native: bool  # whether the processor has arithmetic of that dtype
-
-    def __str__(self) -> str:
-        how = "native" if self.native else "without arithmetic of that dtype: products in float32"
-        return (
-            f"{self.processor}, {self.threads} threads, PyTorch {torch.__version__}, "
-            f"{self.dtype} ({how})"
-        )
-
-
-def machine(dtype: torch.dtype) -> Machine:
-    """This machine."""
-    name = str(dtype).removeprefix("torch.")
-    return Machine(processor(), torch.get_num_threads(), name, native(dtype, "cpu"))
+    cases: Sequence[Case] = CASES
+    candidates: Sequence[int] = (10, 100, 1_000, 5_000)
+    steps: int = 64
+    long: int = 1024  # steps of a long generation
+    rows: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
+    row_candidates: int = 300
+    axes: dict[str, Sequence[int]] = {  # noqa: RUF012
+        "tokens in V_cons": (10, 30, 100, 300, 1_000, 3_000, 5_000),
+        "vision states": (144, 576, 1_200, 4_800, 18_000),
+        "tokens in the vocabulary": (8_000, 32_000, 152_064, 262_144),
+        "% of V_cons new in a step": (1, 5, 10, 20, 50, 100),
+    }
 
 
-def processor() -> str:
-    """The name of this machine's CPU."""
+QUICK = Plan(TINY, (2, 20), 8, 16, (1, 2), 20, {name: (20, 30) for name in Plan().axes})
+
+
+def generation(
+    head: LMHead, states: Tensor, steps: Sequence[Tensor]
+) -> tuple[Session, list[float]]:
+    """Seconds of each step of ReVisiT for vision states (M, d); logits (V,) of each step."""
+    session = Session(states, Cache(head, CONFIG.cache_bytes), CONFIG)
+    return session, [clock(refine, logits.unsqueeze(0), [session]) for logits in steps]
+
+
+def measure_case(
+    case: Case, plan: Plan, dtype: torch.dtype, write: Callable[[Cell], None]
+) -> list[Cell]:
+    """A generation of ReVisiT, the same by the published way, and the model's greedy decoding."""
+    few = case.states > 10_000  # where a dense step takes seconds
+    greedy = greedy_seconds(case, dtype)
+    head = lm_head(case.vocabulary, case.width, dtype)
+    states = vision_states(case.states, head)
+    prefill = statistics.median(
+        clock(published.prefill, states, head.weight) for _ in range(1 if few else 3)
+    )
+    projected = published.prefill(states, head.weight)
+    cells = []
+    for candidates in plan.candidates:
+        steps = list(drift(case.vocabulary, candidates, plan.steps))
+        fits = candidates * case.states * states.element_size() <= CONFIG.cache_bytes
+        took: dict[str, list[float]] = {"ReVisiT": [], "dense": []}
+        for repeat in range(3 if fits else 1):
+            took["ReVisiT"].append(sum(generation(head, states, steps)[1]))
+            for logits in steps[: 2 if few else 4]:
+                took["dense"].append(clock(published.step, logits, projected, -DEPTH))
+            if not repeat:
+                del took["dense"][0]  # it warms up
+        sessions: list[Session] = []
+        mine = peak_bytes(lambda: sessions.append(generation(head, states, steps)[0]))  # noqa: B023
+        kept = sessions[0].columns  # its table is asked for whole, and taken where it is written
+        mine -= (len(kept.table) - kept.held) * kept.bytes
+        dense = peak_bytes(lambda: published.step(steps[0], projected, -DEPTH))  # noqa: B023
+        cells.append(
+            Cell(case, candidates, kept.held, fits, statistics.median(took["ReVisiT"]),
+                 prefill + plan.steps * statistics.median(took["dense"]), greedy * plan.steps,
+                 states.nbytes + mine, max(states.nbytes, dense) + projected.nbytes)
+        )  # fmt: skip
+        write(cells[-1])
+    return cells
+
+
+def greedy_seconds(case: Case, dtype: torch.dtype) -> float:
+    """Seconds of one step of the model with a full cache, from one and from two of its layers."""
+    length = 20 if case in TINY else 600
+    ids = torch.randint(0, 100, (1, length))
+    ways: dict[str, Callable[[], Any]] = {}
+    for layers in (1, 2):
+        # The embedding is only looked up: shared with the LM head it takes half the memory.
+        sizes = {"num_hidden_layers": layers, "tie_word_embeddings": True}
+        model = decoder(case.model, "meta", dtype, **sizes).to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.fill_(1e-3)
+        past = model(input_ids=ids, use_cache=True).past_key_values
+        step = {"input_ids": ids[:, :1], "past_key_values": past, "use_cache": True}
+        ways[str(layers)] = partial(model, **step)
+    one, two = by_turns(ways, 15).values()
+    layer = statistics.median(second - first for first, second in zip(one, two, strict=True))
+    return statistics.median(one) + (SIZES[case.model]["num_hidden_layers"] - 1) * max(0.0, layer)
+
+
+def measure_growth(plan: Plan, dtype: torch.dtype, write: Callable[[Point], None]) -> list[Point]:
+    """A step along each axis, the others at the sizes of the first case; then a long generation."""
+    case, points = plan.cases[0], []
+    usual = min(1_000, case.vocabulary // 30)
+    for axis, values in plan.axes.items():
+        for value in values:
+            sizes = {"tokens in V_cons": usual, "vision states": case.states,
+                     "tokens in the vocabulary": case.vocabulary, "% of V_cons new in a step": 5,
+                     axis: value}  # fmt: skip
+            candidates, count, vocabulary, percent = sizes.values()
+            head = lm_head(vocabulary, case.width, dtype)
+            states = vision_states(count, head)
+            steps = list(drift(vocabulary, min(candidates, vocabulary), 12, percent / 100))
+            projected = torch.ones(count, vocabulary, dtype=dtype)
+            mine, dense = [], []
+            for _ in range(3):
+                mine += generation(head, states, steps)[1][1:]
+                dense += [clock(published.step, each, projected, -DEPTH) for each in steps[:3]]
+            points.append(Point(axis, value, statistics.median(mine), statistics.median(dense)))
+            write(points[-1])
+    head = lm_head(case.vocabulary, case.width, dtype)
+    steps = list(drift(case.vocabulary, usual, plan.long))
+    _, seconds = generation(head, vision_states(case.states, head), steps)
+    stretch = plan.long // 16
+    for start in range(0, plan.long, plan.long // 4):
+        median = statistics.median(seconds[start : start + stretch])
+        points.append(Point("steps of the generation so far", start + stretch, median, None))
+    return points
+
+
+def measure_rows(plan: Plan, dtype: torch.dtype, write: Callable[[Row], None]) -> list[Row]:
+    """Steps of unlike rows, each with half to one and a half times the sizes of the first case."""
+    case, made = plan.cases[0], []
+    head = lm_head(case.vocabulary, case.width, dtype)
+    for count in plan.rows:
+        cache = Cache(head, count * CONFIG.cache_bytes)
+        sessions, logits = unlike_rows(case, head, cache, count, plan.row_candidates)
+        took = [clock(refine, each, sessions) for each in logits]
+        with Operators() as operators:
+            refine(logits[-1], sessions)
+        seconds = statistics.median(took[len(took) // 4 :])  # a first step keeps all of its tokens
+        made.append(Row(str(case), count, seconds, operators.count))
+        write(made[-1])
+    return made
+
+
+def unlike_rows(
+    case: Case, head: LMHead, cache: Cache, count: int, candidates: int
+) -> tuple[list[Session], list[Tensor]]:
+    """The sessions of so many rows, and the logits (count, V) of 24 steps; always the same."""
+    generator = torch.Generator().manual_seed(0)
+    sessions, logits = [], []
+    for seed in range(count):
+        share = (torch.rand(2, generator=generator) + 0.5).tolist()
+        states = vision_states(max(1, round(case.states * share[0])), head)
+        sessions.append(Session(states, cache, CONFIG))
+        some = max(2, round(candidates * share[1]))
+        logits.append(torch.stack(list(drift(case.vocabulary, some, 24, seed=seed))))
+    return sessions, list(torch.stack(logits, 1))
+
+
+def measured(plan: Plan, dtype: torch.dtype) -> page.Measured:
+    """All that is measured; each line is printed as it comes."""
+    total = len(plan.cases) * len(plan.candidates) + len(plan.rows)
+    total += sum(map(len, plan.axes.values()))
+    with torch.inference_mode(), tqdm(total=total, file=sys.stderr) as progress:
+
+        def write(line: Cell | Point | Row) -> None:
+            progress.write(str(line), file=sys.stdout)
+            progress.update()
+
+        cells = [cell for case in plan.cases for cell in measure_case(case, plan, dtype, write)]
+        points = measure_growth(plan, dtype, write)
+        return page.Measured(plan.steps, cells, points, measure_rows(plan, dtype, write))
+
+
+def machine(dtype: torch.dtype) -> str:
+    """The processor, and how it multiplies numbers of this dtype."""
+    name = platform.processor() or platform.machine()
     about = Path("/proc/cpuinfo")
     if about.exists():
-        for line in about.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        lines = about.read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    how = "native" if native(dtype, "cpu") else "without its arithmetic: products in float32"
+    threads = f"{torch.get_num_threads()} threads"
+    return f"{name}, {threads}, PyTorch {torch.__version__}, {dtype} ({how})"
 
 
 def options() -> argparse.Namespace:
     """The command line, checked before anything long begins."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--docs",
-        nargs="?",
-        type=Path,
-        const=DOCS,
-        metavar="FOLDER",
-        help="write cost.md and cost.png into docs/, and the summary into the README; or into the "
-        "folder given, and no README",
-    )
+    parser.add_argument("--docs", nargs="?", type=Path, const=DOCS, metavar="FOLDER",
+                        help="write cost.md and cost.png into docs/, and the summary into the "
+                        "README; or into another folder, and no README")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="tiny sizes: only shows that it runs")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: one a core)")
-    parser.add_argument(
-        "--dtype",
-        choices=["bfloat16", "float32"],
-        default="bfloat16",
-        help="of weights and vision states (default: bfloat16, as these models are used)",
-    )
-    given = parser.parse_args()
-    if given.threads is not None and given.threads < 1:
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16",
+                        help="of weights and vision states (default: bfloat16)")  # fmt: skip
+    args = parser.parse_args()
+    if args.threads is not None and args.threads < 1:
         parser.error("--threads must be at least 1")
-    if given.quick and given.docs == DOCS:
+    if args.quick and args.docs == DOCS:
         parser.error("--quick measures nothing worth keeping: give --docs another folder")
-    if given.docs:
-        if not given.docs.is_dir():
-            parser.error(f"--docs: there is no folder {given.docs}")
+    if args.docs and not args.docs.is_dir():
+        parser.error(f"--docs: there is no folder {args.docs}")
+    if args.docs:
         try:
             import matplotlib  # noqa: F401
         except ImportError:
             parser.error("--docs draws with matplotlib, which is not installed")
-    return given
+    return args
 
 
 def main() -> None:
     """Measure, print, and write what was asked for."""
-    given = options()
-    if given.threads:
-        torch.set_num_threads(given.threads)
-    dtype = getattr(torch, given.dtype)
-    print(f"{machine(dtype)}\n\n{page.CELLS}")
-    found = measured(given.quick, dtype)
-    print("", *page.sections(found), *page.summary(found), sep="\n\n")
-    if given.docs:
-        page.write(found, str(machine(dtype)), given.docs)
-    if given.docs == DOCS:
-        page.renew(ROOT / "README.md", found)
-
-
-def measured(quick: bool, dtype: torch.dtype) -> page.Found:
-    """All that is measured; the first table's lines are printed as they come."""
-    work = Work([2, 20], 8) if quick else Work([10, 100, 1_000, 5_000])
-    shapes, axes = (own.QUICK, own.QUICK_AXES) if quick else (own.SHAPES, own.AXES)
-    total = len(shapes) * (2 + len(work.candidates)) + 1 + rows.parts(quick)
-    total += sum(len(values) for _, values in axes.values())
-    with torch.inference_mode(), tqdm(total=total, file=sys.stderr) as progress:
-
-        def told(cell: own.Cell) -> None:
-            progress.write(page.cell_line(cell), file=sys.stdout)
-
-        cells = [c for shape in shapes for c in own.measure(shape, work, dtype, progress, told)]
-        growth = own.growth(quick, dtype, progress)
-        long = own.lengths(quick, dtype, progress)
-        batches, traffic = rows.measured(quick, dtype, progress)
-    return page.Found(work, cells, growth, long, batches, traffic)
+    args = options()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    print(machine(dtype))
+    result = measured(QUICK if args.quick else Plan(), dtype)
+    print("", *page.summary(result), sep="\n")
+    if args.docs:
+        page.write(result, machine(dtype), args.docs)
+    if args.docs == DOCS:
+        page.renew(ROOT / "README.md", result)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if "cpu" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
@@ -34,107 +34,60 @@ if "cpu" in sys.argv:
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LogitsProcessor,
-    LogitsProcessorList,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    StaticCache,
-)
+from transformers import LogitsProcessor, LogitsProcessorList, StaticCache
 
 import published
-from drift import Work, drift
+from cases import CASES, DEPTH, TINY, Case, decoder, drift, lm_head, vision_states
+from measuring import by_turns, clock, put, spread
 from revisit import LMHead, ReVisiTConfig, ReVisiTLogitsProcessor
-from revisit.config import NamedLayers
 from revisit.core.kernels import available
 
 DOCS = Path(__file__).parents[1] / "docs"
 TESTS = Path(__file__).parents[1] / "shared/tests/core/kernels/test_steps.py"
-MARKS = ("<!-- measured -->\n", "<!-- /measured -->\n")
 TEXT_TOKENS = 40
-
-
-class Case(NamedTuple):
-    """A model and the layers whose hidden states are compared."""
-
-    model: str
-    vision_tokens: int
-    layers: NamedLayers
-    states: int  # vision tokens times layers
-
-    def __str__(self) -> str:
-        return f"{self.model}, {self.layers}"
-
-
-SHAPES: dict[str, dict[str, int]] = {
-    "LLaVA-1.5-7B": dict(vocab_size=32_000, hidden_size=4096, intermediate_size=11_008,
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32),
-    "Qwen2.5-VL-7B": dict(vocab_size=152_064, hidden_size=3584, intermediate_size=18_944,
-        num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4),
-    "tiny": dict(vocab_size=900, hidden_size=32, intermediate_size=64,
-        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2),
-}  # fmt: skip
-CASES = [
-    Case("LLaVA-1.5-7B", 576, "last", 576),
-    Case("Qwen2.5-VL-7B", 1_200, "last", 1_200),
-    Case("Qwen2.5-VL-7B", 1_200, "all", 15 * 1_200),
-]
-TINY = [Case("tiny", 20, "last", 20), Case("tiny", 20, "all", 60)]
 
 
 class Bench:
     """What was asked for, how much time is left, and the lines that were measured so far."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given, self.ends = given, time.monotonic() + 60 * given.minutes
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.ends = args, time.monotonic() + 60 * args.minutes
         self.lines: list[str] = []
-        self.device = torch.device(given.device)
-        self.cuda = self.device.type == "cuda"
+        self.cuda = args.device.startswith("cuda")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
 
     def write(self, *lines: str) -> None:
         for line in lines:
             print(line, flush=True)
             self.lines.append(line)
-        if self.given.docs:
-            page = self.given.docs / "gpu.md"
-            before, rest = page.read_text(encoding="utf-8").split(MARKS[0])
-            after = rest.split(MARKS[1])[1]
-            text = before + MARKS[0] + "\n".join(self.lines) + "\n" + MARKS[1] + after
-            page.write_text(text, encoding="utf-8")
+        if self.args.docs:
+            put(self.args.docs / "gpu.md", "measured", "\n".join(self.lines))
 
     def cells(self, name: str, *head: str) -> Iterator[tuple[Case, int]]:
         """A table: the cases and numbers of rows, as long as there is time."""
         self.write("", f"{name}:", "", f"| model | rows | {' | '.join(head)} |",
                    f"|---|---:|{'---:|' * len(head)}")  # fmt: skip
-        for case in TINY if self.given.tiny else CASES:
-            for rows in self.given.rows:
+        for case in TINY if self.args.tiny else CASES:
+            for rows in self.args.rows:
                 if time.monotonic() > self.ends:
                     self.write(f"| {case} | {rows} | not measured, time was up |")
                 else:
                     yield case, rows
 
-    def wait(self) -> None:
+    def seconds(self, function: Callable[[], Any]) -> float:
+        """Of a call and of all that it leaves to the GPU."""
+
+        def whole() -> None:
+            function()
+            if self.cuda:
+                torch.cuda.synchronize()
+
         if self.cuda:
             torch.cuda.synchronize()
-
-    def seconds(self, function: Callable[[], Any]) -> float:
-        self.wait()
-        started = time.perf_counter()
-        function()
-        self.wait()
-        return time.perf_counter() - started
+        return clock(whole)
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The median, and from where to where they go."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def opened(bench: Bench, case: Case, rows: int, head: LMHead) -> Any:
+def opened(case: Case, rows: int, head: LMHead) -> Any:
     """`Steps` with a prompt of random vision states for each row."""
     from revisit.core.kernels.steps import Steps, buffer_bytes
 
@@ -143,16 +96,9 @@ def opened(bench: Bench, case: Case, rows: int, head: LMHead) -> Any:
     budget += rows * (columns + (case.states * head.width + 128) * size)
     steps = Steps(head, slots=rows, rows=rows, longest=case.states, budget=budget, columns=columns)
     for _ in range(rows):
-        states = torch.randn(case.states, head.width, device=bench.device, dtype=head.dtype)
-        steps.open(states, ReVisiTConfig(layers=case.layers))
+        steps.open(vision_states(case.states, head), ReVisiTConfig(layers=case.layers))
     steps.batch(range(rows))
     return steps
-
-
-@cache
-def drifting(vocabulary: int, candidates: int, steps: int) -> list[Tensor]:
-    """Logits (V,) of a generation: V_cons has so many tokens, 5% of them are new in a step."""
-    return list(drift(vocabulary, candidates, Work([], steps=steps)))
 
 
 def captured(bench: Bench, run: Callable[[], Any]) -> Callable[[], Any]:
@@ -171,16 +117,13 @@ def measure_steps(bench: Bench) -> None:
     table = bench.cells("The step alone, from replays of a CUDA graph; microseconds",
                         "V_cons", "step", *names)  # fmt: skip
     for case, rows in table:
-        shape = SHAPES[case.model]
-        V, d = shape["vocab_size"], shape["hidden_size"]
-        weight = torch.randn(V, d, device=bench.device, dtype=bench.dtype) / math.sqrt(d)
-        head = LMHead(weight)
+        head = lm_head(case.vocabulary, case.width, bench.dtype, bench.args.device)
         if not available(head):
             bench.write(f"| {case} | {rows} | the kernels cannot be used here |")
             continue
-        steps = opened(bench, case, rows, head)
-        each = drifting(V, bench.given.candidates, bench.given.steps + rows)
-        logits = torch.empty(rows, V, device=bench.device)
+        steps = opened(case, rows, head)
+        each = list(drift(case.vocabulary, bench.args.candidates, bench.args.steps + rows))
+        logits = torch.empty(rows, case.vocabulary, device=bench.args.device)
 
         def take(number: int) -> None:
             for row in range(rows):  # at different places of the generation
@@ -190,14 +133,14 @@ def measure_steps(bench: Bench) -> None:
         steps.step(logits)  # compiles
         replay = captured(bench, lambda: steps.step(logits))
         took = []
-        for number in range(1, bench.given.steps):
+        for number in range(1, bench.args.steps):
             take(number)
             took.append(1e6 * timed(bench, replay))
-        take(bench.given.steps)
+        take(bench.args.steps)
         kernels = profiled(bench, replay)
         cells = [f"{kernels.get(name, math.nan):.0f}" for name in names]
         took = took[len(took) // 4 :]  # the first columns are computed by then
-        bench.write(f"| {case} | {rows} | {bench.given.candidates} | {spread(took, 0)} | "
+        bench.write(f"| {case} | {rows} | {bench.args.candidates} | {spread(took, 0)} | "
                     f"{' | '.join(cells)} |")  # fmt: skip
 
 
@@ -223,25 +166,16 @@ def profiled(bench: Bench, function: Callable[[], Any]) -> dict[str, float]:
     return {each.key.split("_")[0]: each.self_device_time_total for each in seen.key_averages()}
 
 
-@cache
-def built(name: str, candidates: int, device: torch.device, dtype: torch.dtype) -> Any:
+@lru_cache(maxsize=1)
+def built(name: str, candidates: int, device: str, dtype: torch.dtype) -> Any:
     """The model; its logits are scaled so that V_cons has about so many tokens."""
-    torch.manual_seed(0)
-    kind = (Qwen2ForCausalLM, Qwen2Config) if "Qwen" in name else (LlamaForCausalLM, LlamaConfig)
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            model = kind[0](kind[1](**SHAPES[name], max_position_embeddings=4096)).eval()
-    finally:
-        torch.set_default_dtype(default)
+    model = decoder(name, device, dtype)
     model.generation_config.eos_token_id = None
     vocabulary, width = model.lm_head.weight.shape
-    # Logits are about normal: the largest and the last of V_cons lie -log(alpha) apart.
+    # Logits are about normal: the largest and the last of V_cons lie DEPTH apart.
     normal = statistics.NormalDist()
     apart = normal.inv_cdf(1 - 1 / vocabulary) - normal.inv_cdf(1 - candidates / vocabulary)
-    scale = -math.log(ReVisiTConfig().alpha) / apart
-    model.lm_head.weight.data.normal_(0, scale / math.sqrt(width))
+    model.lm_head.weight.data.normal_(0, DEPTH / apart / math.sqrt(width))
     return model
 
 
@@ -257,12 +191,12 @@ def prompts(model: Any, case: Case, rows: int) -> dict[str, Tensor]:
 
 def measure_compiled(bench: Bench) -> None:
     """Part 2: greedy decoding and ReVisiT in turns, behind the same compiled decode step."""
-    tokens = bench.given.new_tokens
+    tokens = bench.args.new_tokens
     table = bench.cells("A compiled decode step with a static cache; ms a token",
                         "greedy", "ReVisiT", "over greedy")  # fmt: skip
     for case, rows in table:
         try:
-            model = built(case.model, bench.given.candidates, bench.device, bench.dtype)
+            model = built(case.model, bench.args.candidates, bench.args.device, bench.dtype)
             inputs = prompts(model, case, rows)
             length = inputs["inputs_embeds"].shape[1]
             past = StaticCache(config=model.config, max_cache_len=length + tokens)
@@ -273,8 +207,8 @@ def measure_compiled(bench: Bench) -> None:
                 {"mode": "reduce-overhead"} if bench.cuda else {"backend": "eager"}
             )
             forward = torch.compile(model.forward, dynamic=False, **mode)
-            steps = opened(bench, case, rows, LMHead(model.lm_head.weight))
-            steps.step(torch.randn(rows, model.lm_head.out_features, device=bench.device))
+            steps = opened(case, rows, LMHead(model.lm_head.weight))
+            steps.step(torch.randn(rows, model.lm_head.out_features, device=bench.args.device))
             decide = captured(bench, lambda: steps.decide(rows))
 
             def refine(logits: Tensor) -> Tensor:
@@ -283,18 +217,17 @@ def measure_compiled(bench: Bench) -> None:
                 scores: Tensor = steps.scores[:rows]
                 return scores
 
-            ways: list[Callable[[Tensor], Tensor]] = [lambda logits: logits, refine]
-            took: list[list[float]] = [[], []]
-            for repeat in range(bench.given.repeats + 1):
-                for way, values in zip(ways, took, strict=True):
-                    seconds = bench.seconds(lambda: decoded(forward, past, rows, tokens, way))
-                    past.crop(-tokens)
-                    if repeat:  # the first compiles
-                        values.append(1e3 * seconds / tokens)
-            over = statistics.median(took[1]) / statistics.median(took[0]) - 1
-            bench.write(
-                f"| {case} | {rows} | {spread(took[0])} | {spread(took[1])} | {over:+.1%} |"
-            )
+            def run(refine: Callable[[Tensor], Tensor]) -> None:
+                decoded(forward, past, rows, tokens, refine)
+                past.crop(-tokens)
+
+            ways = {"greedy": lambda: run(lambda logits: logits), "ReVisiT": lambda: run(refine)}
+            took = by_turns(ways, bench.args.repeats, bench.seconds)
+            if len(took) < 2:
+                raise torch.cuda.OutOfMemoryError
+            greedy, mine = ([1e3 * each / tokens for each in values] for values in took.values())
+            over = statistics.median(mine) / statistics.median(greedy) - 1
+            bench.write(f"| {case} | {rows} | {spread(greedy)} | {spread(mine)} | {over:+.1%} |")
         except torch.cuda.OutOfMemoryError:
             bench.write(f"| {case} | {rows} | out of memory |")
 
@@ -322,9 +255,8 @@ class Dense(ReVisiTLogitsProcessor):
         if not self.projected:
             states, head = self.vision_states, self.head().weight
             self.projected = [published.prefill(each, head) for each in states]
-        log_alpha = math.log(self.config.alpha)
         rows = zip(scores.float(), self.projected, strict=True)
-        return torch.stack([published.step(row, stored, log_alpha) for row, stored in rows])
+        return torch.stack([published.step(row, stored, -DEPTH) for row, stored in rows])
 
 
 class SecondPass(LogitsProcessor):  # type: ignore[misc]
@@ -392,30 +324,26 @@ def measure_eager(bench: Bench) -> None:
     """Part 3: repeats are interleaved; the first of them is not counted."""
     table = bench.cells("`generate` of Transformers, with prefill; ms a token, counts a step",
                         "decoder", "ms", "over greedy", "launches", "waits")  # fmt: skip
-    tokens = bench.given.new_tokens
+    tokens = bench.args.new_tokens
     for case, rows in table:
-        model = built(case.model, bench.given.candidates, bench.device, bench.dtype)
+        model = built(case.model, bench.args.candidates, bench.args.device, bench.dtype)
         inputs = prompts(model, case, rows)
-        took: dict[str, list[float]] = {decoder: [] for decoder in DECODERS}
-        for _ in range(bench.given.repeats + 1):
-            for decoder in list(took):
-                try:
-                    run = lambda: generated(decoder, model, inputs, case, tokens)  # noqa: E731
-                    took[decoder].append(1e3 * bench.seconds(run) / tokens)
-                except torch.cuda.OutOfMemoryError:
-                    del took[decoder]
-                    torch.cuda.empty_cache()
-        greedy = statistics.median(took["greedy"][1:])
-        for decoder in DECODERS:
-            if decoder not in took:
-                bench.write(f"| {case} | {rows} | {decoder} | out of memory | | | |")
+        ways = {
+            name: lambda name=name: generated(name, model, inputs, case, tokens)
+            for name in DECODERS
+        }
+        took = by_turns(ways, bench.args.repeats, bench.seconds)
+        greedy = statistics.median(took.get("greedy", [math.nan]))
+        for name in DECODERS:
+            if name not in took:
+                bench.write(f"| {case} | {rows} | {name} | out of memory | | | |")
                 continue
-            values = took[decoder][1:]
-            over = statistics.median(values) / greedy - 1
+            values = [1e3 * each / tokens for each in took[name]]
+            over = statistics.median(took[name]) / greedy - 1
             host = "| |"
-            if decoder in ("greedy", "ReVisiT"):
-                host = counted(bench, lambda n: generated(decoder, model, inputs, case, n))
-            bench.write(f"| {case} | {rows} | {decoder} | {spread(values)} | {over:+.1%} | {host}")
+            if name in ("greedy", "ReVisiT"):
+                host = counted(bench, lambda n: generated(name, model, inputs, case, n))
+            bench.write(f"| {case} | {rows} | {name} | {spread(values)} | {over:+.1%} | {host}")
 
 
 def measure_tests(bench: Bench) -> None:
@@ -440,37 +368,37 @@ def options() -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=1_000, help="tokens in V_cons, about")
     parser.add_argument("--minutes", type=float, default=28, help="then no cell is begun any more")
     parser.add_argument("--docs", nargs="?", type=Path, const=DOCS, metavar="FOLDER",
-                        help="write into gpu.md in docs/, or in the folder given")  # fmt: skip
-    given = parser.parse_args()
-    if min(given.new_tokens, given.steps, given.repeats, given.candidates, *given.rows) < 1:
+                        help="write into gpu.md in docs/, or in another folder")  # fmt: skip
+    args = parser.parse_args()
+    if min(args.new_tokens, args.steps, args.repeats, args.candidates, *args.rows) < 1:
         parser.error("numbers must be at least 1")
-    if not given.device.startswith("cuda") and not given.tiny:
+    if not args.device.startswith("cuda") and not args.tiny:
         parser.error("models of seven billion weights need a GPU; on a CPU pass --tiny")
-    if given.device.startswith("cuda") and not torch.cuda.is_available():
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error(
             "there is no CUDA GPU here, so there is nothing to measure; "
             "`--tiny --device cpu` shows that the script runs"
         )
-    if given.docs and not (given.docs / "gpu.md").is_file():
-        parser.error(f"--docs: there is no gpu.md in {given.docs}")
-    if given.docs == DOCS and given.tiny:
+    if args.docs and not (args.docs / "gpu.md").is_file():
+        parser.error(f"--docs: there is no gpu.md in {args.docs}")
+    if args.docs == DOCS and args.tiny:
         parser.error("--tiny measures nothing worth keeping: give --docs another folder")
-    return given
+    return args
 
 
 def main() -> None:
     """Measure part by part."""
-    given = options()
-    given.candidates = min(given.candidates, 50) if given.tiny else given.candidates
-    bench = Bench(given)
-    name = torch.cuda.get_device_name(bench.device) if bench.cuda else "a CPU"
+    args = options()
+    args.candidates = min(args.candidates, 50) if args.tiny else args.candidates
+    bench = Bench(args)
+    name = torch.cuda.get_device_name(args.device) if bench.cuda else "a CPU"
     import triton
 
     bench.write(
         f"Measured on {date.today()}: {name}, PyTorch {torch.__version__}, Triton "
         f"{triton.__version__}, {bench.dtype}, by `python benchmarks/gpu.py "
-        f"{' '.join(sys.argv[1:])}`. Medians of {given.repeats} repeats, or of "
-        f"{given.steps} steps for the step alone, and from the least to the greatest.",
+        f"{' '.join(sys.argv[1:])}`. Medians of {args.repeats} repeats, or of "
+        f"{args.steps} steps for the step alone, and from the least to the greatest.",
     )
     for part in (measure_steps, measure_compiled, measure_eager, measure_tests):
         part(bench)

@@ -1,17 +1,21 @@
 """What ReVisiT costs in vLLM: `python benchmarks/vllm_cost.py MODEL`, where vLLM is installed.
 
-As many requests as are given, all at a time, greedy and with ReVisiT by turns, in one engine. With
-`--published N` instead: N images through vLLM, against one after another in Transformers by the
-published way (`published.py`). MODEL is a Qwen2.5-VL.
+As many requests as are asked for, all at a time, greedy and with ReVisiT by turns, in one engine.
+With `--published N` instead: N images through vLLM, against one after another in Transformers by
+the published way (`published.py`). MODEL is a Qwen2.5-VL.
 """
 
 import argparse
 import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
+
+import published
+from measuring import by_turns
 
 IMAGES = Path(__file__).parents[1] / "prerequisites" / "demo" / "coco" / "val2014"
 PROMPT = (
@@ -19,6 +23,7 @@ PROMPT = (
     "Please describe this image in detail.<|im_end|>\n<|im_start|>assistant\n"
 )
 ALPHA = 1e-3
+REVISIT = {"revisit": {"alpha": ALPHA}}
 
 Captions = list[list[int]]
 
@@ -37,38 +42,33 @@ def main() -> None:
     paths = sorted(IMAGES.glob("*.jpg"))[: args.published or args.requests]
     images = [Image.open(path).convert("RGB") for path in paths]
     serve = engine(args, images)
-    if args.published is None:
-        whole = {"ignore_eos": True}  # the same work for both
+    ways: dict[str, Callable[[], Captions]]
+    if args.published:
+        ways = {"vLLM": lambda: serve(REVISIT), "published": one_after_another(args, images)}
+    else:  # all tokens that are asked for, so that both have the same work
         ways = {
-            "greedy": lambda: serve(None, **whole),
-            "ReVisiT": lambda: serve({"revisit": {"alpha": ALPHA}}, **whole),
-        }
-    else:
-        ways = {
-            "vLLM": lambda: serve({"revisit": {"alpha": ALPHA}}),
-            "published": one_after_another(args, images),
+            "greedy": lambda: serve(None, ignore_eos=True),
+            "ReVisiT": lambda: serve(REVISIT, ignore_eos=True),
         }
     compare(ways, args.rounds)
 
 
 def compare(ways: dict[str, Callable[[], Captions]], rounds: int) -> None:
-    """Time two ways by turns; the first turn warms up."""
-    took: dict[str, list[float]] = {name: [] for name in ways}
-    said: dict[str, Captions] = {}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            begin = time.perf_counter()
-            said[name] = way()
-            if turn:
-                took[name].append(time.perf_counter() - begin)
-    first, second = ways
-    same = sum(a == b for a, b in zip(said[first], said[second], strict=True))
-    ratios = [b / a for a, b in zip(took[first], took[second], strict=True)]
+    """Time two ways by turns, and tell how far their captions agree."""
+    captions: dict[str, Captions] = {}
+    kept = {
+        name: lambda name=name, way=way: captions.update({name: way()})
+        for name, way in ways.items()
+    }
+    took = by_turns(kept, rounds)
     for name, times in took.items():
         each = " ".join(f"{one:.3f}" for one in times)
         print(f"{name}: median {statistics.median(times):.3f} s of {each}")
+    first, second = ways
+    ratios = [b / a for a, b in zip(took[first], took[second], strict=True)]
+    same = sum(a == b for a, b in zip(captions[first], captions[second], strict=True))
     print(f"{second} / {first}: median of the turns {statistics.median(ratios):.3f}")
-    print(f"captions that are the same: {same} of {len(said[first])}")
+    print(f"captions that are the same: {same} of {len(captions[first])}")
 
 
 def engine(args: Any, images: list[Any]) -> Callable[..., Captions]:
@@ -101,40 +101,30 @@ def engine(args: Any, images: list[Any]) -> Callable[..., Captions]:
 
 def one_after_another(args: Any, images: list[Any]) -> Callable[[], Captions]:
     """What captions the images one by one in Transformers, by the published way."""
-    import torch
     import transformers
-
-    import published
 
     torch.set_num_threads(1)
     model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
         args.model, dtype=torch.float32
     ).eval()
     processor: Any = transformers.AutoProcessor.from_pretrained(args.model)
-    norm = model.model.language_model.norm
-
-    class Published(transformers.LogitsProcessor):  # type: ignore[misc]
-        def __init__(self, kept: list[torch.Tensor]) -> None:
-            self.kept = kept
-            self.projected: torch.Tensor | None = None
-
-        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            if self.projected is None:
-                self.projected = published.prefill(self.kept[0], model.lm_head.weight)
-            return published.step(scores[0], self.projected, math.log(ALPHA)).unsqueeze(0)
 
     def caption(image: Any) -> list[int]:
         inputs = processor(text=[PROMPT], images=[image], return_tensors="pt")
         mask = inputs["input_ids"][0] == model.config.image_token_id
-        kept: list[torch.Tensor] = []
-        hook = norm.register_forward_hook(
-            lambda _, __, output: None if kept else kept.append(output[0, mask])
-        )
+        projected: list[torch.Tensor] = []
+
+        def record(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            if not projected:
+                projected.append(published.prefill(output[0, mask], model.lm_head.weight))
+
+        def refine(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return published.step(scores[0], projected[0], math.log(ALPHA)).unsqueeze(0)
+
+        hook = model.model.language_model.norm.register_forward_hook(record)
+        limit = args.max_new_tokens
         output = model.generate(
-            **inputs,
-            max_new_tokens=args.max_new_tokens,
-            do_sample=False,
-            logits_processor=[Published(kept)],
+            **inputs, max_new_tokens=limit, do_sample=False, logits_processor=[refine]
         )
         hook.remove()
         tokens: list[int] = output[0, inputs["input_ids"].shape[1] :].tolist()

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import drift
+import cases
+import cost
 import gpu
-import own
+import measuring
 import published
-import rows
+from revisit import ReVisiTConfig
+from revisit.core.columns import Cache
 from revisit.core.step import constrain
 
+ALPHA = ReVisiTConfig().alpha
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "shared/tests/core/golden/step.json").read_text())
 
@@ -33,33 +36,41 @@ def test_the_dense_implementation_gives_the_published_steps(golden):
 
 @pytest.mark.parametrize("candidates", [1, 10, 300])
 def test_v_cons_has_the_size_asked_for_and_drifts_by_the_share_asked_for(candidates):
-    work = drift.Work([], steps=20, share=0.2)
-    kept = [
-        set(constrain(logits, own.CONFIG.alpha).tolist())
-        for logits in drift.drift(2000, candidates, work)
-    ]
+    steps = cases.drift(2000, candidates, 20, share=0.2)
+    kept = [set(constrain(logits, ALPHA).tolist()) for logits in steps]
     assert len(kept) == 20
-    assert {len(words) for words in kept} == {candidates}
+    assert {len(tokens) for tokens in kept} == {candidates}
     for before, after in itertools.pairwise(kept):
         assert len(after - before) == max(1, round(0.2 * candidates))
-    # Frequent words come back: fewer are needed than if every new word were a first one.
+    # Frequent tokens come back: fewer are needed than if every new token were a first one.
     if candidates > 1:
         assert len(set.union(*kept)) < candidates + 19 * round(0.2 * candidates)
 
 
 def test_peak_memory_counts_what_is_alive_at_a_time_and_views_once():
-    given = torch.ones(100)
-    with own.Peak() as peak:
-        first = given + 1
-        view = first[:50]
+    def work():
+        first = torch.ones(100_000)
+        view = first[:50_000]
         del first
         second = view * 2
         second += 1
-        assert peak.now == 4 * 150
         del view, second
-        assert peak.now == 0
-        torch.zeros(60)
-    assert peak.bytes == 4 * 150
+        torch.zeros(60_000)
+
+    assert measuring.peak_bytes(work) == pytest.approx(4 * 150_000, abs=100)
+
+
+def test_ways_take_turns_and_what_has_no_memory_is_left_out():
+    order = []
+
+    def fails():
+        order.append("fails")
+        raise torch.cuda.OutOfMemoryError
+
+    ways = {"one": lambda: order.append("one"), "fails": fails, "two": lambda: order.append("two")}
+    took = measuring.by_turns(ways, 2)
+    assert order == ["one", "fails", "two", "one", "two", "one", "two"]
+    assert {name: len(seconds) for name, seconds in took.items()} == {"one": 2, "two": 2}
 
 
 def run(script, *arguments):
@@ -67,47 +78,39 @@ def run(script, *arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_quick_benchmark_prints_every_cell_and_axis():
-    done = run("cost.py", "--quick", "--threads", 1)
-    assert done.returncode == 0, done.stderr
-    assert "bfloat16 (" in done.stdout.splitlines()[0]
-    for line in (
-        *("tiny, last | 2 |", "tiny, all | 20 |", "tokens in V_cons", "| tiny | 2 |"),
-        *("- On a CPU: ", "- Memory: ", "- Rows are taken one after another: "),
-    ):
-        assert line in done.stdout
-
-
-def test_rows_are_unlike_and_always_the_same():
-    ragged = rows.Ragged("", tokens=40, candidates=20, width=4, vocabulary=300)
-    work = drift.Work([], steps=3)
-    made = [rows.rows_of(ragged, 8, work, torch.float32) for _ in range(2)]
-    for one, again in zip(*made, strict=True):
-        assert torch.equal(one.states, again.states)
-        assert 20 <= len(one.states) <= 60
-    assert len({len(row.states) for row in made[0]}) > 4
-    kept = {len(constrain(row.logits[0], own.CONFIG.alpha)) for row in made[0]}
-    assert len(kept) > 4 and min(kept) >= 10 and max(kept) <= 30
-
-
-def test_every_request_is_served_to_its_end(monkeypatch):
-    ragged = rows.Ragged("", tokens=10, candidates=5, width=4, vocabulary=90)
-    made = rows.rows_of(ragged, 7, drift.Work([], steps=6), torch.float32)
-    sizes = []
-    refine = rows.refine
-    monkeypatch.setattr(rows, "refine", lambda logits, s: sizes.append(len(s)) or refine(logits, s))
-    lengths = [3, 6, 4, 5, 6, 3, 4]
-    assert rows.serve(rows.weight(ragged, torch.float32), made, lengths, 3) > 0
-    assert sum(sizes) == sum(lengths)
-    assert max(sizes) == 3
-
-
-def test_the_quick_benchmark_writes_page_and_plot(tmp_path):
+def test_the_quick_benchmark_prints_every_line_and_writes_page_and_plot(tmp_path):
     pytest.importorskip("matplotlib")
     done = run("cost.py", "--quick", "--threads", 1, "--docs", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "| tiny, all | 20 |" in (tmp_path / "cost.md").read_text(encoding="utf-8")
+    assert "bfloat16 (" in done.stdout.splitlines()[0]
+    page = (tmp_path / "cost.md").read_text(encoding="utf-8")
+    for line in (
+        *("| tiny, last | 2 |", "| tiny, all | 20 |", "| tokens in V_cons | 20 |"),
+        *("- On a CPU: ", "- Memory: ", "- Rows are taken one after another: "),
+    ):
+        assert line in done.stdout and line in page
+    assert "| steps of the generation so far |" in page
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_summary_replaces_what_stands_between_the_marks_of_a_page(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- cost -->\nold\n<!-- /cost -->\nafter\n")
+    measuring.put(page, "cost", "new")
+    assert page.read_text() == "before\n<!-- cost -->\nnew\n<!-- /cost -->\nafter\n"
+    with pytest.raises(SystemExit, match="lacks the marks <!-- other -->"):
+        measuring.put(page, "other", "new")
+
+
+def test_rows_are_unlike_and_always_the_same():
+    case = cases.TINY[0]._replace(states=40)
+    head = cases.lm_head(case.vocabulary, case.width, torch.float32)
+    made = [cost.unlike_rows(case, head, Cache(head, 0), 8, 20) for _ in range(2)]
+    counts, again = ([len(each.columns.states) for each in sessions] for sessions, _ in made)
+    assert counts == again and min(counts) >= 20 and max(counts) <= 60 and len(set(counts)) > 4
+    assert torch.equal(made[0][1][3], made[1][1][3])
+    kept = {len(constrain(row, ALPHA)) for row in made[0][1][0]}
+    assert len(kept) > 4 and min(kept) >= 10 and max(kept) <= 30
 
 
 @pytest.mark.parametrize(
