@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import accelerate
 import numpy as np
 import pytest
 import torch
@@ -336,37 +335,6 @@ def force_eager_is_off():
     from revisit.transformers import recorder
 
     return recorder.eager._users == 0
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
-    from revisit.transformers.model_parts import is_tied
-
-    model = make_model(tie_word_embeddings=tied)
-    model.config.tie_word_embeddings = not tied
-    assert is_tied(model) is tied
-
-
-def test_tied_weights_that_became_copies_are_tied():
-    """As where a model is spread over devices, and its embedding and LM head lie on two of them."""
-    from revisit.transformers.model_parts import is_tied
-
-    model = make_model(tie_word_embeddings=True)
-    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
-    assert is_tied(model)
-    with torch.no_grad():
-        model.lm_head.weight[-1, -1] += 1
-    assert not is_tied(model)
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_tied_is_known_of_an_offloaded_embedding(tied):
-    from revisit.transformers.model_parts import is_tied
-
-    model = make_model(tie_word_embeddings=tied)
-    accelerate.cpu_offload(model.get_input_embeddings())
-    assert model.get_input_embeddings().weight.is_meta
-    assert is_tied(model) is tied
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16])

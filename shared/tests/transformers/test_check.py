@@ -3,9 +3,9 @@
 import pytest
 
 import families
-import shrunk
 from releases import RELEASE
 from revisit.transformers import check as checking
+from tiny_configs import config, language_model
 
 
 def run(monkeypatch, *arguments):
@@ -18,7 +18,7 @@ def run(monkeypatch, *arguments):
 def test_a_config_alone_is_enough_with_random_weights(tmp_path, monkeypatch, capsys):
     if RELEASE < (5, 23):
         pytest.skip("this release has no family whose logits are scaled and capped")
-    shrunk.config("muse_glimmer", out_hidden_size=64).save_pretrained(tmp_path)
+    config("muse_glimmer", out_hidden_size=64).save_pretrained(tmp_path)
     assert run(monkeypatch, tmp_path, "--random") == 0
     told = capsys.readouterr().out
     assert "MuseGlimmerForConditionalGeneration" in told
@@ -29,7 +29,7 @@ def test_a_config_alone_is_enough_with_random_weights(tmp_path, monkeypatch, cap
 
 
 def test_a_checkpoint_is_loaded_and_compared(tmp_path, monkeypatch, capsys):
-    model = families.FAMILIES["LLaVA"].make()
+    model = families.make("llava")
     model.generation_config.pad_token_id = 0
     model.save_pretrained(tmp_path)
     assert run(monkeypatch, tmp_path) == 0
@@ -37,17 +37,17 @@ def test_a_checkpoint_is_loaded_and_compared(tmp_path, monkeypatch, capsys):
 
 
 def test_what_cannot_be_found_is_said_with_what_to_pass(capsys):
-    assert checking.report(families.kosmos2()) == 1
+    assert checking.report(families.make("kosmos-2")) == 1
     assert "Pass vision_mask" in capsys.readouterr().out
 
 
 def test_a_refused_model_says_why(capsys):
-    assert checking.report(families.mllama()) == 1
+    assert checking.report(families.make("mllama")) == 1
     assert "reads its images by cross-attention" in capsys.readouterr().out
 
 
 def test_a_wrong_choice_is_not_exact(capsys, monkeypatch):
-    model = families.language_model("Llama")
+    model = language_model()
     monkeypatch.setattr("revisit.core.rows.select", lambda distances, *_: distances.argmax(-1))
     monkeypatch.setattr(
         checking, "_project", lambda head, states: states.flip(0) @ head.weight.double().T
@@ -72,7 +72,7 @@ class Own(LlamaForCausalLM):
 
 
 def test_code_of_a_checkpoint_runs_only_if_asked_for(tmp_path, monkeypatch, capsys):
-    model = families.language_model("Llama")
+    model = language_model()
     model.config.auto_map = {
         "AutoConfig": "modeling_own.OwnConfig",
         "AutoModelForCausalLM": "modeling_own.Own",

@@ -133,7 +133,7 @@ def hub(repository, tmp_path):
 @pytest.mark.parametrize("where", ["a folder", "a hub"])
 def test_the_repository_and_its_checkpoint_need_no_package(model, repository, hub, where):
     named = str(repository) if where == "a folder" else "someone/revisit"
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), **hub}
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support"), **hub}
     command = [sys.executable, "-c", ALONE, named]
     run = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

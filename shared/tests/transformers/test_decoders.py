@@ -8,7 +8,7 @@ import copy
 import math
 import threading
 import time
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 
 import pytest
@@ -16,14 +16,16 @@ import torch
 import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
+import families
 import revisit
-from families import FAMILIES, IMAGE, VISION_END, VISION_START, batch, prompts
+from families import FAMILIES, batch, prompts
 from releases import RELEASE
 from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.core.head import LMHead
 from revisit.transformers.layer_logits import _layer_logits
 from revisit.transformers.model_parts import is_tied, text_decoder
 from small_llama import hooks
+from tiny_configs import IMAGE, VISION_END, VISION_START
 
 BETA = 0.02
 CONFIGS = {
@@ -35,24 +37,20 @@ CONFIGS = {
 }
 # One has images of different sizes and positions of three kinds, one a sliding window, one rows
 # that are filled up to the same number of images.
-NAMES = ["LLaVA", "Qwen2.5-VL", "Gemma 3", "Idefics3"]
+NAMES = ["llava", "qwen2_5_vl", "gemma3", "idefics3"]
 ASKED = {"max_new_tokens": 5, "suppress_tokens": list(range(9))}  # no image out of nowhere
 SAMPLED = {"do_sample": True, "top_k": 0, "num_return_sequences": 3}
-MADE = {}
 
 
+@cache
 def made(name):
     """A family's model, a copy of it, and prompts with one, three, two and no images."""
-    chosen = FAMILIES[name]._replace(images=(1, 3, 2))
-    if not hasattr(transformers, chosen.needs):
-        pytest.skip(f"transformers {transformers.__version__} has no {chosen.needs}")
-    if name not in MADE:
-        model = chosen.make()
-        rows = prompts(chosen, model)
-        if not chosen.nested:  # there, all rows of a batch have images
-            rows.append(without_image(rows[0]))
-        MADE[name] = model, chosen.make(), rows
-    return MADE[name]
+    family = FAMILIES[name]._replace(images=(1, 3, 2))
+    model = families.make(name)
+    rows = prompts(family, model)
+    if not family.nested:  # there, all rows of a batch have images
+        rows.append(without_image(rows[0]))
+    return model, families.make(name), rows
 
 
 def without_image(row):
@@ -253,7 +251,7 @@ def test_rows_whose_images_the_release_mixes_up_are_refused(family, name, asked)
     model, _, rows = made(family)
     several = [len(row.get("pixel_values", ())) > 1 for row in rows]
     mixed = [mixed_up(model, row, 3) for row in rows]
-    strips = RELEASE < (5, 0) and family in ("LLaVA", "Gemma 3")
+    strips = RELEASE < (5, 0) and family in ("llava", "gemma3")
     assert mixed == [strips and more for more in several]
     config = CONFIGS.get(name, ReVisiTConfig(no_vision="plain"))
     if strips:
@@ -317,7 +315,7 @@ def test_without_its_weight_a_decoder_gives_greedy_s_tokens(family, name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_enable_gives_what_attach_gives(name):
-    model, _, rows = made("Qwen2.5-VL")
+    model, _, rows = made("qwen2_5_vl")
     inputs = together(rows)
     wanted = decode(model, name, inputs)
     revisit.enable(model, ReVisiTConfig())
@@ -344,7 +342,7 @@ class Inside(LogitsProcessor):
 @pytest.mark.parametrize("inner", CONFIGS)
 @pytest.mark.parametrize("outer", CONFIGS)
 def test_a_generation_inside_another_does_not_mix_with_it(outer, inner):
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     wanted, other = decode(model, outer, rows[0]), decode(model, inner, rows[1])
     inside = Inside(lambda: decode(model, inner, rows[1]))
     assert decode(model, outer, rows[0], logits_processor=LogitsProcessorList([inside])) == wanted
@@ -353,7 +351,7 @@ def test_a_generation_inside_another_does_not_mix_with_it(outer, inner):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_hook_and_no_offset_is_left(name):
-    model, _, rows = made("Qwen2.5-VL")
+    model, _, rows = made("qwen2_5_vl")
     model.generate(**rows[1], **ASKED)  # some releases leave hooks of their own on first use
     before, offsets = hooks(model), model.model.rope_deltas.tolist()
     decode(model, name, rows[1])
@@ -420,7 +418,7 @@ class WithoutTheBest(LogitsProcessor):
 @pytest.mark.parametrize("name", ONLY)
 @pytest.mark.parametrize("bans", BANS, ids=lambda bans: next(iter(bans)))
 def test_the_best_allowed_token_is_the_model_s(name, bans):
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     inputs, settings = together(rows), {"do_sample": False, "max_new_tokens": 6, **bans}
     wanted = model.generate(**inputs, **settings).tolist()
     with revisit.attach(model, ONLY[name]):
@@ -432,7 +430,7 @@ def test_the_best_allowed_token_is_the_model_s(name, bans):
 @pytest.mark.parametrize("asked", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 0}], ids=str)
 def test_where_all_that_is_kept_is_banned_the_model_decides(name, asked):
     """Also in beams, by its log-probabilities; sampling takes the likeliest token."""
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     inputs, settings = rows[0], {"do_sample": False, "max_new_tokens": 6}
     settings["logits_processor"] = LogitsProcessorList([WithoutTheBest()])
     beams = {"num_beams": asked.get("num_beams", 1)}
@@ -458,14 +456,14 @@ def refused(model, config, inputs, message, **settings):
 
 
 def test_ritual_says_what_to_pass():
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     refused(
         model, RITUALConfig(), rows[0], r"second_inputs=\{'pixel_values': \.\.\.\} .*second_image"
     )
 
 
 def test_second_inputs_must_be_as_large_and_known():
-    model, _, rows = made("Qwen2.5-VL")
+    model, _, rows = made("qwen2_5_vl")
     fewer = {"second_inputs": {"pixel_values": rows[1]["pixel_values"][:4]}}
     refused(model, RITUALConfig(), rows[1], "as many vision tokens", **fewer)
     grids = {"second_inputs": {"image_grid_thw": rows[1]["image_grid_thw"][:, [0, 2, 1]]}}
@@ -481,7 +479,7 @@ def test_second_inputs_must_be_as_large_and_known():
 @pytest.mark.parametrize("config", [VCDConfig(), RITUALConfig()], ids=["VCD", "RITUAL"])
 @pytest.mark.parametrize("route", ["argument", "generation config"])
 def test_second_images_in_chunks_are_refused_before_anything_runs(config, route):
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     asked = {"prefill_chunk_size": 3}
     if route == "generation config":
         asked = {"generation_config": transformers.GenerationConfig(**asked)}
@@ -493,7 +491,7 @@ def test_second_images_in_chunks_are_refused_before_anything_runs(config, route)
 
 
 def test_a_second_prompt_of_one_s_own_is_read():
-    model, _, rows = made("Qwen2.5-VL")
+    model, _, rows = made("qwen2_5_vl")
     prompt = torch.tensor(
         [[word for word in rows[1]["input_ids"][0].tolist() if word > 8 or word == 1]]
     )
@@ -505,9 +503,8 @@ def test_a_second_prompt_of_one_s_own_is_read():
 
 @pytest.mark.parametrize("name", ["VCD", "RITUAL", "M3ID"])
 def test_a_model_that_hands_its_prompt_over_is_refused(name):
-    chosen = FAMILIES["BLIP-2"]
-    model = chosen.make()
-    row = prompts(chosen, model)[0]
+    model = families.make("blip-2")
+    row = families.made("blip-2")[1][0]
     message = "hands the prompt over to another model"
     refused(model, CONFIGS[name], row, message, **second(name, row))
 
@@ -515,9 +512,8 @@ def test_a_model_that_hands_its_prompt_over_is_refused(name):
 @pytest.mark.parametrize("config", [ReVisiTConfig(), DoLaConfig()], ids=str)
 @pytest.mark.parametrize("route", ["enable", "attach"])
 def test_a_model_inside_another_is_never_decoded_plainly_in_silence(config, route):
-    chosen = FAMILIES["BLIP-2"]
-    model = chosen.make()
-    inner, row = model.language_model, prompts(chosen, model)[0]
+    model = families.make("blip-2")
+    inner, row = model.language_model, families.made("blip-2")[1][0]
     settings = {"max_new_tokens": 3, "do_sample": False}
     text = {"input_ids": row["input_ids"], "attention_mask": row["attention_mask"]}
     before, alone = dict(vars(inner)), inner.generate(**text, **settings).tolist()
@@ -545,7 +541,7 @@ def test_a_model_inside_another_is_never_decoded_plainly_in_silence(config, rout
     "asked", [{"prompt_lookup_num_tokens": 2}, {"guidance_scale": 1.5}], ids=str
 )
 def test_other_decodings_are_refused_by_name(name, asked):
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     decoder = name.split(",")[0]
     refused(
         model,
@@ -557,7 +553,7 @@ def test_other_decodings_are_refused_by_name(name, asked):
 
 
 def test_settings_that_read_inside_a_model_are_refused_where_none_is_read():
-    model, _, _ = made("LLaVA")
+    model, _, _ = made("llava")
     with pytest.raises(ValueError, match="leave out lm_head and decoder"):
         revisit.enable(model, VCDConfig(), decoder=model.model.language_model)
     with pytest.raises(ValueError, match="config must be one of ReVisiTConfig"):
@@ -565,14 +561,14 @@ def test_settings_that_read_inside_a_model_are_refused_where_none_is_read():
 
 
 def test_noise_does_not_reach_what_an_image_is_filled_up_with():
-    model, _, rows = made("Pixtral")  # of different sizes, in one tensor
+    model, _, rows = made("pixtral")  # of different sizes, in one tensor
     alone = [decode(model, "VCD", row)[0] for row in rows]
     assert decode(model, "VCD", together(rows)) == alone
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_threads_on_one_enabled_model_do_not_mix(name):
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     wanted = [decode(model, name, row) for row in rows]
     barrier = threading.Barrier(len(rows), timeout=60)
 
@@ -597,7 +593,7 @@ def test_threads_on_one_enabled_model_do_not_mix(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_copy_of_an_enabled_model_decodes_as_it_does(name):
-    model, _, rows = made("LLaVA")
+    model, _, rows = made("llava")
     wanted = decode(model, name, rows[1])
     revisit.enable(model, CONFIGS[name])
     twin = copy.deepcopy(model)

@@ -3,6 +3,7 @@
 import copy
 from types import SimpleNamespace
 
+import accelerate
 import pytest
 import torch
 from torch import nn
@@ -202,7 +203,35 @@ def test_a_config_that_names_its_text_only_as_text_config():
     assert text_decoder(model) == (model.model, model.model.layers)
 
 
-# Parts that are given
+# Tied weights
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_is_read_off_the_weights_and_not_off_the_config(tied):
+    model = make_model(tie_word_embeddings=tied)
+    model.config.tie_word_embeddings = not tied
+    assert is_tied(model) is tied
+
+
+def test_tied_weights_that_became_copies_are_tied():
+    """As where a model is spread over devices, and its embedding and LM head lie on two of them."""
+    model = make_model(tie_word_embeddings=True)
+    model.lm_head.weight = nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    assert is_tied(model)
+    with torch.no_grad():
+        model.lm_head.weight[-1, -1] += 1
+    assert not is_tied(model)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_tied_is_known_of_an_offloaded_embedding(tied):
+    model = make_model(tie_word_embeddings=tied)
+    accelerate.cpu_offload(model.get_input_embeddings())
+    assert model.get_input_embeddings().weight.is_meta
+    assert is_tied(model) is tied
+
+
+# Parts that the caller passes
 
 
 class Packed(torch.Tensor):

@@ -62,12 +62,10 @@ def test_hidden_states_are_those_that_transformers_reports(order, layers):
 
 @pytest.mark.skipif(RELEASE < (5, 24), reason="new in Transformers 5.24")
 def test_a_config_that_says_how_often_layers_are_looped_numbers_them():
-    import shrunk
-    from matrix import ROWS
+    import families
 
-    row = ROWS["inkling2_loop"].family
-    decoder = revisit.ReVisiTLogitsProcessor(row.make()).decoder
-    assert (len(decoder.layers), decoder.depth) == (shrunk.LAYERS, 8)
+    decoder = revisit.ReVisiTLogitsProcessor(families.make("inkling2_loop")).decoder
+    assert (len(decoder.layers), decoder.depth) == (LAYERS, 8)
 
 
 # Mixed precision

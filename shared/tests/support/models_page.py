@@ -1,9 +1,9 @@
-"""`docs/models.md`: what the matrix knows of each family, release by release."""
+"""`docs/models.md`: what the tests know of each family, release by release."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matrix import ROWS, Broken, Exact, Refused, Row
+from families import FAMILIES, Broken, Exact, Family, Refused
 
 # Tried in vLLM (shared/tests/vllm); of the others nothing is known.
 IN_VLLM = {"llava": "yes", "qwen2_5_vl": "yes"}
@@ -47,7 +47,7 @@ no more than a `config.json`. Whether a model is served by vLLM is said where it
 """
 
 
-def tells(trace: Sequence[Any], of_one_image: Sequence[Any]) -> str:
+def location(trace: Sequence[Any], of_one_image: Sequence[Any]) -> str:
     """What the steps of two traces say of where a vision token stands: of a prompt with several
     images, and of one with one image."""
     if all(step.patch is not None for step in trace):
@@ -57,32 +57,33 @@ def tells(trace: Sequence[Any], of_one_image: Sequence[Any]) -> str:
     return "vision token"
 
 
-def page(before: str, release: str, mapped: Sequence[str], seen: Mapping[str, str]) -> str:
+def page(before: str, release: str, mapped: Sequence[str], traces: Mapping[str, str]) -> str:
     """The page with what this release's tests saw; other releases' columns stay as they are."""
     columns = _columns(before)
-    columns[release] = {key: _state(ROWS[key]) for key in mapped}
+    columns[release] = {key: _state(FAMILIES[key]) for key in mapped}
     releases = sorted(columns, key=lambda name: [int(part) for part in name.split(".")])[::-1]
     newest = release == releases[0]
     # Remarks and traces are the newest release's, where it has the family.
-    told = {key: [_remarks(ROWS[key]), seen.get(key, "")] for key in mapped}
-    told = {**_told(before), **told} if newest else {**told, **_told(before)}
+    remarks = {key: [_remarks(FAMILIES[key]), traces.get(key, "")] for key in mapped}
+    older = _remarks_before(before)
+    remarks = {**older, **remarks} if newest else {**remarks, **older}
     lines = [
         f"| {key} | {' | '.join(columns[each].get(key, '') for each in releases)} | "
-        f"{' | '.join(told[key])} | {IN_VLLM.get(key, '')} |"
+        f"{' | '.join(remarks[key])} | {IN_VLLM.get(key, '')} |"
         for key in sorted({key for column in columns.values() for key in column})
     ]
     rules = "|".join("---" for _ in releases)
     return HEAD.format(releases=" | ".join(releases), rules=rules) + "\n".join(lines) + "\n"
 
 
-def _state(row: Row) -> str:
+def _state(row: Family) -> str:
     if isinstance(row, Exact):
         return "exact with" if row.argument else "exact"
     names = {Refused: "refused", Broken: "broken"}
     return names.get(type(row), "not built")
 
 
-def _remarks(row: Row) -> str:
+def _remarks(row: Family) -> str:
     if isinstance(row, Exact):
         return "; ".join(filter(None, [row.argument, row.note]))
     return row.reason
@@ -102,5 +103,5 @@ def _columns(before: str) -> dict[str, dict[str, str]]:
     }
 
 
-def _told(before: str) -> dict[str, list[str]]:
+def _remarks_before(before: str) -> dict[str, list[str]]:
     return {row[0]: row[-3:-1] for row in _cells(before)[1:]}

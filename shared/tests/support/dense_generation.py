@@ -1,18 +1,20 @@
-"""One generation against the textbook: what Transformers itself reports, in dense float64."""
+"""One generation against the formulas in dense float64, on what Transformers itself reports."""
 
 import numpy as np
 import pytest
 import torch
+from transformers import LogitsProcessor
 
 import dense
 import revisit
-from families import IMAGE, same
+from families import same
 from revisit import ReVisiTConfig
 from revisit.transformers.model_parts import is_tied, output_embeddings, text_decoder
+from tiny_configs import IMAGE
 
 STEPS = 5
 ALPHA = 0.02
-ASKED = {
+SETTINGS = {
     "max_new_tokens": STEPS,
     "do_sample": False,
     "return_dict_in_generate": True,
@@ -20,11 +22,24 @@ ASKED = {
 }
 
 
-def decode(model, inputs, config, *, num_beams=1, vision_mask=None, **given):
+class RecordedStates(LogitsProcessor):
+    """Keeps the vision states that ReVisiT has recorded for the first prompt."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, input_ids, scores):
+        self.states = self.processor.vision_states[0].double().numpy()
+        return scores
+
+
+def decode(model, inputs, config, *, num_beams=1, vision_mask=None, processors=(), **parts):
     """Output object and trace of a generation with ReVisiT."""
     mask = {} if vision_mask is None else {"vision_mask": vision_mask}
-    with revisit.attach(model, config, **given) as run:
-        output = model.generate(**inputs, **ASKED, **mask, num_beams=num_beams)
+    with revisit.attach(model, config, **parts) as run:
+        if processors:
+            mask["logits_processor"] = [each(run) for each in processors]
+        output = model.generate(**inputs, **SETTINGS, **mask, num_beams=num_beams)
     return output, run.trace
 
 
@@ -48,7 +63,7 @@ def reported(model, inputs, tokens, unnormed=False):
         output_hidden_states=True,
         output_logits=True,
         # Some models' `generate` does not hand a list of processors on; this argument they do.
-        prefix_allowed_tokens_fn=lambda row, seen: [next(forced)],
+        prefix_allowed_tokens_fn=lambda row, ids: [next(forced)],
     )
     states = [state[0] for state in output.hidden_states[0]]
     if unnormed:
@@ -58,11 +73,17 @@ def reported(model, inputs, tokens, unnormed=False):
 
 
 def check(
-    model, inputs, layers, *, token=IMAGE, finish=same, unnormed=False, rounding=1e-4, **given
+    model, inputs, layers, *, token=IMAGE, finish=same, unnormed=False, rounding=1e-4, **arguments
 ):
-    """A generation of one prompt equals the textbook's on the hidden states that are reported."""
+    """A generation of one prompt equals the formulas on the hidden states that are reported."""
     config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)
-    output, (trace,) = decode(model, inputs, config, **given)
+    recorded = []
+
+    def keep(run):
+        recorded.append(RecordedStates(run))
+        return recorded[0]
+
+    output, (trace,) = decode(model, inputs, config, processors=[keep], **arguments)
     states, logits = reported(model, inputs, new_tokens(output)[0], unnormed)
     head = output_embeddings(model)
     weight = head.weight.detach().double().numpy()
@@ -76,24 +97,29 @@ def check(
     np.testing.assert_allclose(last, logits[0][unmasked], atol=rounding * np.abs(last).max())
     start = 2 if is_tied(model) else 0
     count = len(states) - 1
-    indices = {"last": [count], "all": [*range(start, count, 2), count]}[layers]
-    seen = given.get("vision_mask", torch.isin(inputs["input_ids"], torch.tensor(token)))
-    positions = seen[0].nonzero().squeeze(1).numpy()
-    vision = project(np.concatenate([states[index][positions] for index in indices]))
+    named = {"last": [count], "all": [*range(start, count, 2), count]}
+    indices = named[layers] if isinstance(layers, str) else layers
+    mask = arguments.get("vision_mask", torch.isin(inputs["input_ids"], torch.tensor(token)))
+    positions = mask[0].nonzero().squeeze(1).numpy()
+    vision = np.concatenate([states[index][positions] for index in indices])
+    if recorded and hasattr(recorded[0], "states"):
+        atol = rounding * np.abs(vision).max()
+        np.testing.assert_allclose(recorded[0].states, vision, atol=atol)
+    vision = project(vision)
     sizes = []
-    for scores, seen, z in zip(output.scores, trace, logits, strict=True):
+    for scores, step, z in zip(output.scores, trace, logits, strict=True):
         vocabulary = dense.constrain(z, ALPHA)
         log_p = dense.log_softmax(z[vocabulary])
         log_q = dense.log_softmax(vision.T[vocabulary])
         distances = dense.divergences(log_p, log_q, "ag")
-        choice = indices.index(seen.layer) * len(positions) + seen.vision_token
-        assert seen.candidates == len(vocabulary)
+        choice = indices.index(step.layer) * len(positions) + step.vision_token
+        assert step.candidates == len(vocabulary)
         assert distances[choice] <= distances.min() + rounding
-        assert seen.divergence == pytest.approx(distances[choice], abs=rounding)
+        assert step.divergence == pytest.approx(distances[choice], abs=rounding)
         refined = log_p + log_q[:, choice]
         np.testing.assert_allclose(scores[0, vocabulary], refined, atol=20 * rounding)
         assert (scores[0] > -1e4).sum() == len(vocabulary)
-        assert seen.refined_token == seen.token == scores[0].argmax()
+        assert step.refined_token == step.token == scores[0].argmax()
         sizes.append(len(vocabulary))
     assert max(sizes) > 2
     assert [step.token for step in trace] == new_tokens(output)[0]
