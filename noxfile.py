@@ -17,8 +17,13 @@ import nox
 ROOT = Path(__file__).resolve().parent
 PYTHON = "3.11"  # the pins have no wheels for a newer one
 TYPED = (
-    *("shared/src", "LLaVA1.5/data/llava", "LLaVA1.5/eval", "Qwen2.5-VL/eval", "benchmarks"),
-    *("prerequisites", "custom_generate"),
+    "shared/src",
+    "LLaVA1.5/data/llava",
+    "LLaVA1.5/eval",
+    "Qwen2.5-VL/eval",
+    "benchmarks",
+    "prerequisites",
+    "custom_generate",
 )
 BINDING = ("shared/tests/transformers", "shared/tests/commands")  # what differs by release
 IN_EVERY_FAMILY = (*BINDING, "prerequisites/demo/tests", "prerequisites/tests/test_doctor_here.py")
@@ -76,6 +81,19 @@ def stock(session: nox.Session, release: str) -> None:
     build(session, f"shared/requirements-stock-{release}.txt")
     every = ["shared/tests", "prerequisites/tests", "benchmarks/tests"]
     test(session, *(every if release == STOCK[0] else BINDING))
+
+
+@nox.session(python=PYTHON, venv_params=CHANNEL)
+def quick(session: nox.Session) -> None:
+    """The method and the settings with PyTorch alone: under a minute once the environment stands.
+
+    The kernels, whose interpreter takes minutes, are tested by `stock`.
+    """
+    tools = ["torch", "numpy", "pytest", "pytest-xdist", "hypothesis"]
+    session.install(*tools, "-c", f"shared/requirements-stock-{STOCK[0]}.txt")
+    session.env["PYTHONPATH"] = str(ROOT / "shared" / "src")
+    kernels = "--ignore=shared/tests/core/kernels"
+    test(session, "shared/tests/core", "shared/tests/test_config.py", kernels)
 
 
 @nox.session(python=PYTHON, venv_params=CHANNEL)
@@ -186,13 +204,13 @@ def build(
 ) -> None:
     """Install the pins and the package `revisit`; for a family, its fork and its own package too.
 
-    What is named by `alone` is installed without what it asks for: the pins have that.
+    `alone` is installed without its own requirements: the pins have them.
 
-    A stamp in the environment says from what it was built: nothing is installed again before that
-    changes. The fork is looked at every time, since somebody may have removed or edited it.
+    A stamp in the environment names what it was built from: nothing is installed again before that
+    changes. The fork is checked every time, since somebody may have removed or edited it.
     """
-    own = [family] if family and Path(family, "pyproject.toml").exists() else []
-    packages = ["shared", *own]
+    family_package = [family] if family and Path(family, "pyproject.toml").exists() else []
+    packages = ["shared", *family_package]
     inputs = [requirements, *(f"{package}/pyproject.toml" for package in packages)]
     texts = [Path(path).read_text() for path in inputs]
     state = "\n".join([str(ROOT), *texts, *([alone] if alone else [])])
@@ -210,7 +228,7 @@ def build(
     if changed:
         if family:
             (patch,) = Path(family).glob("*.patch")
-            editable = [f"{family}/data/{patch.stem}", *own]
+            editable = [f"{family}/data/{patch.stem}", *family_package]
             session.install(*(word for path in editable for word in ("-e", path)))
         if not alone:
             session.run_install("python", "-m", "pip", "check")
