@@ -1,7 +1,19 @@
-"""What the trainings of all families share: pictures, losses, schedule, states, record, scoring."""
+"""The training of the demo's models: three stages, the same for each family.
+
+tower     the vision tower learns, on scenes where any things stand together, to name what each
+          vision token shows; the names are rows that the LM head and the embedding begin with
+language  the language model learns captions and answers, the tower frozen; a light loss lets the
+          vision tokens go on naming what they show: a million parameters do not come by themselves
+          to the shared space of vision and words that a large model's pretraining leads to, and
+          that ReVisiT reads
+questions the same with four times as many questions of yes and no: two a conversation teach none
+
+Killed and started again, a training continues from its last saved state in --work.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
 import json
@@ -11,11 +23,12 @@ import platform
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +37,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from captions import WORDS, named_things, yes_or_no
-from scenes import BACKGROUNDS, THINGS, Scene, coverage, draw, sample_scene
+from captions import WORDS, conversation, named_things, questions, yes_or_no
+from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
 
 IGNORE = -100
 WARMUP = 100
@@ -39,7 +52,76 @@ rest falls on every token of the vocabulary alike, so that of words that are no 
 THING_WEIGHT = 3.0
 """How much more a vision token that shows a thing weighs than one that shows the background."""
 
+NAMING_LOSS = 0.3
+"""Weight, beside the answers, of the names that the vision tokens give."""
+NAMING_LAYERS = (0, 2, 4)
+"""Hidden states whose vision tokens learn to name; the last is after the final norm."""
+
+HERE = Path(__file__).resolve().parent
 scene = functools.cache(sample_scene)
+
+
+class TinyModel(ABC):
+    """A family's untrained model and its prompt.
+
+    `words` (len(WORDS),) int64 is the token that each word begins with. `tower` is what the first
+    stage trains, `language` what the others train. A picture is `side` pixels wide and has
+    `grid` * `grid` vision tokens; `see` takes `batch` pictures at a time.
+    """
+
+    head: nn.Linear
+    embedding: nn.Module
+    tower: dict[str, nn.Module]
+    language: dict[str, nn.Module]
+    words: Tensor
+    side: int
+    grid: int
+    batch: int
+
+    @abstractmethod
+    def see(self, pictures: np.ndarray) -> Tensor:
+        """(B, N, tower's width) float32: what the tower gives of (B, side, side, 3) uint8."""
+
+    def vision_tokens(self, features: Tensor) -> Tensor:
+        """(B, N, width): what the language model gets of (B, N, tower's width)."""
+        return features
+
+    @abstractmethod
+    def asked(self, question: str, first: bool) -> list[int]:
+        """The tokens of a question, after the vision tokens if it is the first."""
+
+    @abstractmethod
+    def answered(self, answer: str) -> list[int]:
+        """The tokens of an answer, with the one that ends it."""
+
+    @abstractmethod
+    def states(self, features: Tensor, tokens: Tensor) -> tuple[list[Tensor], int]:
+        """The hidden states (B, all, width) of `NAMING_LAYERS`, and where the vision tokens begin;
+        `features` (B, N, tower's width), `tokens` (B, T) after them."""
+
+    @abstractmethod
+    def describe(self, features: Tensor) -> list[str]:
+        """A greedy caption for each picture's (B, N, tower's width) features."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> nn.Module:
+        """Write the checkpoint; returns all that was trained."""
+
+    def rows(self, conversations: list[list[tuple[str, str]]]) -> tuple[Tensor, Tensor]:
+        """Tokens after the vision tokens, padded at the right, and their labels, (B, T) int64,
+        `IGNORE` outside answers."""
+        rows, labels = [], []
+        for turns in conversations:
+            row: list[int] = []
+            label: list[int] = []
+            for question, answer in turns:
+                asked, answered = self.asked(question, not row), self.answered(answer)
+                row += asked + answered
+                label += [IGNORE] * len(asked) + answered
+            rows.append(torch.tensor(row))
+            labels.append(torch.tensor(label))
+        pad = nn.utils.rnn.pad_sequence
+        return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE)
 
 
 def draw_pool(work: Path, split: str, count: int, side: int, grid: int) -> dict[str, np.ndarray]:
@@ -110,49 +192,34 @@ def naming_loss(states: Tensor, head: nn.Linear, words: Tensor, labels: Tensor) 
     return (weights * (logits.logsumexp(-1) - said)).sum() / weights.sum()
 
 
-class Reader(Protocol):
-    """A language model behind a frozen tower, as ``language_loss`` reads it."""
-
-    head: nn.Linear
-    words: Tensor
-
-    def rows(self, conversations: list[list[tuple[str, str]]]) -> tuple[Tensor, Tensor]:
-        """Tokens after the vision tokens and their labels, (B, T), ``IGNORE`` outside answers."""
-
-    def states(self, features: Tensor, tokens: Tensor) -> tuple[list[Tensor], int]:
-        """The hidden states (B, all, width) that name what they show, the last layer's last, and
-        where the vision tokens begin; ``features`` (B, N, tower's width), ``tokens`` (B, T)."""
-
-
 def language_loss(
-    reader: Reader,
+    model: TinyModel,
     step: int,
-    weight: float,
     features: Tensor,
     labels: Tensor,
     conversations: list[list[tuple[str, str]]],
 ) -> Tensor:
-    """Loss of the answers, and ``weight`` of what the vision tokens (``labels`` (B, N)) name.
+    """Loss of the answers, and of what the vision tokens (``labels`` (B, N)) name.
 
-    They name it in one of the reader's layers, another at each ``step``.
+    They name it in one of ``NAMING_LAYERS``, another at each ``step``.
     """
-    tokens, answers = reader.rows(conversations)
-    states, start = reader.states(features, tokens)
-    said = answers[:, 1:] != IGNORE
-    logits = reader.head(states[-1][:, -tokens.shape[1] : -1][said])
-    loss = functional.cross_entropy(logits, answers[:, 1:][said])
+    tokens, answers = model.rows(conversations)
+    states, start = model.states(features, tokens)
+    answered = answers[:, 1:] != IGNORE
+    logits = model.head(states[-1][:, -tokens.shape[1] : -1][answered])
+    loss = functional.cross_entropy(logits, answers[:, 1:][answered])
     seen = states[step % len(states)][:, start : start + features.shape[1]]
-    return loss + weight * naming_loss(seen, reader.head, reader.words, labels)
+    return loss + NAMING_LOSS * naming_loss(seen, model.head, model.words, labels)
 
 
 @torch.no_grad()
-def yes_no_accuracy(reader: Reader, features: Tensor) -> float:
+def yes_no_accuracy(model: TinyModel, features: Tensor) -> float:
     """How often the answer to one question for each of the first scenes of ``dev`` is right."""
     rng = np.random.default_rng(0)
     asked = [[yes_or_no(scene("dev", index), rng)] for index in range(len(features))]
-    tokens, answers = reader.rows(asked)
-    states, _ = reader.states(features, tokens)
-    said = reader.head(states[-1][:, -tokens.shape[1] : -1]).argmax(-1)
+    tokens, answers = model.rows(asked)
+    states, _ = model.states(features, tokens)
+    said = model.head(states[-1][:, -tokens.shape[1] : -1]).argmax(-1)
     first = (answers[:, 1:] != IGNORE).int().argmax(dim=1, keepdim=True)
     right: Tensor = said.gather(1, first) == answers[:, 1:].gather(1, first)
     return right.float().mean().item()
@@ -188,6 +255,11 @@ class Stage:
                 order = np.concatenate([order, rng.permutation(self.scenes)])
             yield order[: self.batch]
             order = order[self.batch :]
+
+
+TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
+LANGUAGE = Stage("language", scenes=24000, batch=32, steps=6000, peak=1.5e-3, seed=2)
+QUESTIONS = Stage("questions", scenes=24000, batch=32, steps=3000, peak=1e-3, seed=3)
 
 
 class Log:
@@ -355,27 +427,64 @@ def write_record(folder: Path, work: Path, log: Log, modules: nn.Module, **setti
     (folder / log.path.name).write_bytes(log.path.read_bytes())
 
 
-def train_language(
-    stage: Stage,
-    talk: Callable[[Scene, np.random.Generator], list[tuple[str, str]]],
-    reader: Reader,
-    weight: float,
-    modules: nn.Module,
-    pool: dict[str, np.ndarray],
-    features: Tensor,
-    work: Path,
-    log: Log,
-    scores: Callable[[], dict[str, float]],
-) -> None:
-    """Teach ``modules`` what ``talk`` says about a scene and, at ``weight``, naming; tower frozen.
-
-    ``pool`` is that of ``draw_pool`` for ``train``, ``features`` (scenes, N, width) float16.
-    """
+def train_tower(model: TinyModel, head: nn.Linear, work: Path, log: Log) -> None:
+    """Teach the tower to say, through ``head``, what each vision token shows."""
+    pool = draw_pool(work, "tower", TOWER.scenes, model.side, model.grid)
     labels = torch.from_numpy(pool["labels"].astype(np.int64))
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        rng = np.random.default_rng([stage.seed, step])
-        talks = [talk(scene("train", int(index)), rng) for index in chosen]
-        return language_loss(reader, step, weight, features[chosen].float(), labels[chosen], talks)
+        states = model.vision_tokens(model.see(pool["pictures"][chosen]))
+        return naming_loss(states, head, model.words, labels[chosen])
 
-    train(stage, modules, loss_of, work, log, scores)
+    train(TOWER, nn.ModuleDict({**model.tower, "head": head}), loss_of, work, log)
+
+
+def train_language(model: TinyModel, work: Path, log: Log) -> None:
+    """Teach the language model captions and answers, the tower frozen."""
+    pool = draw_pool(work, "train", LANGUAGE.scenes, model.side, model.grid)
+    labels = torch.from_numpy(pool["labels"].astype(np.int64))
+    features = features_of(model.see, pool.pop("pictures"), model.batch, work / "features.pt")
+    unseen = draw_pool(work, "dev", DEV_SCENES, model.side, model.grid)["pictures"]
+    unseen_features = features_of(model.see, unseen, model.batch).float()
+
+    def scores() -> dict[str, float]:
+        found = hallucination(model.describe(unseen_features))
+        return found | {"YesNo": yes_no_accuracy(model, unseen_features)}
+
+    for stage, talk in ((LANGUAGE, conversation), (QUESTIONS, questions)):
+
+        def loss_of(
+            step: int, chosen: np.ndarray, stage: Stage = stage, talk: Any = talk
+        ) -> Tensor:
+            rng = np.random.default_rng([stage.seed, step])
+            talks = [talk(scene("train", int(index)), rng) for index in chosen]
+            return language_loss(model, step, features[chosen].float(), labels[chosen], talks)
+
+        train(stage, nn.ModuleDict(model.language), loss_of, work, log, scores)
+
+
+def run(make: Callable[[Path], TinyModel], name: str) -> None:
+    """The program that trains a family: ``make(work)`` is its model, ``name`` the family's."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=HERE / f"{name}-tiny", help="the checkpoint")
+    parser.add_argument(
+        "--work", type=Path, default=HERE / "work" / name, help="states, to continue from"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial weights")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    model = make(args.work)
+    head = nn.Linear(model.head.in_features, model.head.out_features, bias=False)
+    log = Log(args.work / "training_log.jsonl")
+    begin_run(args.work)
+    train_tower(model, head, args.work, log)
+    model.head.load_state_dict(head.state_dict())
+    model.embedding.load_state_dict(head.state_dict())
+    train_language(model, args.work, log)
+    trained = model.save(args.out)
+    write_record(args.out, args.work, log, trained, seed=args.seed, threads=args.threads)

@@ -19,7 +19,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from captions import BACKDROPS, QUESTION, WORDS, named_things, question
 from qwen_processor import GRID, IMAGE_SIDE, SPECIAL
 from scenes import BACKGROUNDS, THINGS
-from train_qwen import Prompt, as_patches, describe, see
+from train_qwen import TinyQwen
 from training import IGNORE, OWN, SHARED, naming_loss, targets
 
 DEMO = Path(__file__).resolve().parents[1]
@@ -129,18 +129,19 @@ def test_the_model_is_told_the_ids_of_its_special_tokens(model, processor):
 def test_captions_are_those_of_the_training_and_name_things(model, processor):
     images = pictures(4)
     inputs = inputs_for(processor, images)
-    prompt = Prompt(model, processor)
-    assert inputs.input_ids.tolist() == [prompt.tokens.tolist()] * len(images)
+    trained = TinyQwen(model, processor)
+    vision = [model.config.image_token_id] * GRID**2
+    row = [*trained.before.tolist(), *vision, *trained.after.tolist()]
+    assert inputs.input_ids.tolist() == [row] * len(images)
 
     resized = [image.resize((IMAGE_SIDE, IMAGE_SIDE), Image.Resampling.BICUBIC) for image in images]
-    patches = as_patches(np.stack([np.asarray(image) for image in resized]), processor)
-    features = see(model.visual, patches)
+    features = trained.see(np.stack([np.asarray(image) for image in resized]))
     expected = model.visual(inputs.pixel_values, inputs.image_grid_thw)
     torch.testing.assert_close(features.flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
 
     found = model.generate(**inputs, max_new_tokens=48, do_sample=False)
     texts = processor.batch_decode(found[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    assert texts == describe(model, prompt, features)
+    assert texts == trained.describe(features)
     assert all(named_things(text) for text in texts)
 
 
@@ -151,7 +152,7 @@ def test_a_question_of_pope_is_asked_as_in_the_training(model, processor):
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
     inputs = processor(text=[text], images=pictures(1), return_tensors="pt")
-    prompt = Prompt(model, processor)
+    prompt = TinyQwen(model, processor)
     (tokens,), (labels,) = prompt.rows([[(asked, "No")]])
     answer = labels != IGNORE
     vision = [model.config.image_token_id] * GRID**2
