@@ -136,13 +136,13 @@ def demo(session: nox.Session) -> None:
 def web(session: nox.Session) -> None:
     """Greedy decoding and ReVisiT side by side in the browser; `-- --test` tests pages instead.
 
-    What else follows `--` goes to `revisit-web`, or behind `--test` to pytest.
+    What else follows `--` goes to `revisit web`, or behind `--test` to pytest.
     """
     build(session, "shared/requirements-web.txt")
     if session.posargs[:1] == ["--test"]:
         test(session, *PICTURES)
     else:
-        session.run("revisit-web", *session.posargs)
+        session.run("revisit", "web", *session.posargs)
 
 
 @nox.session(python=PYTHON, venv_params=CHANNEL)

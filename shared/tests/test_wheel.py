@@ -32,7 +32,7 @@ def wheel(tmp_path_factory):
 
 def test_the_wheel_holds_all_of_the_package_and_nothing_else(wheel):
     sources = (SHARED / "src" / "revisit").rglob("*")
-    kinds = (".py", ".patch", ".typed")
+    kinds = (".py", ".patch", ".typed", ".html", ".css", ".js")
     expected = {str(path.relative_to(SHARED / "src")) for path in sources if path.suffix in kinds}
     assert "revisit/py.typed" in expected
     with zipfile.ZipFile(wheel) as archive:
@@ -40,13 +40,13 @@ def test_the_wheel_holds_all_of_the_package_and_nothing_else(wheel):
     assert names == expected
 
 
-def test_it_asks_for_torch_alone(wheel):
+def test_it_asks_for_torch_and_what_makes_flags(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = email.message_from_bytes(archive.read(name))
     assert metadata["Name"] == "revisit-decoding"
     needed = [each for each in metadata.get_all("Requires-Dist") if "extra ==" not in each]
-    assert [each.partition(">")[0] for each in needed] == ["torch"]
+    assert [each.partition(">")[0] for each in needed] == ["torch", "cyclopts[yaml]"]
     assert metadata.get_payload().strip() == (SHARED / "README.md").read_text("utf-8").strip()
 
 

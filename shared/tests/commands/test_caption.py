@@ -1,5 +1,6 @@
-"""`revisit-caption` on the embedded demo."""
+"""`revisit caption` on the embedded demo."""
 
+import json
 import re
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import transformers
 import revisit
 from releases import RELEASE
 from revisit import ReVisiTConfig
-from revisit.commands import CommandError, caption, describe
+from revisit.commands import CommandError, describe
 from revisit.commands.describe import Describer, demo_model
+from revisit.commands.main import main
 
 if RELEASE < (4, 57):
     pytest.skip("written for stock releases", allow_module_level=True)
@@ -37,7 +39,7 @@ def run(describer, monkeypatch, capsys):
 
     def command(*arguments):
         monkeypatch.setattr(describe, "Describer", lambda name: describer)
-        status = caption.main(list(arguments))
+        status = main(["caption", *arguments])
         told = capsys.readouterr()
         return status, told.out, told.err
 
@@ -45,9 +47,8 @@ def run(describer, monkeypatch, capsys):
 
 
 def test_the_command_runs_with_nothing_but_an_image(tmp_path):
-    program = "import sys; from revisit.commands.caption import main; sys.exit(main())"
     report = tmp_path / "out.html"
-    command = [sys.executable, "-c", program, FILES[0], "--report", str(report)]
+    command = [sys.executable, "-m", "revisit", "caption", FILES[0], "--report", str(report)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{FILES[0]}: ") and len(done.stdout.split()) > 8
@@ -139,6 +140,25 @@ def test_bad_arguments_are_refused_before_anything_is_said(run, arguments, messa
     status, out, err = run(FILES[0], *arguments)
     assert status == 2 and not out
     assert re.search(message, err), err
+
+
+def test_json_is_a_line_for_each_image_with_the_words_and_their_patches(describer, run):
+    question = "Is there a dog?"
+    status, out, _ = run(*FILES, "--json", "--question", question)
+    assert status == 0
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [record["image"] for record in records] == FILES
+    said = describer.describe(Image.open(FILES[0]), ReVisiTConfig(), question=question)
+    assert records[0]["text"] == said.text and records[0]["question"] == question
+    for record, word in zip(records[0]["words"], said.words, strict=True):
+        assert record["text"] == word.text and (record["greedy"] is None) != word.changed
+        assert tuple(record["patch"]) == word.tokens[0].step.patch
+
+
+def test_without_an_image_that_can_be_read_no_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(describe, "Describer", lambda name: pytest.fail("loaded"))
+    assert main(["caption", "/missing/1.jpg", "/missing/2.jpg"]) == 1
+    assert capsys.readouterr().err.count("No such file or directory") == 2
 
 
 def test_a_model_that_is_not_there_is_named():

@@ -1,4 +1,4 @@
-"""`revisit-web --base_url`: a model on a server that speaks OpenAI's API."""
+"""`revisit web --base_url`: a model on a server that speaks OpenAI's API."""
 
 import base64
 import io
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from openai_server import GREEDY, REFINED, serving
-from revisit.commands import CommandError, web
+from revisit.commands import CommandError, page
 
 pytest.importorskip("openai", reason="the server is asked with OpenAI's client")
 
@@ -35,16 +35,15 @@ def photo(tmp_path):
 
 
 def ask(speaker, file, *, alpha=1e-3, divergence="js"):
-    return list(web.answer(speaker, {}, str(file), None, "last", alpha, divergence))
+    return list(page.answer(speaker, {}, str(file), None, "last", alpha, divergence))
 
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:8000/v1", "ftp://there/v1", "http://", "", "file:/"]
 )
-def test_what_is_no_address_is_refused(address, capsys):
-    pytest.importorskip("gradio")
-    assert web.main(["--base_url", address]) == 2
-    assert "is no address; vLLM's is like http://127.0.0.1:8000/v1" in capsys.readouterr().err
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(CommandError, match="is no address; vLLM's is like http://"):
+        Served(address)
 
 
 def test_both_columns_stream_what_the_server_says(server, photo):
@@ -126,7 +125,7 @@ def test_a_caption_that_was_cut_is_told(server, photo):
 
 
 def test_a_caption_ends_at_the_limit_of_time(server, photo, monkeypatch):
-    monkeypatch.setattr(web, "MOST_SECONDS", 0.2)
+    monkeypatch.setattr(page, "MOST_SECONDS", 0.2)
     server.manner = "endless"
     last = ask(Served(server.base_url), photo)[-1]
     assert "cut at the limit of length or time" in last.picture
@@ -135,7 +134,7 @@ def test_a_caption_ends_at_the_limit_of_time(server, photo, monkeypatch):
 
 def test_who_has_gone_is_not_listened_for_any_longer(server, photo):
     server.manner = "endless"
-    asked = web.answer(Served(server.base_url), {}, str(photo), None, "last", 1e-5, "ag")
+    asked = page.answer(Served(server.base_url), {}, str(photo), None, "last", 1e-5, "ag")
     next(asked)
     next(asked)
     asked.close()
@@ -155,7 +154,7 @@ def test_transformers_is_not_loaded_for_a_model_elsewhere():
     code = (
         "import sys\n"
         "from revisit.commands.served import Served\n"
-        "from revisit.commands import web\n"
+        "from revisit.commands import page\n"
         "Served('http://127.0.0.1:1/v1')\n"
         "print('transformers' in sys.modules)"
     )
@@ -172,8 +171,8 @@ def test_without_the_client_it_is_said_what_to_install(monkeypatch):
 @pytest.fixture
 def address(server):
     pytest.importorskip("gradio", reason="the page is made with Gradio")
-    app = web.build(Served(server.base_url), web.examples())
-    _, told, _ = web.launch(app, "127.0.0.1", None)
+    app = page.build(Served(server.base_url), page.examples())
+    _, told, _ = page.launch(app, "127.0.0.1", None)
     yield told
     app.close(verbose=False)
 

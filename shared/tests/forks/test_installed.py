@@ -1,4 +1,4 @@
-"""`revisit-patch` on real installs of both releases."""
+"""`revisit fork patch` on real installs of both releases."""
 
 import hashlib
 import importlib.metadata
@@ -106,7 +106,7 @@ def test_apply_again_and_revert_byte_for_byte(
     assert installed.run("--check")[0] == UNPATCHED
     status, out = installed.run()
     assert status == 0
-    assert "revisit-patch --revert" in out
+    assert "revisit fork revert" in out
     assert installed.run("--check")[0] == PATCHED
     patched = digests(installed.folder)
     assert {name for name in patched if patched[name] != before.get(name)} == TOUCHED[
@@ -286,14 +286,14 @@ def test_a_fork_is_left_alone(installed: Installed, tmp_path: Path) -> None:
     fork = Installed(tree / "src", installed.version)
     before = digests(fork.folder)
     status, out = fork.run()
-    assert (status, "revisit-fork FAMILY" in out) == (1, True)
+    assert (status, "revisit fork make FAMILY" in out) == (1, True)
     assert digests(fork.folder) == before
     (tree / STATE).unlink()
     fork.run()
     (tree / STATE).write_text("{}")
     patched = digests(fork.folder)
     status, out = fork.run()
-    assert (status, "a fork made by revisit-fork" in out, "already" in out) == (0, True, True)
+    assert (status, "It is a fork" in out, "already" in out) == (0, True, True)
     assert fork.run("--check")[0] == PATCHED
     assert fork.run("--revert")[0] == 1
     assert digests(fork.folder) == patched
@@ -341,7 +341,7 @@ def test_shared_alone_installs_the_patches_and_the_command(tmp_path: Path) -> No
         name = f"transformers-{version}.patch"
         content = (tmp_path / "site" / "revisit" / "forks" / "patches" / name).read_bytes()
         assert content == (PATCHES / name).read_bytes()
-    assert (tmp_path / "site" / "bin" / "revisit-patch").exists()
+    assert (tmp_path / "site" / "bin" / "revisit").exists()
 
 
 def test_the_exit_statuses_are_those_of_the_help() -> None:

@@ -1,4 +1,4 @@
-"""`revisit-fork` with a real pip, against an index on the loopback that serves one release."""
+"""`revisit fork make` with a real pip, against an index on the loopback that serves one release."""
 
 import gzip
 import hashlib

@@ -37,7 +37,7 @@ then, LLaVA gives what it gives on 4.57.
 
 A trace tells the vision token and layer of every model; the last column says where it also tells
 the image and the patch in it (row and column), for some where the prompt has one plain image
-([seeing.md](seeing.md) shows patches of more). `revisit-check MODEL` tries a model of your own: it
+([seeing.md](seeing.md) shows patches of more). `revisit check MODEL` tries a model of your own: it
 says what was found, and whether a generation is exact, or what to pass; with `--random` it needs
 no more than a `config.json`. Whether a model is served by vLLM is said where it was tried
 ([vllm.md](vllm.md)).

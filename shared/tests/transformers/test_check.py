@@ -1,4 +1,4 @@
-"""`revisit-check`: what it finds, and that it tells exact from not."""
+"""What is found in a model, and that exact is told from not."""
 
 import pytest
 
@@ -8,56 +8,48 @@ from revisit.transformers import check as checking
 from tiny_configs import config, language_model
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["revisit-check", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        checking.main()
-    return ended.value.code
-
-
-def test_a_config_alone_is_enough_with_random_weights(tmp_path, monkeypatch, capsys):
+def test_a_config_alone_is_enough_with_random_weights(tmp_path):
     if RELEASE < (5, 23):
         pytest.skip("this release has no family whose logits are scaled and capped")
     config("muse_glimmer", out_hidden_size=64).save_pretrained(tmp_path)
-    assert run(monkeypatch, tmp_path, "--random") == 0
-    told = capsys.readouterr().out
-    assert "MuseGlimmerForConditionalGeneration" in told
-    assert "language_model" in told
-    assert "4 of 4" in told
-    assert "image_token_" in told
-    assert told.count("exact (scaled by 0.196116, capped at 20; 4 tokens)") == 2
+    model = checking.load(str(tmp_path), random=True, trust_remote_code=False)
+    found, exact = checking.inspect(model)
+    assert exact
+    assert "MuseGlimmerForConditionalGeneration" in found["model"]
+    assert "language_model" in found["decoder"]
+    assert "4 of 4" in found["layers"]
+    assert "image_token_" in found["vision tokens"]
+    for layers in ("last", "all"):
+        assert "exact (scaled by 0.196116, capped at 20; 4 tokens)" in found[layers]
 
 
-def test_a_checkpoint_is_loaded_and_compared(tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_is_loaded_and_compared(tmp_path):
     model = families.make("llava")
     model.generation_config.pad_token_id = 0
     model.save_pretrained(tmp_path)
-    assert run(monkeypatch, tmp_path) == 0
-    assert capsys.readouterr().out.count("exact (no scale or cap; 4 tokens)") == 2
+    loaded = checking.load(str(tmp_path), random=False, trust_remote_code=False)
+    found, exact = checking.inspect(loaded)
+    assert exact and "exact (no scale or cap; 4 tokens)" in found["all"]
 
 
-def test_what_cannot_be_found_is_said_with_what_to_pass(capsys):
-    assert checking.report(families.make("kosmos-2")) == 1
-    assert "Pass vision_mask" in capsys.readouterr().out
+def test_what_cannot_be_found_is_said_with_what_to_pass():
+    found, exact = checking.inspect(families.make("kosmos-2"))
+    assert not exact and "Pass vision_mask" in found["last"]
 
 
-def test_a_refused_model_says_why(capsys):
-    assert checking.report(families.make("mllama")) == 1
-    assert "reads its images by cross-attention" in capsys.readouterr().out
+def test_a_refused_model_says_why():
+    found, exact = checking.inspect(families.make("mllama"))
+    assert not exact and "reads its images by cross-attention" in str(found)
 
 
-def test_a_wrong_choice_is_not_exact(capsys, monkeypatch):
+def test_a_wrong_choice_is_not_exact(monkeypatch):
     model = language_model()
     monkeypatch.setattr("revisit.core.rows.select", lambda distances, *_: distances.argmax(-1))
     monkeypatch.setattr(
         checking, "_project", lambda head, states: states.flip(0) @ head.weight.double().T
     )
-    assert checking.report(model) == 1
-    assert "not exact" in capsys.readouterr().out
-
-
-def test_nothing_is_loaded_that_is_not_there(tmp_path, monkeypatch):
-    assert "cannot be loaded" in run(monkeypatch, tmp_path / "absent")
+    found, exact = checking.inspect(model)
+    assert not exact and "not exact" in found["last"]
 
 
 REMOTE = """
@@ -71,7 +63,7 @@ class Own(LlamaForCausalLM):
 """
 
 
-def test_code_of_a_checkpoint_runs_only_if_asked_for(tmp_path, monkeypatch, capsys):
+def test_code_of_a_checkpoint_runs_only_if_asked_for(tmp_path, monkeypatch):
     model = language_model()
     model.config.auto_map = {
         "AutoConfig": "modeling_own.OwnConfig",
@@ -83,6 +75,8 @@ def test_code_of_a_checkpoint_runs_only_if_asked_for(tmp_path, monkeypatch, caps
     (tmp_path / "config.json").write_text(text)
     (tmp_path / "modeling_own.py").write_text(REMOTE)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    assert "trust_remote_code" in run(monkeypatch, tmp_path, "--random")
-    assert run(monkeypatch, tmp_path, "--random", "--trust_remote_code") == 0
-    assert "Own" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        checking.load(str(tmp_path), random=True, trust_remote_code=False)
+    loaded = checking.load(str(tmp_path), random=True, trust_remote_code=True)
+    found, exact = checking.inspect(loaded)
+    assert exact and "Own" in found["model"]

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +27,7 @@ _LONGEST_MESSAGE = 300  # characters of what a server says went wrong
 
 
 class Served:
-    """Describes images by a server; none of it needs to be up before it is asked.
+    """Describes images by a server, which is not asked anything before `reach` or `describe`.
 
     Args:
         base_url: as `http://127.0.0.1:8000/v1`.
@@ -68,11 +70,22 @@ class Served:
         heard: Heard | None = None,
     ) -> Said:
         """See `Speaker.describe`. Of `config` only alpha and divergence are asked for."""
+        with self._named_errors():
+            asked = self._asked(image, config, question, max_new_tokens)
+            return self._listen(asked, max_seconds, heard)
+
+    def reach(self) -> None:
+        """Raises `CommandError` where no server answers."""
+        with self._named_errors():
+            self.client.models.list(timeout=CONNECTING)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """What goes wrong between here and the server, as `CommandError`."""
         import openai
 
         try:
-            asked = self._asked(image, config, question, max_new_tokens)
-            return self._listen(asked, max_seconds, heard)
+            yield
         except CommandError:
             raise
         except openai.APIStatusError as error:

@@ -28,15 +28,16 @@ from revisit.forks.patch import PATCHES, ReleaseError, Side, read_patch
 # 1 stays for errors and 2 for a wrong command line.
 EXIT_STATUS = {"patched": 0, "unpatched": 3, "half patched": 4, "modified": 5, "another release": 6}
 _ADVICE = {
-    "patched": "`revisit-patch --revert` undoes it.",
-    "unpatched": "`revisit-patch` patches it.",
-    "half patched": "A run was interrupted: `revisit-patch` finishes it, `--revert` undoes it.",
+    "patched": "`revisit fork revert` undoes it.",
+    "unpatched": "`revisit fork patch` patches it.",
+    "half patched": "A run was interrupted: `revisit fork patch` finishes it, and `revisit fork "
+    "revert` undoes it.",
     "modified": "Neither the release's nor patched by this version of revisit: {modified}. "
     "`{reinstall}` restores it; or use `revisit.enable(model)`, which needs no patch.",
     "another release": "There are patches for {releases} alone, and no other release needs one: "
     "`revisit.enable(model)` has its `generate` decode with ReVisiT.",
-    "fork": "It is a fork made by revisit-fork, and left alone: `revisit-fork FAMILY` makes it "
-    "again, `{reinstall}` puts the release in its place.",
+    "fork": "It is a fork, and left alone: `revisit fork make FAMILY` makes it again, "
+    "`{reinstall}` puts the release in its place.",
 }
 
 
@@ -108,9 +109,9 @@ def switch(install: Install, to: Side) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `revisit-patch`. Returns its exit status."""
+    """The command `revisit fork patch|check|revert`. Returns its exit status."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("revisit-patch", description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser("revisit fork patch", description=__doc__, formatter_class=raw)
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--check", action="store_true", help="change nothing, tell the state")
     one.add_argument("--revert", action="store_true", help="restore the release, byte for byte")
@@ -130,12 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(Install(package), "Changed:" if changed else "It was so already.", *changed)
         return 0
     except ReleaseError as error:
-        print(f"revisit-patch: {error}", file=sys.stderr)
+        print(f"revisit fork: {error}", file=sys.stderr)
     except OSError as error:
         said = "Run this as the user who installed Transformers, with space on the disk."
-        print(f"revisit-patch: nothing was changed: {error}. {said}", file=sys.stderr)
+        print(f"revisit fork: nothing was changed: {error}. {said}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("revisit-patch: interrupted; with --check it tells the state.", file=sys.stderr)
+        print("revisit fork: interrupted; `revisit fork check` says the state.", file=sys.stderr)
         return 130
     return 1
 

@@ -42,7 +42,7 @@ def why_make(tree: Path, patch: Patch) -> tuple[str, bool]:
         state = json.loads((tree / STATE).read_bytes())
         made, source = dict(state["files"]), state["patch_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
-        return f"not made by revisit-fork, or its {STATE} is damaged", True
+        return f"not made by `revisit fork make`, or its {STATE} is damaged", True
     files = _digests(tree)
     edited = bool(files.items() - made.items())
     words = {name: "changed" if name in files else "missing" for name in made}
@@ -107,8 +107,8 @@ def write_state(tree: Path, patch: Patch) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command `revisit-fork`. Returns its exit status."""
-    parser = argparse.ArgumentParser("revisit-fork", description=__doc__)
+    """The command `revisit fork make`. Returns its exit status."""
+    parser = argparse.ArgumentParser("revisit fork make", description=__doc__)
     parser.add_argument("family", type=Path, help="family folder, such as LLaVA1.5")
     said = "change nothing: print the state, exit with 0 if it is up to date and 1 if not"
     parser.add_argument("--check", action="store_true", help=said)
@@ -129,10 +129,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 make(tree, patch, keep=edited)
         return 0
     except (ReleaseError, OSError, tarfile.TarError) as error:
-        print(f"revisit-fork: {error}", file=sys.stderr)
+        print(f"revisit fork make: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("revisit-fork: interrupted; run it again to make the fork.", file=sys.stderr)
+        print("revisit fork make: interrupted; run it again to make the fork.", file=sys.stderr)
         return 130
 
 

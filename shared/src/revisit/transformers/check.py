@@ -1,8 +1,6 @@
-"""`revisit-check MODEL`: what ReVisiT finds in a model, and whether it decodes it exactly."""
+"""What ReVisiT finds in a model, and whether it decodes it exactly."""
 
-import argparse
 import math
-import sys
 from typing import Any
 
 import torch
@@ -230,43 +228,17 @@ def _randomize(model: Model) -> Model:
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="revisit-check",
-        description="Say what ReVisiT finds in a model, and compare one generation with the dense "
-        "float64 computation: exact, or what to pass.",
-    )
-    parser.add_argument("model", help="a checkpoint's folder, or a hub id")
-    parser.add_argument(
-        "--random", action="store_true", help="random weights: a config.json is enough"
-    )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run the code that the checkpoint brings"
-    )
-    args = parser.parse_args()
+def inspect(model: Model) -> tuple[dict[str, str], bool]:
+    """What is found, by name, and whether ReVisiT is exact for `"last"` and `"all"`."""
     try:
-        model = load(args.model, random=args.random, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError) as error:
-        sys.exit(f"{args.model} cannot be loaded: {error}")
-    sys.exit(report(model))
-
-
-def report(model: Model) -> int:
-    """Print what is found and whether it is exact; 0 if it is, for `"last"` and `"all"`."""
-    try:
-        for name, found in describe(model).items():
-            print(f"{name:14}{found}")
+        found = describe(model)
     except ValueError as error:
-        print(f"refused: {error}")
-        return 1
-    results = [_try(model, layers) for layers in ("last", "all")]
-    return 0 if all(results) else 1
-
-
-def _try(model: Model, layers: str) -> bool:
-    try:
-        print(f"{layers:14}{check(model, layers)}")
-    except ValueError as error:
-        print(f"{layers:14}not exact: {error}")
-        return False
-    return True
+        return {"refused": str(error)}, False
+    exact = True
+    for layers in ("last", "all"):
+        try:
+            found[layers] = check(model, layers)
+        except ValueError as error:
+            found[layers] = f"not exact: {error}"
+            exact = False
+    return found, exact

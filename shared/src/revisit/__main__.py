@@ -1,0 +1,6 @@
+"""`python -m revisit`."""
+
+from revisit.commands.main import start
+
+if __name__ == "__main__":
+    start()

@@ -1,0 +1,172 @@
+"""Flags from typed settings, by cyclopts; and what a command line may say that cyclopts does not
+read by itself."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields, make_dataclass
+from inspect import isfunction
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import yaml
+from cyclopts import App, Group, Parameter, Token
+from cyclopts.argument import Argument
+from cyclopts.config import Dict
+from docstring_parser import parse
+
+from revisit.commands import CommandError
+from revisit.config import OTHERS, PUBLISHED, DecoderConfig, ReVisiTConfig
+
+DECODERS: dict[str, type[DecoderConfig]] = {"revisit": ReVisiTConfig, **OTHERS}
+_FLAGS = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
+FLATTENED = Parameter(name="*")
+"""Of a dataclass whose fields are flags by their own names."""
+
+
+def read_layers(text: str) -> str | tuple[int, ...]:
+    """The layers that "last" or "0,2,5" names; the config says what is wrong with others."""
+    words = text.replace(",", " ").split()
+    if words and all(word.isdecimal() for word in words):
+        return tuple(int(word) for word in words)
+    return " ".join(words)
+
+
+def _to_layers(hint: object, tokens: Sequence[Token]) -> str | tuple[int, ...]:
+    return read_layers(tokens[-1].value)  # the last one counts
+
+
+def new_app(name: str, summary: str) -> App:
+    """A program whose flags may be repeated (the last one counts) and have no `--no-` form."""
+    return App(
+        name=name,
+        help=summary,
+        help_format="plaintext",
+        default_parameter=Parameter(negative=(), allow_repeating=True),
+    )
+
+
+def decoder_flags(names: Iterable[str]) -> type:
+    """A dataclass of the settings of these decoders, made from their own dataclasses.
+
+    ReVisiT's flags are `--layers` and `--alpha` or, by their published names,
+    `--early_exit_layers` and `--relative_top`; those of other decoders begin with the decoder.
+    """
+    found = []
+    for name in names:
+        config = DECODERS[name]
+        hints = get_type_hints(config)
+        meanings = {each.arg_name: each.description for each in parse(config.__doc__ or "").params}
+        for field in fields(config):
+            if name == "revisit" and field.name not in _FLAGS:
+                continue
+            layers = field.name == "layers"
+            parameter = Parameter(
+                name=_names(name, field.name),
+                help=" ".join((meanings[field.name] or "").split()),
+                group=Group(f"Decoder {name}", sort_key=10),
+                converter=_to_layers if layers else None,
+                n_tokens=1 if layers else None,
+                metavar="LAYERS" if layers else None,
+            )
+            hint = str | tuple[int, ...] if layers else hints[field.name]
+            found.append((f"{name}_{field.name}", Annotated[hint, parameter], field.default))
+    made = make_dataclass("DecoderFlags", found, frozen=True)
+    made.__module__ = __name__  # of a class of `types`, its default, cyclopts takes no fields
+    return made
+
+
+def to_config(name: str, flags: Any) -> DecoderConfig | None:
+    """The settings of a decoder from its flags; None for greedy decoding.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+    if name == "greedy":
+        return None
+    chosen = {key: value for key, value in asdict(flags).items() if key.startswith(f"{name}_")}
+    return DECODERS[name](**{key.removeprefix(f"{name}_"): value for key, value in chosen.items()})
+
+
+def _names(decoder: str, setting: str) -> tuple[str, ...]:
+    if decoder != "revisit":
+        return (f"--{decoder}_{setting}",)
+    published = (flag for flag, name in PUBLISHED.items() if name == setting)
+    return (f"--{setting}", *(f"--{flag}" for flag in published))
+
+
+def prepare(app: App, argv: Sequence[str]) -> list[str]:
+    """The command line as cyclopts reads it.
+
+    `--config FILE.yaml` is taken out, and read for the flags that the command line lacks. `--flag
+    true` becomes `--flag=true`, and the words behind a flag of layers become one. Of a flag of
+    several words only the last occurrence stays, as of any other.
+
+    Raises:
+        CommandError: the file of `--config` cannot be read.
+    """
+    groups = _grouped(argv)
+    for group in [group for group in groups if _plain(group[0]) == "--config"]:
+        app.config = _config(group)
+        groups[groups.index(group)] = group[2:]
+    arguments = _arguments(app, [word for group in groups for word in group])
+    several: dict[int, list[str]] = {}
+    for group in groups:
+        flag, *words = group or [""]
+        argument = arguments.get(_plain(flag.partition("=")[0]))
+        if argument is None:
+            continue
+        if argument.parameter.consume_multiple:
+            several.setdefault(id(argument), []).clear()
+            several[id(argument)] = group
+        if argument.parameter.converter is _to_layers and words:
+            end = next((n for n, word in enumerate(group) if n > 1 and not _layers(word)), None)
+            group[:end] = [f"{flag}={','.join(group[1:end])}"]
+        elif argument.hint is bool and words and words[0].lower() in ("true", "false"):
+            group[:2] = [f"{flag}={words[0].lower()}"]
+    return [word for group in groups for word in group]
+
+
+def _grouped(argv: Sequence[str]) -> list[list[str]]:
+    """The words up to the first flag, then each flag with the words behind it."""
+    groups: list[list[str]] = [[]]
+    for word in argv:
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    return [group for group in groups if group]
+
+
+def _arguments(app: App, words: Sequence[str]) -> dict[str, Argument]:
+    """The flags of the command that the words begin with."""
+    *_, command = app.parse_commands(list(words))[1]
+    if not isfunction(command.default_command):  # --help, --version, or no command
+        return {}
+    found = command.assemble_argument_collection()
+    return {_plain(name): argument for argument in found for name in argument.names}
+
+
+def _plain(flag: str) -> str:
+    return flag.replace("_", "-")
+
+
+def _layers(word: str) -> bool:
+    return word.replace(",", "").isdecimal()
+
+
+def _config(group: Sequence[str]) -> Dict:
+    """The flags in the file behind `--config`; numbers of layers as one word, as `prepare` does."""
+    try:
+        read = yaml.safe_load(Path(group[1]).read_text(encoding="utf-8"))
+        if isinstance(read, dict):
+            flags = {
+                name: ",".join(map(str, value)) if _whole_numbers(value) else value
+                for name, value in read.items()
+            }
+            return Dict(flags, source=group[1], use_commands_as_keys=False)
+        why = "it holds no names with values"
+    except (IndexError, OSError, ValueError, yaml.YAMLError) as error:
+        why = str(error).partition("\n")[0]
+    raise CommandError(f"{' '.join(group[:2])}: name a YAML file of flags and their values; {why}")
+
+
+def _whole_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(each) is int for each in value)

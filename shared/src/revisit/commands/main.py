@@ -1,0 +1,119 @@
+"""The command `revisit`. Here: its subcommands, and how each of them ends.
+
+Nothing heavy is imported before a subcommand runs: `revisit --help` needs no PyTorch, and Ctrl-C is
+answered while modules are being imported too.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from revisit import __version__
+from revisit.commands import CommandError
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+INTERRUPTED = 130
+COMMANDS = {
+    "caption": "Describe images, and say which patch each word came from.",
+    "web": "Greedy decoding and ReVisiT side by side in the browser.",
+    "check": "Whether ReVisiT decodes a model exactly.",
+    "fork": "Transformers 4.31.0 and 4.50.0 with ReVisiT inside.",
+}
+
+
+def start() -> NoReturn:
+    """The console script."""
+    _leave_at_ctrl_c()
+    status = main(sys.argv[1:])
+    _leave_at_ctrl_c()  # while threads and modules are taken down
+    sys.exit(status)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one subcommand.
+
+    Returns:
+        The exit status: 0 done, 1 not all done, 2 wrong use, 130 on Ctrl-C.
+    """
+    try:
+        from revisit.commands.flags import new_app
+    except ModuleNotFoundError as error:
+        print(f"revisit: {error}: pip install revisit-decoding brings it", file=sys.stderr)
+        return 2
+    app = new_app("revisit", "Decoding that makes vision-language models say what they see.")
+    app.version = __version__
+    app.help_epilogue = (
+        "Each command explains its flags with --help, and takes them from a file too: --config "
+        "FILE.yaml. --install-completion sets up the completion of your shell."
+    )
+    app.register_install_completion_command()
+    for name, summary in COMMANDS.items():
+        app.command(f"revisit.commands.{name}:{name}", name=name, help=summary)
+    return run(app, argv)
+
+
+def run(app: "App", argv: Sequence[str]) -> int:
+    """Parse a command line and run what it asks for; what a user did wrong is one line."""
+    from cyclopts import CycloptsError
+
+    from revisit.commands.flags import prepare
+
+    program = " ".join((*app.name, *app.parse_commands(list(argv))[0]))
+    try:
+        command, bound, _ = app.parse_args(
+            prepare(app, argv), print_error=False, exit_on_error=False
+        )
+    except (CycloptsError, ValueError, ModuleNotFoundError) as error:
+        return _refuse(program, error)  # a setting's own check raises ValueError
+    try:
+        _raise_at_ctrl_c()
+        status = command(*bound.args, **bound.kwargs)
+        sys.stdout.flush()
+        return int(status or 0)
+    except BrokenPipeError:  # its reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except BaseException as error:
+        if _interrupted(error):
+            print(f"{program}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        if isinstance(error, _refusals()):
+            return _refuse(program, error)
+        raise
+
+
+def _refuse(program: str, error: BaseException) -> int:
+    print(f"{program}: error: {error}", file=sys.stderr)
+    return 2
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """The errors whose message is for the user."""
+    evaluation: Any = sys.modules.get("revisit.evaluation")
+    return (CommandError,) if evaluation is None else (CommandError, evaluation.EvaluationError)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind it: an import that it cut short may raise ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _leave_at_ctrl_c() -> None:
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _raise_at_ctrl_c() -> None:
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _leave(*_: object) -> NoReturn:
+    os.write(2, b"revisit: interrupted\n")
+    os._exit(INTERRUPTED)

@@ -1,0 +1,95 @@
+"""The command `revisit`: what is the same in all of its subcommands."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import revisit
+from revisit.commands.main import COMMANDS, main
+
+IMAGE = Path(__file__).parents[3] / "prerequisites" / "demo" / "coco" / "val2014"
+IMAGE /= "COCO_val2014_000000000001.jpg"
+HEAVY = ("torch", "transformers", "numpy", "gradio", "PIL")
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_quick_and_imports_nothing_heavy(command):
+    code = (
+        "import sys, time; before = time.process_time()\n"
+        "from revisit.commands.main import main\n"
+        "status = main(sys.argv[1:])\n"
+        f"heavy = [each for each in {HEAVY} if each in sys.modules]\n"
+        "print(time.process_time() - before, status, heavy, file=sys.stderr)"
+    )
+    done = python(code, *command.split(), "--help")
+    seconds, status, heavy = done.stderr.split(maxsplit=2)
+    assert (status, heavy.strip()) == ("0", "[]"), done.stderr
+    assert float(seconds) < 1.0
+    assert f"Usage: revisit {command}".strip() in done.stdout and "%%" not in done.stdout
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_says_its_version(command, capsys):
+    assert main([*command.split(), "--version"]) == 0
+    assert capsys.readouterr().out.strip() == revisit.__version__
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["captoin"], 'revisit: error: Unknown command "captoin". Did you mean "caption"?'),
+        (["caption", "x.jpg", "--alhpa", "1"], "caption: error: Unknown option: --alhpa. Did you"),
+        (["check"], "revisit check: error: "),
+        (["check", "there", "--random=maybe"], 'unable to convert "maybe" into bool'),
+        (["caption", "x.jpg", "--alpha", "2"], "error: alpha (relative_top) must be in"),
+        (
+            ["fork", "make", "--config", "none.yaml"],
+            "--config none.yaml: name a YAML file of flags",
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_use_is_one_line_and_exit_status_2(argv, message, capsys):
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "module", ["cyclopts", "revisit.commands.caption", "numpy", "torch", "transformers.generation"]
+)
+def test_ctrl_c_while_a_module_is_imported_is_one_line(module):
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        f"        if name == {module!r}:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from revisit.commands.main import start\n"
+        "start()\n"
+    )
+    done = python(code, "caption", str(IMAGE))
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip().splitlines()[-1].endswith(": interrupted")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    code = (
+        "import os, sys\n"
+        "reading, writing = os.pipe()\n"
+        "os.close(reading)\n"
+        "os.dup2(writing, 1)\n"
+        "from revisit.commands.main import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = python(code, "fork", "--help")
+    assert (done.returncode, done.stderr) == (1, "")
