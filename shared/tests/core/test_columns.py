@@ -252,15 +252,3 @@ def test_states_are_taken_in_blocks_that_memory_allows(block, states):
 def test_states_that_cannot_be_projected_are_refused(states, message):
     with pytest.raises(ValueError, match=message):
         Session(states, Cache(Counted(4), BIG), ReVisiTConfig())
-
-
-def test_a_generator_follows_from_the_seed_and_the_number_of_the_prompt():
-    cache = Cache(Counted(4), 0)
-
-    def draw(seed, *number):
-        one = Session(torch.ones(1, 2), cache, ReVisiTConfig(seed=seed), *number)
-        return float(torch.rand(1, generator=one.generator))
-
-    draws = [draw(*of) for of in ((0, 0), (0, 1), (1, 0), (1, 1), (-3, 2), (2**40, 5), (0,))]
-    assert draws[0] == draws[-1]
-    assert len(set(draws)) == 6

@@ -83,6 +83,16 @@ def test_likely_tokens_that_differ_by_one_bit_keep_their_order():
         assert fill_left_out(decided, logits)[0, 1:].argmax() == 6
 
 
+def test_a_score_is_a_multiple_of_the_log_probability_that_follows_from_its_row_alone():
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.0, -900.0]])
+    decided = torch.tensor([[-2.0, -math.inf, -3.0, -math.inf], [-600.0, -math.inf, -3.0, -700.0]])
+    filled = fill_left_out(decided, logits)
+    nats = math.log(4) + 1
+    assert filled[0].tolist() == pytest.approx([-2.0, -(2**14) * nats, -3.0, -(2**14) * nats])
+    least = (logits[1].log_softmax(0)[1] - 1) * 32 * 700
+    assert filled[1].tolist() == pytest.approx([-600.0, float(least), -3.0, -700.0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_certain_token_leaves_the_others_in_order(dtype):
     logits = torch.tensor([[1, math.inf, 3, 2, -math.inf]], dtype=dtype)

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revisit.config import ReVisiTConfig
-from revisit.core import columns, onepass
+from revisit.core import columns
 from revisit.core.columns import Cache
 from revisit.core.head import LMHead
 from revisit.core.rows import refine
 from revisit.core.session import Session
-from revisit.core.step import divergence, step
+from revisit.core.step import step
 
 VOCABULARY, WIDTH = 80, 12
 CONFIG = ReVisiTConfig(alpha=0.01)
@@ -281,21 +281,3 @@ def test_no_tensor_has_the_size_of_vision_states_times_vocabulary(alpha):
         _, (decided,) = refine(random(1, vocabulary) * 4, [session])
     assert decided.vocabulary.shape[0] > 40
     assert largest.entries <= max(vocabulary * 128, 40 * tokens) < vocabulary * tokens / 10
-
-
-@given(st.integers(1, 40), st.integers(1, 30), st.integers(0, 2**31), st.sampled_from(["ag", "js"]))
-def test_divergences_in_one_pass_are_those_of_the_formula(words, states, seed, kind):
-    log_p = (random(3, words, seed=seed) * 5).log_softmax(1)
-    logits = random(3, words, states, seed=seed + 1) * 5
-    expected = divergence(log_p, logits.log_softmax(1), kind)
-    for shift in (0, 200):  # large logits do not overflow
-        got = onepass.distances(onepass.prepare(log_p, kind, 0.1), logits + shift, kind)
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_a_token_without_probability_is_infinitely_far_in_its_own_row_alone():
-    log_p = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).log()
-    logits = random(2, 3, 4)
-    got = onepass.distances(onepass.prepare(log_p, "ag", 0.0), logits.clone(), "ag")
-    assert got[0].isposinf().all()
-    torch.testing.assert_close(got[1], divergence(log_p[1:], logits[1:].log_softmax(1), "ag")[0])

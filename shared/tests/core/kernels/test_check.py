@@ -1,13 +1,13 @@
 """Whether the kernels are used is decided before they are, and never silently where they fail."""
 
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
 
 from revisit.core.head import LMHead
 from revisit.core.kernels import available, check
+from test_rows import SETTINGS
 
 HEAD = LMHead(torch.randn(300, 24))
 
@@ -34,21 +34,6 @@ def test_kernels_that_agree_are_available_and_checked_once(interpreted, monkeypa
         assert available(head)
     monkeypatch.setattr(check, "_differs", None)
     assert available(head)
-
-
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-SETTINGS = {
-    "a default device": lambda: torch.device("meta"),  # what is made there is nowhere
-    "a default dtype": lambda: default_dtype(torch.float64),
-    "mixed precision": lambda: torch.autocast("cpu", torch.bfloat16),
-    "inference mode": torch.inference_mode,
-}
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -19,7 +19,7 @@ states of its prompt, and a step with 64 reads them once too. Two ways to need t
   prompt before the first token; which tokens are likely is a guess, and a single one that was not
   among them has the price of a tile all the same.
 - Tokens just below the bound fill the tile of a product that a step needs anyway. Their cost is the
-  columns that are written, 2 MB; they follow the model's own distribution, and they stop where the
+  columns that are written, 2 MB; they follow the model's distribution, and they stop where the
   next one would push a column out.
 
 The second is taken: it needs no list of tokens and adds nothing to prefill. Neither was measured.

@@ -19,7 +19,7 @@ _CONFIGS = [
     ReVisiTConfig(alpha=1e-4, divergence="js", selection="max"),
 ]
 
-# What the check said, by device and kind of head: it runs once a process for each.
+# Whether the kernels agreed, by device and kind of head: it runs once a process for each.
 _checked: dict[object, bool] = {}
 
 
@@ -39,7 +39,7 @@ def available(head: Head) -> bool:
         _checked[kind] = True  # a second thread does not check again
         try:
             fault = _differs(head)
-        except Exception as error:  # what a compiler or a driver raises is its own
+        except Exception as error:  # a compiler or a driver raises what it likes
             fault = f"{type(error).__name__}: {error}"
         if fault:
             _checked[kind] = False

@@ -195,9 +195,8 @@ class Steps:
         if any(prompt and prompt.generator for prompt in self._drawing):
             draws = [-1] * self.rows
             for row, prompt in enumerate(self._drawing):
-                if prompt and prompt.generator:
-                    own = prompt.generator
-                    draws[row] = int(torch.randint(prompt.size, (), generator=own, device="cpu"))
+                if prompt and (drawn := prompt.generator):
+                    draws[row] = int(torch.randint(prompt.size, (), generator=drawn, device="cpu"))
             self._send(self._decided[:, kernels.DRAWN.value], draws)
 
     def read(self, logits: Tensor) -> None:
