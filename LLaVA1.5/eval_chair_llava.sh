@@ -43,5 +43,6 @@ LAUNCHER="${LAUNCHER:-python}"
 # nltk is the published scoring and needs NLTK's data; noun needs none.
 LEMMATIZER="${LEMMATIZER:-nltk}"
 
+session=llava
 program="$here/eval/chair_eval_llava.py"
 source "$root/shared/eval_chair.sh"

@@ -43,5 +43,6 @@ DTYPE="${DTYPE:-}"
 # What starts the program: python, or "torchrun --nproc_per_node 2" for two GPUs.
 LAUNCHER="${LAUNCHER:-python}"
 
+session=qwen
 program="$here/eval/pope_eval_qwenvl.py"
 source "$root/shared/eval_pope.sh"

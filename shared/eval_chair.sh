@@ -4,9 +4,16 @@
 # Where prerequisites/download_nltk.py puts NLTK's data; NLTK looks in its own places too.
 export NLTK_DATA="${NLTK_DATA:-$root/prerequisites/nltk_data}"
 
+launcher="${LAUNCHER:-python}"
+if ! command -v "${launcher%% *}" > /dev/null; then
+    echo "${launcher%% *} is not here: build this program's environment by \`nox -s $session" \
+        "--install-only\`, and activate it by \`source $root/.nox/$session/bin/activate\`" >&2
+    exit 1
+fi
+
 # LAUNCHER may hold words, such as "torchrun --nproc_per_node 2".
 # shellcheck disable=SC2086
-exec ${LAUNCHER:-python} "$program" \
+exec $launcher "$program" \
     --model_path "$MODEL_PATH" \
     --data_path "$DATA_PATH" \
     --anno_path "$ANNO_PATH" \

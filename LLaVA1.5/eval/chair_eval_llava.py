@@ -1,7 +1,6 @@
 """Caption a sample of COCO images with LLaVA-1.5, by ReVisiT or another decoder."""
 
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 try:
     import torch
-    from PIL import Image
 
     from llava import (
         DEFAULT_IMAGE_TOKEN,
@@ -19,58 +17,65 @@ try:
         process_images,
         tokenizer_image_token,
     )
-    from revisit.commands.engines.transformers import TransformersCaptioner
-    from revisit.evaluation.captioning import main
-    from revisit.evaluation.flags import decoding_arguments, other_decoder
-    from revisit.transformers.checkpoint import check_layers, own_dtype
-    from revisit.transformers.published import published_layers
+    from revisit.commands.engines.transformers import (
+        Images,
+        TransformersCaptioner,
+        check_run_layers,
+    )
+    from revisit.commands.eval import Family, main
+    from revisit.evaluation.run import Run
+    from revisit.transformers.checkpoint import own_dtype
 except ImportError as error:
     found = find_spec("revisit")
     sys.exit(
         f"{error}. `revisit` here is {found.origin if found else 'not installed'}, and PyPI's "
-        "`revisit` is another project: build this program's environment by "
-        "`nox -s llava --install-only` and activate it (docs/reproducing.md)"
+        "`revisit` is another project. This program has an environment: `nox -s llava "
+        "--install-only` builds it, `source .nox/llava/bin/activate` (or `conda activate "
+        "revisit_llava`) activates it; see docs/reproducing.md"
     )
-
-# What is LLaVA-1.5's own in the programs of all benchmarks.
-FAMILY: dict[str, Any] = {
-    "results": Path(__file__).resolve().parents[2] / "results" / "llava",
-    "own_dtype": own_dtype,
-    "gpu_dtype": "float16",  # as published
-}
 
 
 class LlavaCaptioner(TransformersCaptioner):
     """LLaVA-1.5 that answers questions about images."""
 
-    def __init__(self, args: Namespace) -> None:
-        if args.decoder == "revisit":
-            check_layers(args.model_path, args.early_exit_layers)
-        place = {"device_map": "auto"} if args.device == "auto" else {"device": args.device}
+    def __init__(self, run: Run) -> None:
+        check_run_layers(run)
+        device = run.place.device
         tokenizer, model, self.processor = load_pretrained_model(
-            args.model_path, dtype=getattr(torch, args.dtype), **place
+            run.model_path,
+            dtype=getattr(torch, str(run.place.dtype)),
+            **({"device_map": "auto"} if device == "auto" else {"device": device}),
         )
-        super().__init__(model, tokenizer, {"conversation": "llava_v1"})
-        self.decode(args)
+        super().__init__(model, tokenizer, {"conversation": "llava_v1"}, run, fork=True)
 
-    def decode(self, args: Namespace) -> None:
-        """Decode from now on as these flags say."""
-        if args.decoder == "revisit":
-            published_layers(self.model, args.early_exit_layers)  # refuses one that is not there
-        padding = {"pad_token_id": self.tokenizer.pad_token_id}
-        self.decode_by(other_decoder(args), decoding_arguments(args) | padding)
+    def decode(self, run: Run) -> None:
+        """Decode from now on as a run says."""
+        super().decode(run)
+        self.arguments["pad_token_id"] = self.tokenizer.pad_token_id
 
-    def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> dict[str, Any]:
+    def inputs(self, images: Images, questions: Sequence[str]) -> dict[str, Any]:
         """What the model reads of the images and the question about each, a row for each."""
-        prompts = [llava_v1_prompt([f"{DEFAULT_IMAGE_TOKEN}\n{text}"]) for text in questions]
+        asked = [
+            text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"
+            for image, text in zip(images, questions, strict=True)
+        ]
+        shown = [image for image in images if image is not None]
+        prompts = [llava_v1_prompt([text]) for text in asked]
         rows = [list(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
         return {
             "input_ids": ids.to(self.model.device),
             "attention_mask": mask.to(self.model.device),
-            "images": process_images(images, self.processor, self.model.config),
+            "images": process_images(shown, self.processor, self.model.config) if shown else None,
         }
 
 
+FAMILY = Family(
+    load=LlavaCaptioner,
+    own_dtype=own_dtype,
+    results=Path(__file__).resolve().parents[2] / "results" / "llava",
+    gpu_dtype="float16",  # as published
+)
+
 if __name__ == "__main__":
-    raise SystemExit(main(LlavaCaptioner, "Caption COCO images with LLaVA-1.5.", **FAMILY))
+    raise SystemExit(main(["chair", *sys.argv[1:]], FAMILY, Path(__file__).name))

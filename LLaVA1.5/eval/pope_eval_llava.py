@@ -1,5 +1,6 @@
 """Ask LLaVA-1.5 POPE's questions, by ReVisiT or another decoder."""
 
+import sys
 from pathlib import Path
 from runpy import run_path
 
@@ -7,8 +8,4 @@ from runpy import run_path
 CHAIR = run_path(str(Path(__file__).with_name("chair_eval_llava.py")))
 
 if __name__ == "__main__":
-    from revisit.evaluation.polling import main
-
-    raise SystemExit(
-        main(CHAIR["LlavaCaptioner"], "Ask LLaVA-1.5 POPE's questions.", **CHAIR["FAMILY"])
-    )
+    raise SystemExit(CHAIR["main"](["pope", *sys.argv[1:]], CHAIR["FAMILY"], Path(__file__).name))

@@ -16,8 +16,6 @@ import revisit
 from llava import llava_v1_prompt, load_pretrained_model, process_images, tokenizer_image_token
 from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
 from revisit.decoders.transformations import second_image
-from revisit.evaluation.captioning import main
-from revisit.transformers.checkpoint import own_dtype
 
 FAMILY = Path(__file__).parents[1]
 SIZES = [(60, 40), (30, 70), (56, 56), (20, 80), (64, 64)]
@@ -55,7 +53,7 @@ def captions_in(file: Path) -> dict[int, str]:
 def test_captions_are_what_the_model_says_of_each_image(
     checkpoint, coco, tmp_path, batch_size, decoder
 ):
-    captioner = runpy.run_path(str(FAMILY / "eval" / "chair_eval_llava.py"))["LlavaCaptioner"]
+    script = runpy.run_path(str(FAMILY / "eval" / "chair_eval_llava.py"))
     arguments = {
         "model_path": checkpoint,
         "data_path": coco / "val2014",
@@ -67,8 +65,7 @@ def test_captions_are_what_the_model_says_of_each_image(
         **decoder,
     }
     argv = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    family = {"results": tmp_path / "results", "own_dtype": own_dtype}
-    assert main(captioner, "LLaVA", argv=argv, **family) == 0
+    assert script["main"](["chair", *argv], script["FAMILY"]) == 0
 
     tokenizer, model, processor = load_pretrained_model(checkpoint, device="cpu")
     prompt = llava_v1_prompt(["<image>\nPlease describe this image in detail."])
@@ -95,13 +92,12 @@ OTHERS = [
 def test_another_decoder_s_captions_are_what_it_says_of_each_image(
     checkpoint, coco, tmp_path, flags, config
 ):
-    captioner = runpy.run_path(str(FAMILY / "eval" / "chair_eval_llava.py"))["LlavaCaptioner"]
+    script = runpy.run_path(str(FAMILY / "eval" / "chair_eval_llava.py"))
     out = tmp_path / "captions.jsonl"
     arguments = {"model_path": checkpoint, "data_path": coco / "val2014", "output_path": out}
     arguments |= {"max_new_tokens": 12, "batch_size": 4, "device": "cpu", **flags}
     argv = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
-    family = {"results": tmp_path / "results", "own_dtype": own_dtype}
-    assert main(captioner, "LLaVA", argv=argv, **family) == 0
+    assert script["main"](["chair", *argv], script["FAMILY"]) == 0
 
     tokenizer, model, processor = load_pretrained_model(checkpoint, device="cpu")
     prompt = llava_v1_prompt(["<image>\nPlease describe this image in detail."])

@@ -40,6 +40,7 @@ from jobs import (
     write_lines,
 )
 from revisit.evaluation.benchmarks import chair, pope
+from revisit.evaluation.store import read_answers
 from sheet import Example, draw_sheet
 
 TRACED, SHOWN = 40, 2
@@ -62,7 +63,7 @@ def pope_scores(
     sets: Mapping[str, list[dict[str, Any]]], answers: Path
 ) -> tuple[dict[str, dict[str, float]], float]:
     """POPE's metrics of each set, and the part of the questions answered by "Yes" or "No"."""
-    said = pope.read_answers(answers)
+    said = read_answers(answers, pope.FORM)
     by_question = {(e["image"], e["text"]): said[e["question_id"]] for e in distinct(sets)}
     scores = {}
     for name, entries in sets.items():

@@ -29,8 +29,9 @@ from jobs import (
     run_jobs,
 )
 from revisit.config import OTHERS
-from revisit.evaluation.results.comparable import check_alike, group
-from revisit.evaluation.results.result import CHAIR, read_result
+from revisit.evaluation.benchmarks.chair import COLUMNS as CHAIR
+from revisit.evaluation.results.comparable import check_comparable, group
+from revisit.evaluation.results.result import read_result
 from revisit.evaluation.results.tables import Row, cells, header, rows
 from timing import relative
 
@@ -103,7 +104,6 @@ def timing_job(family: Family, out: Path, images: int) -> dict[str, Any]:
     return {
         "timing": str(timing_file(out)),
         "script": str(family.script),
-        "captioner": family.captioner,
         "ways": {**flags, AGAIN: flags[GREEDY.slug]},
         "rounds": [files[start : start + family.batch_size] for start in starts],
     }
@@ -112,7 +112,7 @@ def timing_job(family: Family, out: Path, images: int) -> dict[str, Any]:
 def compared(chosen: Sequence[Decoder], out: Path) -> list[Row]:
     """Rows of these ways, with what they cost in turn; the first is the baseline."""
     groups = group([read_result(out / way.slug / "chair.json") for way in chosen])
-    check_alike(groups)
+    check_comparable(groups)
     costs = relative(read_json(timing_file(out)))
     return [
         row._replace(name=way.name, relative=np.array([costs[way.slug]]))

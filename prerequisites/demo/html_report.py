@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.coco import read_captions
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks.objects.truth import ground_truth
 from revisit.evaluation.pictures.plots import Axes, Point
 from revisit.evaluation.pictures.report import Group, Table, write_report
 from revisit.evaluation.pictures.runs import scored_run
@@ -34,13 +36,13 @@ class Results(NamedTuple):
 def write_page(families: Sequence[Results], annotations: Path, path: Path) -> None:
     """Write the page; every word of the captions is read as a noun, as in the tables."""
     lemmatize = LEMMATIZERS["noun"]()
-    objects = chair.ground_truth(annotations, lemmatize)
+    objects = ground_truth(annotations, lemmatize)
     groups = [
         Group(
             family.name,
             [
                 scored_run(
-                    name, chair.score(chair.read_captions(file), objects, lemmatize), _record(file)
+                    name, chair.score(read_captions(file), objects, lemmatize), _record(file)
                 )
                 for name, file in family.captions
             ],

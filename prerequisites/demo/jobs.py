@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.coco import read_captions
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks.objects.truth import ground_truth
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -34,8 +36,6 @@ class Family:
     environment: str
     script: Path
     program: Path
-    captioner: str
-    """The class of the script that captions."""
     checkpoint: Path
     published_layers: str
     batch_size: int
@@ -58,7 +58,6 @@ FAMILIES = (
         environment="llava",
         script=ROOT / "LLaVA1.5" / "eval" / "chair_eval_llava.py",
         program=HERE / "ask_llava.py",
-        captioner="LlavaCaptioner",
         checkpoint=HERE / "llava-tiny",
         published_layers="last",
         batch_size=50,
@@ -68,7 +67,6 @@ FAMILIES = (
         environment="qwen",
         script=ROOT / "Qwen2.5-VL" / "eval" / "chair_eval_qwenvl.py",
         program=HERE / "ask_qwen.py",
-        captioner="QwenCaptioner",
         checkpoint=HERE / "qwen-tiny",
         published_layers="all",
         batch_size=20,  # its vision tower attends over all images of a batch at once
@@ -184,8 +182,8 @@ def seconds(captions: Path) -> float:
 def score(captions: Path, coco: Path) -> chair.Score:
     """CHAIR of a captions file, every word read as a noun; images in the order of their ids."""
     lemmatize = LEMMATIZERS["noun"]()
-    objects = chair.ground_truth(coco / "annotations", lemmatize)
-    return chair.score(dict(sorted(chair.read_captions(captions).items())), objects, lemmatize)
+    objects = ground_truth(coco / "annotations", lemmatize)
+    return chair.score(dict(sorted(read_captions(captions).items())), objects, lemmatize)
 
 
 def repeating(scored: chair.Score) -> float:

@@ -15,13 +15,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from revisit.evaluation.answering import Captioner
-from revisit.evaluation.flags import caption_parser, settle
+from revisit.commands.eval import Family, runs_of
+from revisit.commands.eval_flags import parse
+from revisit.evaluation.benchmarks.chair import Chair
 from revisit.evaluation.images import open_image
+from revisit.evaluation.run import Run
 
 
 def measure(job: Mapping[str, Any]) -> None:
-    """Do a job of ``asking.py``: {"script": PATH, "captioner": CLASS, "ways": {NAME: FLAGS},
+    """Do a job of ``asking.py``: {"script": PATH, "ways": {NAME: FLAGS},
     "rounds": [[IMAGE, ...], ...], "timing": OUT}.
 
     The script is a family's, the flags are its; all ways have the same model. OUT gets, for each
@@ -30,23 +32,23 @@ def measure(job: Mapping[str, Any]) -> None:
     import torch
 
     script = runpy.run_path(job["script"])
-    parser = caption_parser("", "float32")
-    parser.set_defaults(**script["FAMILY"].get("defaults", {}))
-    ways = {name: parser.parse_args(flags) for name, flags in job["ways"].items()}
-    for args in ways.values():
-        settle(args, None, "float32", 0)
+    family: Family = script["FAMILY"]
+    ways: dict[str, Run] = {}
+    for name, flags in job["ways"].items():
+        (ways[name],) = runs_of(parse(["chair", *flags], "timing", family.layers), family)
     first = next(iter(ways.values()))
-    captioner: Captioner = script[job["captioner"]](first)
+    captioner = family.load(first)
+    question = Chair(data_path=Path()).question
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
     rounds = [[open_image(file).image for file in files] for files in job["rounds"]]
-    captioner.answer(rounds[0], [first.question] * len(rounds[0]))  # what happens only once
+    captioner.answer(rounds[0], [question] * len(rounds[0]))  # what happens only once
     for number, images in enumerate(rounds):
         # Backwards every second time: what a way does after another one is not always the same.
         for name in list(ways)[:: -1 if number % 2 else 1]:
             captioner.decode(ways[name])
             torch.manual_seed(0)
             began = time.process_time()
-            answers = captioner.answer(images, [ways[name].question] * len(images))
+            answers = captioner.answer(images, [question] * len(images))
             took = time.process_time() - began
             found[name].append((took, sum(answer.tokens for answer in answers)))
     Path(job["timing"]).write_text(json.dumps(found), encoding="utf-8")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.benchmarks.objects.coco import image_id, read_instances
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
+from revisit.evaluation.benchmarks.objects.truth import ground_truth
 from scenes import GROUPS, SIZE, font_path, sample_scene
 from write_coco import IMAGES, POPE_EACH, POPE_IMAGES, captions, instances, pope
 
@@ -50,7 +50,7 @@ def test_five_references_an_image_name_what_the_instances_show() -> None:
     for annotation in read("captions")["annotations"]:
         texts.setdefault(annotation["image_id"], []).append(annotation["caption"])
     assert {len(each) for each in texts.values()} == {5}
-    objects = chair.ground_truth(COCO / "annotations", LEMMATIZERS["noun"]())
+    objects = ground_truth(COCO / "annotations", LEMMATIZERS["noun"]())
     assert objects == read_instances(COCO / "annotations" / "instances_val2014.json")
 
 

@@ -14,9 +14,9 @@ from captions import (
     told,
     yes_or_no,
 )
-from revisit.evaluation.benchmarks.chair import object_words
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.benchmarks.objects.lexicon import OBJECT_OF, OBJECTS
+from revisit.evaluation.benchmarks.objects.truth import object_words
 from scenes import (
     BACKGROUNDS,
     GROUPS,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from openai_server import Handler, serving
 from revisit.commands import eval as command
-from revisit.evaluation.captions import CAPTIONS
+from revisit.evaluation.benchmarks.chair import read_captions
 
 
 def choice(text, reason="stop", **more):
@@ -51,7 +51,7 @@ def served(tmp_path, monkeypatch):
 def test_an_image_that_the_server_refuses_is_listed_and_the_others_are_answered(served):
     status, out = served(lambda rows: rows in (5, 8))
     assert status == 1
-    assert CAPTIONS.read(out) == {n: f"{n} rows" for n in (*range(4, 14),) if n not in (5, 8)}
+    assert read_captions(out) == {n: f"{n} rows" for n in (*range(4, 14),) if n not in (5, 8)}
     record = json.loads(out.with_name("captions.jsonl.run.json").read_text())
     assert sorted(entry["image_id"] for entry in record["failed"]) == [5, 8]
     assert "aspect ratio" in record["failed"][0]["error"]
@@ -83,6 +83,6 @@ UNFINISHED = {
 def test_a_text_that_was_cut_off_is_no_answer(served, why):
     status, out = served(lambda rows: rows == 5, 200, UNFINISHED[why])
     assert status == 1
-    assert sorted(CAPTIONS.read(out)) == [4, *range(6, 14)]
+    assert sorted(read_captions(out)) == [4, *range(6, 14)]
     (entry,) = json.loads(out.with_name("captions.jsonl.run.json").read_text())["failed"]
     assert entry["image_id"] == 5 and why in entry["error"]

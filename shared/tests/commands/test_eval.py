@@ -26,8 +26,9 @@ from revisit.commands.describe import demo_model
 from revisit.commands.engines.transformers import token_counts
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.decoders.transformations import second_image
-from revisit.evaluation.benchmarks.pope import read_answers
-from revisit.evaluation.captions import CAPTIONS
+from revisit.evaluation.benchmarks.chair import read_captions
+from revisit.evaluation.benchmarks.pope import FORM
+from revisit.evaluation.store import read_answers
 
 if RELEASE < (4, 57):
     pytest.skip("written for stock releases", allow_module_level=True)
@@ -96,7 +97,7 @@ def test_captions_are_what_the_model_says_of_each_image(tmp_path, reference, dec
     annotations = ["--anno_path", str(COCO / "annotations"), "--lemmatizer", "noun"]
     asked = flags(out, "--num_eval_samples", "3", "--decoder", *decoder, *annotations)
     assert command.main(["chair", *asked]) == 0
-    captions = CAPTIONS.read(out)
+    captions = read_captions(out)
     expected = {key: reference(image_of(key), QUESTION, config) for key in captions}
     assert captions == {key: text for key, (text, _) in expected.items()}
     assert len(set(captions.values())) == 3
@@ -126,7 +127,7 @@ def test_answers_to_questions_of_unequal_length_are_what_the_model_says_alone(
     (pope / "random.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
     asked = ["--pope_path", str(pope), "--splits", "random", "--batch_size", "4"]
     assert command.main(["pope", *flags(tmp_path / "out", *asked)]) == 0
-    answers = read_answers(tmp_path / "out" / "random" / "answers.jsonl")
+    answers = read_answers(tmp_path / "out" / "random" / "answers.jsonl", FORM)
     alone = {n: reference(image_of(key), text)[0] for n, (key, text, _) in enumerate(questions)}
     assert answers == alone
     assert "Accuracy" in capsys.readouterr().out
@@ -204,7 +205,7 @@ def test_a_template_that_writes_the_beginning_is_read_as_transformers_reads_it(
         output = model.generate(**inputs, **PLAIN)
         new = output[0, inputs["input_ids"].shape[1] :]
         alone[n] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-    assert read_answers(tmp_path / "out" / "random" / "answers.jsonl") == alone
+    assert read_answers(tmp_path / "out" / "random" / "answers.jsonl", FORM) == alone
     assert len(set(alone.values())) == 3
 
 
@@ -237,7 +238,7 @@ def test_an_image_that_the_processor_cannot_take_is_listed_and_the_others_captio
     assert "aspect ratio" in record["failed"][0]["error"]
     (photos / image_of(2)).unlink()
     assert command.main(["chair", *flags(whole), *few]) == 0
-    assert CAPTIONS.read(out) == CAPTIONS.read(whole)
+    assert read_captions(out) == read_captions(whole)
 
 
 def test_an_image_that_generate_fails_on_is_listed_and_the_others_captioned(tmp_path, monkeypatch):
@@ -260,7 +261,7 @@ def test_an_image_that_generate_fails_on_is_listed_and_the_others_captioned(tmp_
     )
     (entry,) = json.loads(out.with_name("captions.jsonl.run.json").read_text())["failed"]
     assert (entry["file"], entry["error"]) == (image_of(2), "its scores hold NaN")
-    assert sorted(CAPTIONS.read(out)) == [1, 3]
+    assert sorted(read_captions(out)) == [1, 3]
 
 
 def test_a_benchmark_that_is_not_there_is_refused(capsys):
@@ -299,8 +300,8 @@ def test_after_a_kill_three_processes_go_on_to_the_bytes_of_one(tmp_path, one):
     killed = start(out, 1, 2, evaluating.evaluate_and_die_at_the_second_batch)
     assert whole.wait()[0] == 0
     assert killed.wait()[0] == -signal.SIGKILL
-    assert len(CAPTIONS.read(out.with_name("captions.jsonl.part-0-of-2"))) == 6
-    assert len(CAPTIONS.read(out.with_name("captions.jsonl.part-1-of-2"))) == 2
+    assert len(read_captions(out.with_name("captions.jsonl.part-0-of-2"))) == 6
+    assert len(read_captions(out.with_name("captions.jsonl.part-1-of-2"))) == 2
     three = [start(out, rank, 3) for rank in range(3)]
     assert [each.wait()[0] for each in three] == [0, 0, 0]
     assert out.read_bytes() == one

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from forked import die
-from revisit.evaluation import parts
+from revisit.commands.eval import Family, main
+from revisit.evaluation import shards
 from revisit.evaluation.answering import Answer
-from revisit.evaluation.captioning import main
 
 
 class Sizes:
@@ -17,7 +17,7 @@ class Sizes:
 
     settings = {"prompt": "v1"}  # noqa: RUF012
 
-    def __init__(self, args):
+    def __init__(self, run):
         self.left = int(os.environ.get("BATCHES", 10**9))
         Path(os.environ["STARTED"]).touch()
         while not Path(os.environ.get("WAITS_FOR", "/")).exists():
@@ -34,18 +34,18 @@ class Sizes:
 
 def caption(argv: list[str]) -> int:
     """Caption as a family's script does."""
-    return main(Sizes, "Test.", results=Path("results"), own_dtype=str, argv=argv)
+    return main(["chair", *argv], Family(Sizes, str))
 
 
 def caption_without_patience(argv: list[str]) -> int:
     """The same, but hardly waits for another that writes."""
-    parts._PATIENCE_S = 0.2
+    shards._PATIENCE_S = 0.2
     return caption(argv)
 
 
 def caption_and_die_at_the_files_writing(argv: list[str]) -> int:
     """The same, but killed when it writes what all have said."""
-    parts._write = die
+    shards.write_whole = die
     return caption(argv)
 
 

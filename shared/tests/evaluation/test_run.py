@@ -4,7 +4,6 @@ import pytest
 
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.processes import Process
 from revisit.evaluation.run import (
     Generation,
     Number,
@@ -12,6 +11,7 @@ from revisit.evaluation.run import (
     decoder_settings,
     decoder_slug,
 )
+from revisit.evaluation.shards import Process
 
 # Folders and records that earlier versions have written: what continues them.
 WRITTEN = [

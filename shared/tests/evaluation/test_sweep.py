@@ -8,11 +8,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from revisit.evaluation import polling
+from revisit.commands.eval import Family, main
 from revisit.evaluation.answering import Answer
 from revisit.evaluation.benchmarks.chair import read_captions
-from revisit.evaluation.captioning import main
-from revisit.evaluation.flags import decoding_arguments, other_decoder
+from revisit.evaluation.run import decoder_name
 
 DOG = {"greedy": "A dog and a vase.", "revisit": "A dog.", "vcd": "A vase."}
 
@@ -24,15 +23,15 @@ class Teller:
     told: list[tuple[str, object]]
     fails = ""
 
-    def __init__(self, args):
+    def __init__(self, run):
         type(self).loaded += 1
         type(self).told = []
         self.settings = {"prompt": "v1"}
-        self.decode(args)
+        self.decode(run)
 
-    def decode(self, args):
-        self.decoder = args.decoder
-        self.now = (args.decoder, other_decoder(args) or decoding_arguments(args))
+    def decode(self, run):
+        self.decoder = decoder_name(run.decoder)
+        self.now = (self.decoder, run.decoder)
 
     def answer(self, images, questions):
         if self.fails == self.decoder:
@@ -54,7 +53,7 @@ def sweep(images, annotations, tmp_path, monkeypatch):
 
     def run(*more: str, load=Teller) -> int:
         where = {"results": tmp_path / "results", "own_dtype": str}
-        return main(load, "Test.", argv=[*flags, *more], **where)
+        return main(["chair", *flags, *more], Family(load, **where))
 
     run.results = tmp_path / "results"
     run.made = lambda: sorted(path.name for path in run.results.iterdir())
@@ -72,9 +71,9 @@ def test_every_combination_is_a_run_of_one_model_in_its_own_folder(sweep, capsys
     assert sweep.made() == sorted(["plain-seed42", *folders])
     assert Teller.loaded == 1
     told = [arguments for decoder, arguments in Teller.told if decoder == "revisit"]
-    assert [each["relative_top"] for each in told] == [1e-5] * 4 + [1e-3] * 4
-    assert [each["early_exit_layers"] for each in told] == (["last"] * 2 + [[0, 2]] * 2) * 2
-    assert [each.get("revisit_selection") for each in told] == [None, "random"] * 4
+    assert [each.alpha for each in told] == [1e-5] * 4 + [1e-3] * 4
+    assert [each.layers for each in told] == (["last"] * 2 + [(0, 2)] * 2) * 2
+    assert [each.selection for each in told] == ["min", "random"] * 4
     table = capsys.readouterr().out.split("4 images\n")[1]
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| model")]
     assert rows[0] == "model greedy" and len(rows) == 9
@@ -134,10 +133,10 @@ def test_a_setting_that_the_model_refuses_ends_a_sweep_before_anything_is_decode
     sweep, tmp_path, capsys
 ):
     class Short(Teller):
-        def decode(self, args):
-            if args.early_exit_layers == [99]:
+        def decode(self, run):
+            if run.decoder and run.decoder.layers == (99,):
                 raise ValueError("layers [99] are out of range")
-            super().decode(args)
+            super().decode(run)
 
     assert sweep("--sweep", "layers=0-2,99", load=Short) == 2
     assert "layers [99] are out of range" in capsys.readouterr().err
@@ -179,7 +178,7 @@ def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
     flags += ["--pope_path", str(tmp_path), "--splits", "random", "popular", "--device", "cpu"]
     where = {"results": tmp_path / "results", "own_dtype": str}
     sweep = ["--sweep", "decoder=vcd,revisit"]
-    assert polling.main(Teller, "Test.", argv=[*flags, *sweep], **where) == 0
+    assert main(["pope", *flags, *sweep], Family(Teller, **where)) == 0
     assert Teller.loaded == 1
     assert [decoder for decoder, _ in Teller.told] == ["greedy", "vcd", "revisit"]
     made = sorted(path.name for path in where["results"].iterdir())
@@ -200,9 +199,9 @@ def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
         (["alpha=1e-5,1e-5"], "name each setting and each value once"),
         (["beta=0.1"], "--sweep beta: revisit has layers, alpha, divergence, selection"),
         (["decoder=vcd", "alpha=1"], "with decoder=... only seed=..."),
-        (["decoder=beam"], "argument --decoder: invalid choice: 'beam'"),
-        (["alpha=1.5"], "argument --relative_top: 1.5 is not in [0, 1]"),
-        (["seed=-1"], "argument --seed"),
+        (["decoder=beam"], "--sweep decoder=beam: there are greedy, revisit"),
+        (["alpha=1.5"], "--sweep alpha=1.5: alpha (relative_top) must be in [0, 1]"),
+        (["seed=-1"], "--seed -1: say a whole number"),
         (["layers=middle"], "middle"),
         (["alpha=1", "--output_path", "a.jsonl"], "--output_path a.jsonl: a sweep needs a folder"),
         (["alpha=1", "--decoder", "m3id"], "--sweep alpha: m3id has gamma, beta"),

@@ -1,8 +1,10 @@
-"""Evaluation: captions of COCO images scored by CHAIR, answers to the questions of POPE."""
+"""Benchmarks: what a model is asked, its answers on disk, their scores, and comparisons."""
 
 from importlib.util import find_spec
 
-if _missing := [name for name in ("nltk", "numpy", "PIL", "tqdm") if find_spec(name) is None]:
+_NEEDED = ("filelock", "nltk", "numpy", "PIL", "psutil", "tqdm")
+
+if _missing := [name for name in _NEEDED if find_spec(name) is None]:
     raise ModuleNotFoundError(
         f"revisit.evaluation needs {', '.join(_missing)}: "
         'pip install "revisit-decoding[evaluation]"'

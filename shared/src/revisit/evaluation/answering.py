@@ -1,21 +1,17 @@
-"""What every evaluation of a model shares: tasks are answered in batches, and a rerun goes on.
+"""A model's answers to tasks, in batches; a rerun goes on where an earlier one stopped.
 
-A task is a question about an image. Captioning (`revisit.evaluation.captioning`) asks one question
-about many images, POPE (`revisit.evaluation.polling`) many questions about each.
-
-A captioner is a loaded model that answers. A family's script stays thin: it says how to load its
-model and how to make the model's inputs. Everything else is here: batches and their seeds, images
-that cannot be read, the progress bar, the record of what made the answers, and how a run ends.
+A captioner is a loaded model that answers. `revisit.commands.engines` has those of Transformers, of
+vLLM and of servers; a family's script adds how its model is loaded and how its inputs are made.
+Here are batches and their seeds, images that cannot be read, the progress bar, the record of what
+made the answers, and how a run ends.
 """
 
-import argparse
 import hashlib
+import logging
 import platform
 import re
-import resource
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -23,27 +19,23 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import psutil
 from PIL import Image
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from revisit import __version__
+from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.captions import CAPTIONS, CaptionStore
-from revisit.evaluation.flags import decoder_settings, decoding_arguments
+from revisit.evaluation.benchmarks.benchmark import Task
 from revisit.evaluation.images import ImageError, open_image
+from revisit.evaluation.run import Run, decoder_settings
+from revisit.evaluation.store import VERSION, AnswerStore, record_path
 
 # Files of a model folder that decide what the model says.
 _MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".pt", ".safetensors", ".txt"}
 
-
-class Task(NamedTuple):
-    """A question about an image."""
-
-    key: int | str
-    """The image's id for a caption, the question's for an answer: one task has it."""
-    image: str
-    """A file's name, in `--data_path`."""
-    question: str
+_LOG = logging.getLogger("revisit")
 
 
 class Answer(NamedTuple):
@@ -64,7 +56,9 @@ class UnusableImages(Exception):
 
 
 def unusable_images(
-    error: Exception, images: Sequence[Image.Image], take: Callable[[int, Image.Image], object]
+    error: Exception,
+    images: Sequence[Image.Image | None],
+    take: Callable[[int, Image.Image], object],
 ) -> UnusableImages:
     """The images that an error of a batch is about: those that fail alone, where a plain one does
     not.
@@ -77,6 +71,8 @@ def unusable_images(
     reasons = {}
     if not _out_of_memory(error):
         for place, image in enumerate(images):
+            if image is None:
+                continue
             try:
                 take(place, image)
             except Exception as why:
@@ -100,27 +96,29 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 class Captioner(Protocol):
-    """A loaded model with the decoding settings of the command line applied.
+    """A loaded model that decodes as a run says.
 
-    One that is better given more tasks at once than `--batch_size`, since it batches by itself, has
-    an attribute `batch_size`: an int, which counts instead.
+    One that is better given more tasks at once than `Place.batch_size`, since it batches by itself,
+    has an attribute `batch_size`: an int, which counts instead.
     """
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the answers and is no flag: prompt template, revision of a hub model...
+        """What decides the answers beside the run: prompt template, revision of a hub model...
 
         Values are JSON values. A rerun whose captioner has other settings is refused.
         """
 
-    def decode(self, args: argparse.Namespace) -> None:
-        """Decode from now on as these settled flags say, which differ in nothing but decoding.
+    def decode(self, run: Run) -> None:
+        """Decode from now on as this run says, which differs in nothing but decoding and seed.
 
         Raises as `Load` does.
         """
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Sequence[Answer]:
-        """The answer to each question about the RGB image beside it, in order.
+    def answer(
+        self, images: Sequence[Image.Image | None], questions: Sequence[str]
+    ) -> Sequence[Answer]:
+        """The answer to each question about the RGB image beside it, in order; None is no image.
 
         There are as many questions as images, at most a batch. The random generators of torch are
         seeded before each call: draw from no other. `UnusableImages` has the batch done again
@@ -128,26 +126,12 @@ class Captioner(Protocol):
         """
 
 
-Load = Callable[[argparse.Namespace], Captioner]
-"""Loads a model as settled flags say: in them `model_path` is the str given; `device` is "cpu",
-"cuda", "cuda:N" or "auto" (Transformers' `device_map="auto"`); `dtype` a torch dtype's name; `seed`
-an int; the decoding flags are best read by the functions of `revisit.evaluation.flags`.
+Load = Callable[[Run], Captioner]
+"""Loads the model of a run, which decodes as the run says; device and dtype are settled.
 
 An `OSError` or `ValueError` ends the program with its message: say there what is wrong with the
-checkpoint, or with a flag that only the model can judge (a layer out of its range).
+checkpoint, or with a setting that only the model can judge (a layer out of its range).
 """
-
-
-def exit_status(program: str, run: Callable[[], int]) -> int:
-    """What `run` returns; 2 after the message of an `EvaluationError`, 130 on Ctrl-C."""
-    try:
-        return run()
-    except EvaluationError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return 130
 
 
 @contextmanager
@@ -159,27 +143,21 @@ def loading(model_path: str) -> Iterator[None]:
         raise EvaluationError(f"cannot load {model_path}: {error}") from error
 
 
-def settle_dtype(args: argparse.Namespace, own_dtype: Callable[[str], str]) -> None:
-    """Let `args.dtype` be what `auto` means for this model; `own_dtype` raises as `load` does."""
-    if args.dtype == "auto":
-        with loading(args.model_path):
-            args.dtype = own_dtype(args.model_path)
-
-
-def common_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What decides the answers, as far as the flags say it that all evaluations have."""
+def common_settings(run: Run) -> dict[str, Any]:
+    """What decides the answers, as far as the run says it whatever the benchmark."""
     settings: dict[str, Any] = {
-        "model": _fingerprint(args.model_path),
-        "dtype": args.dtype,
-        "data_path": str(args.data_path.resolve()),
-        "seed": args.seed,
-        **decoding_arguments(args),
-        **decoder_settings(args),
+        "model": _fingerprint(run.model_path),
+        "dtype": run.place.dtype or "the server's",
+        "data_path": str(run.benchmark.data_path.resolve()),
+        "seed": run.seed,
+        **run.generation.arguments(),
+        **decoder_settings(run.decoder),
         **{f"{name} version": version(name) for name in ("torch", "transformers")},
-        "revisit version": __version__,
+        VERSION: __version__,
     }
-    if args.do_sample or args.revisit_selection == "random":
-        settings["batch_size"] = args.batch_size  # rows of a batch share a stream of draws
+    drawn = isinstance(run.decoder, ReVisiTConfig) and run.decoder.selection == "random"
+    if run.generation.do_sample or drawn:
+        settings["batch_size"] = run.place.batch_size  # rows of a batch share a stream of draws
     return settings
 
 
@@ -210,33 +188,28 @@ class Outcome(NamedTuple):
     """Whether the file is whole, and this process is the one that goes on with it."""
 
 
-def answer_tasks(
-    load: Callable[[], Captioner],
-    tasks: Sequence[Task],
-    store: CaptionStore,
-    args: argparse.Namespace,
-) -> Outcome:
+def answer_tasks(load: Load, tasks: Sequence[Task], store: AnswerStore, run: Run) -> Outcome:
     """Answer the tasks that have no answer in the store yet, and say how far it came.
 
     The store has agreed to the settings already. `load` is called where an answer is missing.
     """
     store.record["failed"] = []
-    size = args.batch_size
+    size = run.place.batch_size
     if any(task.key not in store.texts for task in tasks):
-        with loading(args.model_path):
-            captioner = load()
+        with loading(run.model_path):
+            captioner = load(run)
         store.agree("captioner", captioner.settings)
         size = getattr(captioner, "batch_size", size)
         try:
-            mine = _batches(tasks, size)[args.process.rank :: args.process.world_size]
-            _answer(captioner, mine, store, args)
+            mine = _batches(tasks, size)[run.process.rank :: run.process.world_size]
+            _answer(captioner, mine, store, run)
         except EvaluationError:
             raise
         except Exception as error:
             _report_stop(error, store, tasks)
             return Outcome(1, False)
     shares = {
-        task.key: number % args.process.world_size
+        task.key: number % run.process.world_size
         for number, batch in enumerate(_batches(tasks, size))
         for task in batch
     }
@@ -251,10 +224,7 @@ def _batches(tasks: Sequence[Task], size: int) -> list[Sequence[Task]]:
 
 
 def _answer(
-    captioner: Captioner,
-    batches: Sequence[Sequence[Task]],
-    store: CaptionStore,
-    args: argparse.Namespace,
+    captioner: Captioner, batches: Sequence[Sequence[Task]], store: AnswerStore, run: Run
 ) -> None:
     """Answer this process's batches.
 
@@ -262,87 +232,104 @@ def _answer(
     processes: where a rerun finds half of one done it decodes all of it again, and gets what one
     run of one process gets.
     """
-    import torch
-
-    run = _new_run(args, store)
-    store.record.setdefault("runs", []).append(run)
+    start = _new_start(run, store)
+    store.record.setdefault("runs", []).append(start)
     missing = [[task for task in batch if task.key not in store.texts] for batch in batches]
     asked, left = sum(map(len, batches)), sum(map(len, missing))
-    with tqdm(
-        total=asked,
-        initial=asked - left,
-        unit=store.form.unit,
-        desc=str(args.process) if args.process.world_size > 1 else None,
-        disable=args.process.rank > 0,  # the first tells how far about all of them are
-    ) as progress:
+    with (
+        logging_redirect_tqdm([_LOG]),
+        tqdm(
+            total=asked,
+            initial=asked - left,
+            unit=store.form.unit,
+            desc=str(run.process) if run.process.world_size > 1 else None,
+            disable=run.process.rank > 0,  # the first tells how far about all of them are
+        ) as progress,
+    ):
         for batch, lacking in zip(batches, missing, strict=True):
             if not lacking:
                 continue
-            images, errors = _open({task.image for task in batch}, args.data_path, run)
-            while any(task.image in images for task in lacking):
-                sound = [task for task in batch if task.image in images]
-                torch.manual_seed(_batch_seed(args.seed, batch, store))
-                began = time.perf_counter()
-                try:
-                    answers = captioner.answer(
-                        [images[task.image] for task in sound], [task.question for task in sound]
-                    )
-                except UnusableImages as unusable:
-                    for place, why in unusable.reasons.items():
-                        images.pop(sound[place].image, None)
-                        errors[sound[place].image] = why
-                    continue
-                run["seconds"] += time.perf_counter() - began
-                run["tokens"] += sum(answer.tokens for answer in answers)
-                run["peak_bytes"] = _peak_bytes(args.device)
-                for task, answer in zip(sound, answers, strict=True):
-                    if task.key not in store.texts:
-                        store.append(task.key, answer.text)
-                        run[store.form.noun] += 1
-                break
+            errors = _answer_batch(captioner, batch, store, run, start)
             for task in lacking:
-                if error := errors.get(task.image):
-                    progress.write(f"{task.image}: {error}", file=sys.stderr)
-                    entry = {store.form.key: task.key, "file": task.image, "error": error}
+                if task.image is not None and (error := errors.get(task.image)):
+                    _LOG.info("%s: %s", task.image, error)
+                    entry = {**store.form.ids(task.key), "file": task.image, "error": error}
                     store.record["failed"].append(entry)
             store.save_record()
             progress.update(len(lacking))
 
 
-def _new_run(args: argparse.Namespace, store: CaptionStore) -> dict[str, Any]:
+def _answer_batch(
+    captioner: Captioner,
+    batch: Sequence[Task],
+    store: AnswerStore,
+    run: Run,
+    start: dict[str, Any],
+) -> dict[str, str]:
+    """Answer what a batch lacks; by its name, what is wrong with an image that cannot be used."""
+    import torch
+
+    names = {task.image for task in batch if task.image is not None}
+    images, errors = _open(names, run.benchmark.data_path, start)
+    while True:
+        sound = [task for task in batch if task.image is None or task.image in images]
+        if all(task.key in store.texts for task in sound):
+            return errors
+        torch.manual_seed(_batch_seed(run.seed, batch, store))
+        began = time.perf_counter()
+        shown = [None if task.image is None else images[task.image] for task in sound]
+        try:
+            answers = captioner.answer(shown, [task.question for task in sound])
+        except UnusableImages as unusable:
+            for place, why in unusable.reasons.items():
+                name = str(sound[place].image)
+                images.pop(name, None)
+                errors[name] = why
+            continue
+        start["seconds"] += time.perf_counter() - began
+        start["tokens"] += sum(answer.tokens for answer in answers)
+        start["peak_bytes"] = _peak_bytes(run.place.device)
+        for task, answer in zip(sound, answers, strict=True):
+            if task.key not in store.texts:
+                store.append(task.key, answer.text)
+                start[store.form.texts] += 1
+
+
+def _new_start(run: Run, store: AnswerStore) -> dict[str, Any]:
     """An entry of the record. `tokens` were decoded in `seconds`, those of answers that were there
     already included; loading the model and reading the images take none of them."""
     import torch
 
-    _forget_peak(args.device)
+    device, processes = run.place.device or "cpu", run.process.world_size
+    _forget_peak(device)
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model_path": args.model_path,
+        "model_path": run.model_path,
         # Each of several processes has a GPU of its own.
-        "device": args.device.split(":")[0] if args.process.world_size > 1 else args.device,
-        "processor": _processor(args.device),
+        "device": device.split(":")[0] if processes > 1 else device,
+        "processor": _processor(device),
         "threads": torch.get_num_threads(),
-        "process": args.process.rank,
-        "processes": args.process.world_size,
-        "batch_size": args.batch_size,
+        "process": run.process.rank,
+        "processes": processes,
+        "batch_size": run.place.batch_size,
         "python": platform.python_version(),
         "changed_images": {},  # what `open_image` did to some, by their files
-        store.form.noun: 0,
+        store.form.texts: 0,
         "tokens": 0,
         "seconds": 0.0,
         "peak_bytes": 0,
-        "peak_bytes_of": "GPU" if _gpus(args.device) else "process",
+        "peak_bytes_of": "GPU" if _gpus(device) else "process",
     }
 
 
-def _gpus(device: str) -> list[str]:
+def _gpus(device: str | None) -> list[str]:
     """The GPUs that the model is on."""
     import torch
 
-    if device == "cpu" or not torch.cuda.is_available():
+    if device in ("cpu", None) or not torch.cuda.is_available():
         return []
     every = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return every if device == "auto" else [device]
+    return every if device == "auto" else [str(device)]
 
 
 def _processor(device: str) -> str:
@@ -352,8 +339,8 @@ def _processor(device: str) -> str:
     if gpus := _gpus(device):
         return ", ".join(map(torch.cuda.get_device_name, gpus))
     names = Path("/proc/cpuinfo")
-    told = names.read_text() if names.exists() else ""
-    model = re.search(r"^model name\s*: (.*)$", told, re.MULTILINE)
+    known = names.read_text() if names.exists() else ""
+    model = re.search(r"^model name\s*: (.*)$", known, re.MULTILINE)
     return model[1] if model else platform.processor() or platform.machine()
 
 
@@ -368,19 +355,22 @@ def _forget_peak(device: str) -> None:
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
-def _peak_bytes(device: str) -> int:
+def _peak_bytes(device: str | None) -> int:
     """On a GPU the most that tensors took since the run began, on all of its GPUs together; on the
-    CPU the most that the process had in memory, on Linux since the run began."""
+    CPU the most that the process had in memory: on Linux since the run began, on Windows since the
+    process began. Elsewhere nobody counts it, and it is what the process has now."""
     import torch
 
     if gpus := _gpus(device):
         return sum(map(torch.cuda.max_memory_allocated, gpus))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    memory = psutil.Process().memory_info()
+    return 1024 * int(peak[1]) if peak else getattr(memory, "peak_wset", memory.rss)
 
 
 def _open(
-    names: Iterable[str], folder: Path, run: dict[str, Any]
+    names: Iterable[str], folder: Path, start: dict[str, Any]
 ) -> tuple[dict[str, Image.Image], dict[str, str]]:
     """By name, the RGB images that can be read, and what is wrong with the others."""
     images, errors = {}, {}
@@ -388,35 +378,40 @@ def _open(
         try:
             images[name], notes = open_image(folder / name)
             if notes:
-                run["changed_images"][name] = notes
+                start["changed_images"][name] = notes
         except ImageError as error:
             errors[name] = str(error)
     return images, errors
 
 
-def _batch_seed(seed: int, batch: Sequence[Task], store: CaptionStore) -> int:
+def _batch_seed(seed: int, batch: Sequence[Task], store: AnswerStore) -> int:
     # A batch of captions is known by its images' names, as it was before there were questions.
-    names = [task.image if store.form is CAPTIONS else task.key for task in batch]
+    names = [task.image if store.form.text == "caption" else task.key for task in batch]
     digest = hashlib.sha256(f"{seed}\n{names}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _report_stop(error: Exception, store: CaptionStore, tasks: Sequence[Task]) -> None:
-    traceback.print_exc()
-    print(
-        f"stopped by {type(error).__name__}: {error}\n"
-        f"{len(store.texts)} of {len(tasks)} {store.form.noun} are in {store.path}; the same "
-        "command continues (out of memory: with a smaller --batch_size)",
-        file=sys.stderr,
+def _report_stop(error: Exception, store: AnswerStore, tasks: Sequence[Task]) -> None:
+    _LOG.error(
+        "stopped by %s: %s\n%d of %d %s are in %s; the same command continues (out of memory: with "
+        "a smaller --batch_size)",
+        type(error).__name__,
+        error,
+        len(store.texts),
+        len(tasks),
+        store.form.texts,
+        store.path,
+        exc_info=error,
     )
 
 
-def _report(store: CaptionStore, tasks: Sequence[Task]) -> None:
-    print(f"{len(store.texts)} of {len(tasks)} {store.form.noun} in {store.path}")
+def _report(store: AnswerStore, tasks: Sequence[Task]) -> None:
+    print(f"{len(store.texts)} of {len(tasks)} {store.form.texts} in {store.path}", flush=True)
     if failed := store.record["failed"]:
-        lacking = len({entry["file"] for entry in failed})
-        print(
-            f"WARNING: {lacking} images could not be read or used, and have no {store.form.text}; "
-            f"they are listed in {store.record_path}, and the same command tries them again",
-            file=sys.stderr,
+        _LOG.warning(
+            "%d images could not be read or used, and have no %s; they are listed in %s, and the "
+            "same command tries them again",
+            len({entry["file"] for entry in failed}),
+            store.form.text,
+            record_path(store.path),
         )

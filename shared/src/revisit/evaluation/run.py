@@ -26,8 +26,8 @@ from typing import Any, Literal
 
 from revisit.config import OTHERS, PUBLISHED, DecoderConfig, ReVisiTConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import Benchmark
-from revisit.evaluation.processes import Process
+from revisit.evaluation.benchmarks.benchmark import Benchmark, check_whole
+from revisit.evaluation.shards import Process
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
@@ -235,12 +235,6 @@ def decoder_settings(decoder: DecoderConfig | None) -> dict[str, Any]:
         return {"use_revisit": True} | {FLAGS[key]: value for key, value in named.items()}
     name = decoder_name(decoder)
     return {"decoder": name} | {f"{name}_{key}": value for key, value in named.items()}
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-    """Raises `EvaluationError` where a flag's value is below `least`."""
-    if value < least:
-        raise EvaluationError(f"--{name} {value}: say a whole number >= {least}")
 
 
 def _named(decoder: DecoderConfig) -> dict[str, Any]:

@@ -4,127 +4,118 @@ Each combination is a run of its own, in the folder that its settings name, and 
 Greedy decoding comes first: it is what the table of all of them holds the others against.
 """
 
-import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from itertools import product
-from pathlib import Path
+from typing import Any, get_type_hints
 
-from revisit.config import OTHERS, PUBLISHED
-from revisit.evaluation import EvaluationError, compare
-from revisit.evaluation.answering import Captioner, Load, Outcome
+from revisit.config import DecoderConfig, ReVisiTConfig
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.answering import Captioner, Load
+from revisit.evaluation.run import DECODERS, Number, Run, decoder_name
 
-_OWN = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings, those with a flag
+_SWEPT = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
 
 
-def combinations(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[argparse.Namespace]:
-    """The flags of each run that a command line with `--sweep` asks for.
+def combinations(
+    run: Run, words: Sequence[str], decoders: Mapping[str, DecoderConfig | None]
+) -> list[Run]:
+    """The runs that a sweep asks for.
 
-    What is swept is given to the parser behind the rest of the command line, so that it is read,
-    and refused, like any flag.
+    Args:
+        run: without a sweep.
+        words: NAME=VALUE,VALUE; a list of layers is written 0-10-20.
+        decoders: each decoder with the settings that it has where they are not swept.
 
     Raises:
-        EvaluationError: a word of `--sweep` that is not NAME=VALUE,VALUE, a name that the decoder
-            does not have, or something named twice.
+        EvaluationError: a word that is not as above, a name that the decoder does not have, a value
+            out of its range, or something named twice.
     """
-    args = parser.parse_args(argv)
-    axes = _axes(args.sweep)
-    seeds = axes.pop("seed", [str(args.seed)])
-    grid = [["--decoder", "greedy"]]
-    for each in _grid(args.decoder, axes):
+    axes = _axes(words)
+    seeds = [_read(int, "seed", text) for text in axes.pop("seed", [str(run.seed)])]
+    grid: list[DecoderConfig | None] = [None]
+    for each in _grid(run.decoder, axes, decoders):
         if each not in grid:
             grid.append(each)
-    if args.output_path is not None and args.output_path.suffix in (".jsonl", ".json"):
-        raise EvaluationError(f"--output_path {args.output_path}: a sweep needs a folder")
-    runs = [parser.parse_args([*argv, "--seed", seed, *words]) for words in grid for seed in seeds]
-    for run in runs:
-        run.output_path = None  # a folder for each, by its settings
-    return runs
+    return [replace(run, decoder=decoder, seed=seed) for decoder in grid for seed in seeds]
 
 
-def _grid(decoder: str, axes: Mapping[str, Sequence[str]]) -> list[list[str]]:
-    """The flags of each combination."""
+def _grid(
+    decoder: DecoderConfig | None,
+    axes: Mapping[str, Sequence[str]],
+    decoders: Mapping[str, DecoderConfig | None],
+) -> list[DecoderConfig | None]:
+    """The decoder of each combination."""
     if "decoder" in axes:
         if len(axes) > 1:
             raise EvaluationError("--sweep: with decoder=... only seed=..., settings are of one")
-        return [["--decoder", each] for each in axes["decoder"]]
-    if axes and decoder == "greedy":
-        decoder = "revisit"  # greedy decoding has no settings
-    flags = _flags(decoder)
-    if unknown := sorted(axes.keys() - flags.keys()):
+        if unknown := [name for name in axes["decoder"] if name not in DECODERS]:
+            raise EvaluationError(f"--sweep decoder={unknown[0]}: there are {', '.join(DECODERS)}")
+        return [decoders[name] for name in axes["decoder"]]
+    if not axes:
+        return [decoder]
+    base = decoder or decoders["revisit"]  # greedy decoding has no settings
+    assert base is not None
+    names = [field.name for field in fields(base) if field.name != "seed"]
+    if isinstance(base, ReVisiTConfig):
+        names = [name for name in names if name in _SWEPT]
+    if unknown := sorted(axes.keys() - set(names)):
         raise EvaluationError(
-            f"--sweep {unknown[0]}: {decoder} has {', '.join(flags) or 'no settings'}; besides "
-            "there are seed and decoder"
+            f"--sweep {unknown[0]}: {decoder_name(base)} has {', '.join(names) or 'no settings'}; "
+            "besides there are seed and decoder"
         )
-    grid = []
-    for values in product(*axes.values()):
-        words = ["--decoder", decoder]
-        for name, value in zip(axes, values, strict=True):
-            words += [f"--{flags[name]}", value.replace("-", ",") if name == "layers" else value]
-        grid.append(words)
-    return grid
+    hints = get_type_hints(type(base))
+    return [
+        _replaced(base, hints, dict(zip(axes, texts, strict=True)))
+        for texts in product(*axes.values())
+    ]
 
 
-def _flags(decoder: str) -> dict[str, str]:
-    """The flag of each setting of a decoder that can be swept; its own seed cannot."""
-    if decoder == "revisit":
-        return {name: flag for flag, name in PUBLISHED.items() if name in _OWN}
-    names = [field.name for field in fields(OTHERS[decoder])] if decoder in OTHERS else []
-    return {name: f"{decoder}_{name}" for name in names if name != "seed"}
+def _replaced(
+    base: DecoderConfig, hints: Mapping[str, Any], texts: Mapping[str, str]
+) -> DecoderConfig:
+    try:
+        return replace(base, **{name: _read(hints[name], name, texts[name]) for name in texts})
+    except ValueError as error:
+        raise EvaluationError(f"--sweep {_joined(texts)}: {error}") from error
 
 
-def loaded_once(load: Load, runs: Sequence[argparse.Namespace]) -> Load:
+def _read(hint: Any, name: str, text: str) -> Any:
+    """A setting's value, of its type."""
+    try:
+        if name == "layers":
+            words = text.split("-")
+            return [int(word) for word in words] if words[0].isdecimal() else text
+        return {float: Number, int: int}.get(hint, str)(text)
+    except ValueError as error:
+        raise EvaluationError(f"--sweep {name}={text}: {error}") from error
+
+
+def _joined(texts: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={text}" for name, text in texts.items())
+
+
+def loaded_once(load: Load, runs: Sequence[Run]) -> Load:
     """`load` the first time, and see that the captioner can decode as all `runs` say; then the same
-    captioner, which decodes as other flags say."""
+    captioner, which decodes as other runs say."""
     captioner: Captioner | None = None
-    told: argparse.Namespace | None = None
+    current: Run | None = None
 
-    def again(args: argparse.Namespace) -> Captioner:
-        nonlocal captioner, told
+    def again(run: Run) -> Captioner:
+        nonlocal captioner, current
         if captioner is None:
-            captioner = load(args)
-            for run in runs[1:]:
-                captioner.decode(run)
-            told = runs[-1]
-        if args is not told:
-            captioner.decode(args)
-        told = args
+            # An engine may have to know of ReVisiT's layers from its start on.
+            first = next((each for each in runs if isinstance(each.decoder, ReVisiTConfig)), run)
+            captioner = load(replace(run, decoder=first.decoder))
+            current = first if len(runs) == 1 else None
+            for each in runs if len(runs) > 1 else ():
+                captioner.decode(each)
+        if current is None or (run.decoder, run.seed) != (current.decoder, current.seed):
+            captioner.decode(run)
+        current = run
         return captioner
 
     return again
-
-
-def run_all(
-    runs: Sequence[argparse.Namespace],
-    one: Callable[[argparse.Namespace], Outcome],
-    scores: Callable[[argparse.Namespace], Mapping[str, Path]],
-) -> int:
-    """Each run in turn, and the tables of several.
-
-    Args:
-        one: does a run, its flags settled.
-        scores: the files of its scores, by what a table of them is called.
-
-    Returns:
-        The exit status: that of the first run that fails, after which no other is begun; 1 where
-        images cannot be read.
-    """
-    whole, lacking = True, 0
-    for number, run in enumerate(runs, 1):
-        if len(runs) > 1:
-            print(f"{number} of {len(runs)}: {run.output_path}", flush=True)
-        status, whole = one(run)
-        if status > 1 or (status and not whole):
-            return status
-        lacking = max(lacking, status)
-    if len(runs) == 1 or not whole:  # the process that ends last has the scores
-        return lacking
-    found = [scores(run) for run in runs]
-    for name in found[0]:
-        print(f"\n{name}" if name else "")
-        if status := compare.main([str(each[name]) for each in found]):
-            return status
-    return lacking
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:

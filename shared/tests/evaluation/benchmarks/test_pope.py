@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from revisit.commands.score import pope as main
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.pope import main, means_yes, read_answers, read_labels, score
+from revisit.evaluation.benchmarks.pope import FORM, means_yes, read_labels, score
+from revisit.evaluation.store import read_answers
 
 WORDS = ("No", "no", "not", "NO", "Not", "none", "know", "Yes", "a", "dog", "cannot", "n,o", "-")
 JOINTS = (" ", " ", " ", "  ", "", ",", ", ", ". ", "\n", "!", "'")
@@ -82,7 +84,7 @@ def test_the_program_reads_the_published_files_and_writes_the_metrics(
     assert main(paths) == 0
     saved = json.loads(out.read_text("utf-8"))
     assert saved["count"] == 2
-    assert saved["overall_metrics"] == score(read_labels(questions), read_answers(answers))
+    assert saved["overall_metrics"] == score(read_labels(questions), read_answers(answers, FORM))
     assert saved["overall_metrics"]["Accuracy"] == 1
     assert "100.0" in capsys.readouterr().out
 
@@ -91,9 +93,9 @@ def test_the_program_reads_the_published_files_and_writes_the_metrics(
     ("asked", "said", "message"),
     [
         (
-            [{"question_id": 1, "label": "yes"}],
-            [],
-            r"questions have no answer \(question_id 1,",
+            [{"question_id": n, "label": "yes"} for n in (1, 2)],
+            [{"question_id": 2, "answer": "No"}],
+            r"1 of 2 questions have no answer \(question_id 1,",
         ),
         ([], [{"question_id": 1, "answer": "No"}], "no questions"),
         (
@@ -101,16 +103,16 @@ def test_the_program_reads_the_published_files_and_writes_the_metrics(
             [{"question_id": 1, "answer": "No"}, {"question_id": 7, "answer": "No"}],
             r"1 answers are to no question \(question_id 7,",
         ),
-        ([{"question_id": 1, "label": "maybe"}], [], "question_id 1: label 'maybe'"),
+        ([{"question_id": 1, "label": "maybe"}], [], "line 1: label 'maybe'"),
         ([{"question_id": 1}], [], "line 1 needs the keys 'question_id' and 'label'"),
         ([{"question_id": [1], "label": "no"}], [], r"line 1: question_id \[1\] is no number"),
         (
             [{"question_id": 1, "label": "yes"}],
             [{"question_id": 1, "answer": "No"}] * 2,
-            "line 2 repeats question_id 1",
+            "line 2 is a second answer of question_id 1",
         ),
         ([{"question_id": 1, "label": "yes"}], [{"question_id": 1, "answer": 0}], "is not text"),
-        ([{"question_id": 1, "label": "yes"}], ["No"], "line 1 needs the keys"),
+        ([{"question_id": 1, "label": "yes"}], ["No"], "line 1 has no key"),
     ],
 )
 def test_bad_input_is_named(
@@ -119,7 +121,7 @@ def test_bad_input_is_named(
     questions = lines(tmp_path / "questions.jsonl", *asked)
     answers = lines(tmp_path / "answers.jsonl", *said)
     with pytest.raises(EvaluationError, match=message):
-        score(read_labels(questions), read_answers(answers))
+        score(read_labels(questions), read_answers(answers, FORM))
 
 
 def test_the_program_says_what_is_wrong_and_overwrites_nothing(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from revisit.evaluation import EvaluationError, compare
+from revisit.commands import compare, score
+from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.pictures.plots import Axes, Point
@@ -297,7 +298,7 @@ def results(tmp_path, folder):
         (tmp_path / f"{name}.jsonl.run.json").write_text(made)
         files.append(tmp_path / f"{name}.json")
         flags = ["--cache", str(cache), "--lemmatizer", "noun", "--save_path", str(files[-1])]
-        assert chair.main(["--cap_file", str(file), *flags]) == 0
+        assert score.chair(["--cap_file", str(file), *flags]) == 0
     return list(map(str, files))
 
 

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import os
-from argparse import Namespace
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,8 +12,10 @@ import torch
 from PIL import Image
 
 from revisit.commands.engines import requests
+from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.run import Run
 
 _REQUESTS = 32  # at a time
 _OF_THIS_REQUEST = (400, 413, 422, 500)  # HTTP's ways to say that something in it is wrong
@@ -31,9 +32,8 @@ class ServerCaptioner:
     `OPENAI_API_KEY` is sent where it is set.
 
     Args:
-        args: settled flags that `choose.load` let pass; `model_path` is the name that the server
-            has for the model.
-        base_url: the server's address, with the version: `http://localhost:8000/v1`.
+        run: one that `choose.load` let pass; `model_path` is the name that the server has for the
+            model.
 
     Raises:
         ValueError: the client is not installed, nobody answers, or the server has no such model.
@@ -41,32 +41,33 @@ class ServerCaptioner:
 
     batch_size = requests.AT_ONCE
 
-    def __init__(self, args: Namespace, base_url: str) -> None:
+    def __init__(self, run: Run) -> None:
         try:
             import openai
         except ImportError as error:
             raise ValueError(f"--engine openai: `pip install openai` ({error})") from error
+        base_url = run.place.base_url
         key = os.environ.get("OPENAI_API_KEY") or "none"
         self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=_RETRIES)
-        self.model = args.model_path
+        self.model = run.model_path
         try:
             served = [model.id for model in self.client.models.list()]
         except openai.OpenAIError as error:
             raise ValueError(f"no answer of {base_url}: {error}") from error
         if self.model not in served:
             raise ValueError(f"{base_url} serves {served}: --model is one of these names")
-        self.decode(args)
+        self.decode(run)
         self.settings = {"engine": "openai", "base_url": base_url}
 
-    def decode(self, args: Namespace) -> None:
-        """Decode from now on as these flags say.
+    def decode(self, run: Run) -> None:
+        """Decode from now on as a run says.
 
         Raises:
             EvaluationError: a server cannot.
         """
-        requests.check(args, "openai")
-        self.args = args
-        self.body = requests.sampling(args)
+        requests.check(run)
+        self.run = run
+        self.body = requests.sampling(run)
         # What OpenAI's own parameters lack stands in the body itself.
         self.extra: dict[str, Any] = {
             name: self.body.pop(name)
@@ -74,7 +75,9 @@ class ServerCaptioner:
             if name in self.body
         }
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+    def answer(
+        self, images: Sequence[Image.Image | None], questions: Sequence[str]
+    ) -> list[Answer]:
         """The answer to each question about the image beside it.
 
         Raises:
@@ -100,20 +103,19 @@ class ServerCaptioner:
             raise unusable_images(error, images, take) from error
         return [each for each in answers if isinstance(each, Answer)]
 
-    def _ask(self, image: Image.Image, question: str, seed: int) -> "Answer | _Refused":
+    def _ask(self, image: Image.Image | None, question: str, seed: int) -> "Answer | _Refused":
         import openai
 
-        content: Any = [
-            {"type": "image_url", "image_url": {"url": _data_url(image)}},
-            {"type": "text", "text": question},
-        ]
+        content: Any = [{"type": "text", "text": question}]
+        if image is not None:
+            content.insert(0, {"type": "image_url", "image_url": {"url": _data_url(image)}})
         extra = dict(self.extra)
-        if (asked := requests.asked(self.args, seed)) is not None:
-            # The layers are the server's own: it refuses others.
-            settings = {"layers": self.args.early_exit_layers, **asked}
+        if isinstance(config := self.run.decoder, ReVisiTConfig):
+            # The layers are the server's: it refuses others.
+            settings = {"layers": config.layers, **(requests.settings(self.run, seed) or {})}
             extra["vllm_xargs"] = {"revisit": json.dumps(settings)}
         try:
-            said = self.client.chat.completions.create(
+            reply = self.client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": content}],
                 seed=seed,
@@ -121,23 +123,23 @@ class ServerCaptioner:
                 **self.body,
             )
         except openai.APIStatusError as error:
-            told = f"the server answers {error.status_code}: {error.message}"
+            why = f"the server answers {error.status_code}: {error.message}"
             if error.status_code in _OF_THIS_REQUEST:
-                return _Refused(told)
-            raise EvaluationError(told) from error
+                return _Refused(why)
+            raise EvaluationError(why) from error
         except openai.APIConnectionError as error:
             raise EvaluationError(
                 f"the server does not answer ({error}); the same command continues"
             ) from error
-        if not said.choices:
-            told = (said.model_extra or {}).get("error", "no choices")
-            return _Refused(f"the server gives no answer: {told}")
-        choice, text = said.choices[0], said.choices[0].message.content
+        if not reply.choices:
+            why = (reply.model_extra or {}).get("error", "no choices")
+            return _Refused(f"the server gives no answer: {why}")
+        choice, text = reply.choices[0], reply.choices[0].message.content
         if choice.finish_reason not in requests.WHOLE or text is None:
             why = getattr(choice, "stop_reason", None) or "its log may say why"
             ended = f"the server ended an answer by {choice.finish_reason!r}"
             return _Refused(f"{ended}, without text" if text is None else f"{ended}: {why}")
-        return Answer(text.strip(), said.usage.completion_tokens if said.usage else 0)
+        return Answer(text.strip(), reply.usage.completion_tokens if reply.usage else 0)
 
 
 def _data_url(image: Image.Image) -> str:

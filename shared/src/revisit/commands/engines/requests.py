@@ -3,10 +3,11 @@
 Both batch by themselves: they are given many tasks at once, as concurrent requests.
 """
 
-from argparse import Namespace
 from typing import Any
 
+from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.run import Run, decoder_name
 
 SERVED = ("greedy", "revisit")
 """The decoders of vLLM, here and behind a server."""
@@ -18,37 +19,43 @@ WHOLE = ("stop", "length")
 """The finish reasons of an answer; by any other it was cut off."""
 
 
-def check(args: Namespace, engine: str) -> None:
-    """Raises `EvaluationError` where an engine cannot decode as the settled flags say."""
-    if args.decoder not in SERVED:
+def check(run: Run) -> None:
+    """Raises `EvaluationError` where an engine that takes requests cannot decode as a run says."""
+    engine, name = run.place.engine, decoder_name(run.decoder)
+    if name not in SERVED:
         raise EvaluationError(
-            f"--engine {engine} has the decoders {' and '.join(SERVED)}: {args.decoder} needs "
+            f"--engine {engine} has the decoders {' and '.join(SERVED)}: {name} needs "
             "passes or hidden states that vLLM does not give; use --engine transformers"
         )
-    if args.num_beams > 1:
+    if run.generation.num_beams > 1:
         raise EvaluationError(
-            f"--num_beams {args.num_beams}: --engine {engine} has no beam search, since vLLM's "
-            "chooses tokens without logits processors; use --engine transformers"
+            f"--num_beams {run.generation.num_beams}: --engine {engine} has no beam search, since "
+            "vLLM's chooses tokens without logits processors; use --engine transformers"
         )
 
 
-def sampling(args: Namespace) -> dict[str, Any]:
+def sampling(run: Run) -> dict[str, Any]:
     """Sampling parameters, by the names that vLLM and its server have in common."""
-    chosen: dict[str, Any] = {"max_tokens": args.max_new_tokens, "temperature": 0.0}
-    if args.do_sample:
-        chosen |= {name: getattr(args, name) for name in ("temperature", "top_p", "top_k")}
-    if args.repetition_penalty is not None:
-        chosen["repetition_penalty"] = args.repetition_penalty
+    generation = run.generation
+    chosen: dict[str, Any] = {"max_tokens": generation.max_new_tokens, "temperature": 0.0}
+    if generation.do_sample:
+        names = ("temperature", "top_p", "top_k")
+        chosen |= {name: getattr(generation, name) for name in names}
+    if generation.repetition_penalty is not None:
+        chosen["repetition_penalty"] = generation.repetition_penalty
     return chosen
 
 
-def asked(args: Namespace, seed: int) -> dict[str, Any] | None:
+def settings(run: Run, seed: int) -> dict[str, Any] | None:
     """What a request says under "revisit"; None for greedy decoding.
 
     Args:
-        seed: the request's own, of `selection="random"`.
+        seed: the request's, of `selection="random"`.
     """
-    if args.decoder != "revisit":
+    config = run.decoder
+    if not isinstance(config, ReVisiTConfig):
         return None
-    settings = {"alpha": args.relative_top, "divergence": args.revisit_divergence}
-    return {**settings, "selection": args.revisit_selection, "seed": seed}
+    asked: dict[str, Any] = {"alpha": float(config.alpha), "divergence": config.divergence}
+    asked |= {"selection": config.selection, "seed": seed}
+    plain = run.benchmark.without_images
+    return {**asked, "no_vision": "plain"} if plain else asked

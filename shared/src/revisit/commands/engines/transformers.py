@@ -1,6 +1,5 @@
 """Models of Transformers: loaded, prompted by their chat template, asked as the evaluation asks."""
 
-from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,10 +14,17 @@ import revisit
 from revisit.config import DecoderConfig, ReVisiTConfig, RITUALConfig
 from revisit.decoders.transformations import second_image
 from revisit.evaluation.answering import Answer, unusable_images
-from revisit.evaluation.flags import chosen_decoder, plain_arguments
+from revisit.evaluation.run import Run, decoder_settings
 from revisit.transformers.checkpoint import check_files, check_layers, reading
 from revisit.transformers.model_parts import Model
 from revisit.transformers.published import published_layers
+
+# Of `from_pretrained`, which warns of the older name.
+_RELEASE = tuple(map(int, transformers.__version__.split(".")[:2]))
+_DTYPE = "dtype" if _RELEASE >= (4, 56) else "torch_dtype"
+
+Images = Sequence[Image.Image | None]
+"""RGB images, one for each question; None where a question is about no image."""
 
 
 class TransformersCaptioner:
@@ -28,39 +34,53 @@ class TransformersCaptioner:
         model: in evaluation mode.
         tokenizer: what has the `batch_decode` of the model's tokens.
         settings: see `revisit.evaluation.answering.Captioner`.
+        run: how it decodes.
+        fork: whether `generate` itself takes ReVisiT's settings, by their published names.
+
+    Raises:
+        ValueError: the model cannot decode so.
     """
 
-    config: DecoderConfig | None = None
-    decoding: Mapping[str, Any]
-
-    def __init__(self, model: Model, tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Any,
+        settings: Mapping[str, Any],
+        run: Run,
+        fork: bool = False,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
+        self.fork = fork
+        self.decode(run)
 
-    def decode(self, args: Namespace) -> None:
-        """Decode from now on as these settled flags say; `decode_by` is told what that is."""
-        raise NotImplementedError
-
-    def decode_by(self, config: DecoderConfig | None, decoding: Mapping[str, Any]) -> None:
-        """Decode from now on by other settings.
-
-        Args:
-            config: the decoder that is enabled, where `decoding` does not ask for one.
-            decoding: more keyword arguments of `generate`.
-        """
+    def decode(self, run: Run) -> None:
+        """Decode from now on as a run says."""
+        config, arguments = run.decoder, run.generation.arguments()
+        if isinstance(config, ReVisiTConfig):
+            config = replace(config, layers=published_layers(self.model, config.layers))
+            if run.benchmark.without_images:
+                config = replace(config, no_vision="plain")
+            if self.fork:
+                arguments |= decoder_settings(config)
         revisit.disable(self.model)
-        if config is not None:
+        if config is not None and not (self.fork and isinstance(config, ReVisiTConfig)):
             revisit.enable(self.model, config)
-        self.config, self.decoding = config, decoding
+        self.config: DecoderConfig | None = config
+        self.arguments: dict[str, Any] = arguments
 
-    def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Mapping[str, Any]:
+    def inputs(self, images: Images, questions: Sequence[str]) -> Mapping[str, Any]:
         """What `generate` is given of some RGB images and the question about each: a row for each
         in `input_ids` (B, T), padded on the left."""
         raise NotImplementedError
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+    def answer(self, images: Images, questions: Sequence[str]) -> list[Answer]:
         """The answer to each question about the image beside it."""
+
+        def take(place: int, image: Image.Image) -> None:
+            self._answer([image], [questions[place]], self.inputs([image], [questions[place]]))
+
         try:
             inputs = self.inputs(images, questions)
         except Exception as error:
@@ -70,22 +90,18 @@ class TransformersCaptioner:
         try:
             return self._answer(images, questions, inputs)
         except Exception as error:
-
-            def take(place: int, image: Image.Image) -> None:
-                asked = ([image], [questions[place]])
-                self._answer(*asked, self.inputs(*asked))
-
             raise unusable_images(error, images, take) from error
 
     def _answer(
-        self, images: Sequence[Image.Image], questions: Sequence[str], inputs: Mapping[str, Any]
+        self, images: Images, questions: Sequence[str], inputs: Mapping[str, Any]
     ) -> list[Answer]:
         second = {}
         if isinstance(self.config, RITUALConfig):
-            turned = [second_image(image, self.config.seed) for image in images]
+            seed = self.config.seed
+            turned = [image and second_image(image, seed) for image in images]
             second = {"second_inputs": self.inputs(turned, questions)}
         drawing = self._draw_anew()
-        sequences = self.model.generate(**inputs, **second, **self.decoding, **drawing)
+        sequences = self.model.generate(**inputs, **second, **self.arguments, **drawing)
         new = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         counts = token_counts(new, self._ends())
@@ -94,50 +110,49 @@ class TransformersCaptioner:
     def _draw_anew(self) -> dict[str, Any]:
         """What lets `selection="random"` follow from the batch's seed, and not from how many
         prompts came before: a run that is continued draws what one run would have drawn."""
-        seed = crc32(f"{torch.initial_seed()} {self.decoding}".encode())
-        if self.decoding.get("revisit_selection") == "random":
-            return {"revisit_seed": seed}
+        seed = crc32(f"{torch.initial_seed()} {self.arguments}".encode())
         if isinstance(self.config, ReVisiTConfig) and self.config.selection == "random":
+            if self.fork:
+                return {"revisit_seed": seed}
             revisit.enable(self.model, replace(self.config, seed=seed))
         return {}
 
     def _ends(self) -> list[int]:
-        told = self.model.generation_config.eos_token_id
-        return [] if told is None else told if isinstance(told, list) else [told]
+        ends = self.model.generation_config.eos_token_id
+        return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 class StockCaptioner(TransformersCaptioner):
     """A model that is asked by its own processor and chat template.
 
-    Args:
-        args: settled flags (see `revisit.evaluation.answering.Load`).
-
     Raises:
         ValueError: the model cannot be loaded, or cannot decode so; says what to do.
     """
 
-    def __init__(self, args: Namespace) -> None:
-        if args.decoder == "revisit":
-            check_layers(args.model_path, args.early_exit_layers)
-        model, self.processor = load_model(args.model_path, args.device, args.dtype)
+    def __init__(self, run: Run) -> None:
+        check_run_layers(run)
+        device = run.place.device or "cpu"
+        model, self.processor = load_model(run.model_path, device, run.place.dtype or "auto")
         settings = {
             "prompt": chat_prompt(self.processor, 1, "<question>"),
             "revision": getattr(model.config, "_commit_hash", None),
         }
-        super().__init__(model, self.processor, settings)
-        self.decode(args)
+        super().__init__(model, self.processor, settings, run)
 
-    def decode(self, args: Namespace) -> None:
-        """Decode from now on as these flags say."""
-        config = chosen_decoder(args)
-        if isinstance(config, ReVisiTConfig):
-            config = replace(config, layers=published_layers(self.model, config.layers))
-        self.decode_by(config, plain_arguments(args))
-
-    def inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> Any:
+    def inputs(self, images: Images, questions: Sequence[str]) -> Any:
         """What the model reads of the images and the question about each, a row for each."""
-        inputs = chat_inputs(self.processor, [[image] for image in images], questions)
+        shown = [[] if image is None else [image] for image in images]
+        inputs = chat_inputs(self.processor, shown, questions)
         return inputs.to(self.model.device, self.model.dtype)
+
+
+def check_run_layers(run: Run) -> None:
+    """Refuse layers that the config.json of a run's model does not have, before it is loaded.
+
+    Raises ValueError, and OSError as `own_dtype`.
+    """
+    if isinstance(run.decoder, ReVisiTConfig):
+        check_layers(run.model_path, run.decoder.layers)
 
 
 def load_model(name: str, device: str, dtype: str = "auto") -> tuple[Model, Any]:
@@ -157,7 +172,9 @@ def load_model(name: str, device: str, dtype: str = "auto") -> tuple[Model, Any]
         with reading(name):
             processor = transformers.AutoProcessor.from_pretrained(name)
             model: Model = transformers.AutoModelForImageTextToText.from_pretrained(
-                name, torch_dtype=dtype, **({"device_map": "auto"} if device == "auto" else {})
+                name,
+                **{_DTYPE: dtype},
+                **({"device_map": "auto"} if device == "auto" else {}),
             )
     except ImportError as error:
         raise ValueError(str(error).strip()) from error
@@ -197,7 +214,7 @@ def chat_inputs(
         begun["input_data_format"] = "channels_last"
     return processor(
         text=prompts,
-        images=[list(shown) for shown in images],
+        images=[list(shown) for shown in images] if any(images) else None,
         padding=True,
         return_tensors="pt",
         **begun,

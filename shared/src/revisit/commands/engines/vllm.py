@@ -1,6 +1,5 @@
 """A model in vLLM, in this process, as the evaluation asks it."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,18 +9,21 @@ from PIL import Image
 
 from revisit.commands.engines import requests
 from revisit.commands.engines.transformers import chat_prompt
-from revisit.config import NamedLayers
+from revisit.config import NamedLayers, ReVisiTConfig
 from revisit.core.layers import resolve_layers
 from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.run import Run
 from revisit.transformers.checkpoint import check_files
 from revisit.vllm.admission import PROCESSOR
+
+Images = Sequence[Image.Image | None]
 
 
 class VllmCaptioner:
     """A model that is asked by its chat template, all images of a batch at once.
 
     Args:
-        args: settled flags that `choose.load` let pass.
+        run: one that `choose.load` let pass.
 
     Raises:
         OSError: something of the model is missing.
@@ -30,48 +32,48 @@ class VllmCaptioner:
 
     batch_size = requests.AT_ONCE
 
-    def __init__(self, args: Namespace) -> None:
+    def __init__(self, run: Run) -> None:
         try:
             import vllm
         except ImportError as error:
             raise ValueError(f"vLLM is not installed here ({error}); see docs/vllm.md") from error
-        check_files(args.model_path)
-        processor = transformers.AutoProcessor.from_pretrained(args.model_path)
-        config = transformers.AutoConfig.from_pretrained(args.model_path)
+        check_files(run.model_path)
+        processor = transformers.AutoProcessor.from_pretrained(run.model_path)
+        config = transformers.AutoConfig.from_pretrained(run.model_path)
         self.last = config.get_text_config().num_hidden_layers
         self.layers: NamedLayers | Sequence[int] | None = None
         options: dict[str, Any] = {}
-        if args.decoder == "revisit" or args.sweep:  # which begins with greedy decoding
-            self.layers = published_layers(args.early_exit_layers, self.last)
+        if isinstance(run.decoder, ReVisiTConfig):
+            self.layers = published_layers(run.decoder.layers, self.last)
             settings = {"revisit": {"layers": self.layers}}
             options = {"logits_processors": [PROCESSOR], "additional_config": settings}
         try:
             self.llm = vllm.LLM(
-                args.model_path,
-                dtype=args.dtype,
+                run.model_path,
+                dtype=run.place.dtype,
                 max_model_len=-1,  # what memory allows
                 limit_mm_per_prompt={"image": 1},
                 **options,
             )
         except RuntimeError as error:  # of the engine's own process, which has said more
             raise ValueError(str(error)) from error
-        self.decode(args)
+        self.decode(run)
         self.settings = {
             "engine": f"vLLM {vllm.__version__}",
             "prompt": chat_prompt(processor, 1, "<question>"),
             "revision": getattr(config, "_commit_hash", None),
         }
 
-    def decode(self, args: Namespace) -> None:
-        """Decode from now on as these flags say.
+    def decode(self, run: Run) -> None:
+        """Decode from now on as a run says.
 
         Raises:
             EvaluationError: vLLM cannot.
             ValueError: other layers than those that the engine was started with.
         """
-        requests.check(args, "vllm")
-        if args.decoder == "revisit":
-            layers = published_layers(args.early_exit_layers, self.last)
+        requests.check(run)
+        if isinstance(run.decoder, ReVisiTConfig):
+            layers = published_layers(run.decoder.layers, self.last)
             if layers != self.layers:
                 raise ValueError(
                     f"vLLM's engine reads the layers {self.layers} from its start on, and cannot "
@@ -79,10 +81,10 @@ class VllmCaptioner:
                 )
         # As in Transformers, what the checkpoint's generation_config.json says holds.
         penalty = self.llm.get_default_sampling_params().repetition_penalty
-        self.sampling = {"repetition_penalty": penalty, **requests.sampling(args)}
-        self.args = args
+        self.sampling = {"repetition_penalty": penalty, **requests.sampling(run)}
+        self.run = run
 
-    def answer(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Answer]:
+    def answer(self, images: Images, questions: Sequence[str]) -> list[Answer]:
         """The answer to each question about the image beside it.
 
         Raises:
@@ -93,7 +95,7 @@ class VllmCaptioner:
 
         params = []
         for seed in torch.randint(2**31, (len(images),)).tolist():
-            asked = requests.asked(self.args, seed)
+            asked = requests.settings(self.run, seed)
             extra = None if asked is None else {"revisit": asked}
             params.append(SamplingParams(**self.sampling, seed=seed, extra_args=extra))
         try:
@@ -119,9 +121,9 @@ class VllmCaptioner:
             raise unusable_images(first, images, take) from first
         return [Answer(each.text.strip(), len(each.token_ids)) for each in best]
 
-    def _chat(self, images: Sequence[Image.Image], questions: Sequence[str], params: Any) -> Any:
+    def _chat(self, images: Images, questions: Sequence[str], params: Any) -> Any:
         chats: list[Any] = [
-            [{"role": "user", "content": [_shown(image), {"type": "text", "text": question}]}]
+            [{"role": "user", "content": [*_shown(image), {"type": "text", "text": question}]}]
             for image, question in zip(images, questions, strict=True)
         ]
         return self.llm.chat(chats, params, use_tqdm=False)
@@ -150,5 +152,5 @@ def _failure(output: Any) -> RuntimeError | None:
     return RuntimeError(f"vLLM ended a request by {output.finish_reason!r}: {why}")
 
 
-def _shown(image: Image.Image) -> dict[str, Any]:
-    return {"type": "image_pil", "image_pil": image}
+def _shown(image: Image.Image | None) -> list[dict[str, Any]]:
+    return [] if image is None else [{"type": "image_pil", "image_pil": image}]

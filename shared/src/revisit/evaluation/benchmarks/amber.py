@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.objects.amber_words import Nouns, Similar
-from revisit.evaluation.files import read_json
+from revisit.evaluation.store import read_json
 
 CAPTION_METRICS = ("CHAIR", "Cover", "Hal", "Cog")
 ANSWER_METRICS = ("Accuracy", "Precision", "Recall", "F1")

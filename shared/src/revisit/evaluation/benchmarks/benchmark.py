@@ -1,13 +1,15 @@
 """What every benchmark says of itself: its data, what it asks, and how its answers are scored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from revisit.evaluation import EvaluationError
 
 Key = int | str | tuple[int | str, ...]
 """What a task and its answer have in common: an id, or several."""
@@ -45,6 +47,10 @@ class Form:
         """A key as the ids of a line."""
         return dict(zip(self.keys, key if isinstance(key, tuple) else (key,), strict=True))
 
+    def shown(self, key: Key) -> str:
+        """A key in a message: `image_id 7`."""
+        return ", ".join(f"{name} {value}" for name, value in self.ids(key).items())
+
 
 class Columns(NamedTuple):
     """What is counted, and the metrics of the counts: the columns of a table."""
@@ -54,6 +60,10 @@ class Columns(NamedTuple):
     metrics: tuple[str, ...]
     measure: Callable[[NDArray[Any]], NDArray[np.float64]]
     """Counts (..., columns), summed over things -> metrics (metrics, ...), fractions of 1."""
+    shown: tuple[str, str]
+    """The two metrics that a plot shows."""
+    lower: frozenset[str] = frozenset()
+    """The metrics of which less is better."""
 
 
 class Counted(NamedTuple):
@@ -95,6 +105,8 @@ class Benchmark(ABC):
     columns: ClassVar[Columns]
     max_new_tokens: ClassVar[int] = 512
     """Of an answer, where the user gives no number."""
+    without_images: ClassVar[bool] = False
+    """Whether some questions are about no image: there, ReVisiT decodes plainly."""
 
     data_path: Path
 
@@ -103,14 +115,17 @@ class Benchmark(ABC):
         """How the name of a run's folder begins."""
         return f"{self.name}-"
 
-    def check(self) -> None:  # noqa: B027  # most have nothing to say
-        """Raises `EvaluationError` where settings do not fit together, or scoring lacks data."""
+    @property
+    def scored(self) -> bool:
+        """Whether the answers are scored."""
+        return True
 
     @abstractmethod
     def sections(self, seed: int) -> list[Section]:
         """What is asked, read from the data.
 
-        Raises `EvaluationError` where the data is not there, or is not the benchmark's.
+        Raises `EvaluationError` where the data is not there, or is not the benchmark's, or scoring
+        lacks something.
         """
 
     def resume(self, section: Section, record: dict[str, Any], answers: Path) -> list[Task]:
@@ -121,8 +136,9 @@ class Benchmark(ABC):
         return section.tasks
 
     @abstractmethod
-    def score(self, section: Section, answers: Path) -> dict[str, Any] | None:
-        """The result of a whole file of answers, as it is saved; None where none is asked for.
+    def score(self, section: Section, answers: Path) -> dict[str, Any]:
+        """The result of a whole file of answers, as it is saved: a dictionary with `benchmark`,
+        `overall_metrics` (fractions of 1 by name), and what `counted` needs.
 
         Raises `EvaluationError` where the answers cannot be scored.
         """
@@ -135,3 +151,21 @@ class Benchmark(ABC):
         Raises `EvaluationError` where it fits no run, and KeyError, TypeError or ValueError where
         it is no such result.
         """
+
+
+def check_images(tasks: Sequence[Task], folder: Path, asked_by: object) -> None:
+    """Raises `EvaluationError` where an image that is asked about is not in the folder."""
+    if not folder.is_dir():
+        raise EvaluationError(f"--data_path {folder} is not a folder of images")
+    names = dict.fromkeys(task.image for task in tasks if task.image is not None)
+    if lacking := [name for name in names if not (folder / name).exists()]:
+        raise EvaluationError(
+            f"--data_path {folder} lacks {len(lacking)} of the {len(names)} images that {asked_by} "
+            f"asks about ({lacking[0]}, for one)"
+        )
+
+
+def check_whole(name: str, value: int, least: int) -> None:
+    """Raises `EvaluationError` where a flag's value is below `least`."""
+    if value < least:
+        raise EvaluationError(f"--{name} {value}: say a whole number >= {least}")

@@ -14,14 +14,13 @@ Len      mean number of words of a caption, two-word objects counting once, / 10
 =======  ====================================================================================
 """
 
-import argparse
-import json
 import platform
-import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,28 +28,29 @@ from tqdm import tqdm
 
 from revisit import __version__
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Columns,
+    Counted,
+    Form,
+    Section,
+    Task,
+    check_whole,
+)
 from revisit.evaluation.benchmarks.objects.coco import (
-    annotation_pairs,
+    check_covered,
+    check_record,
     fingerprints,
     image_id,
-    read_instances,
-    read_references,
+    read_captions,
+    sample_images,
 )
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS, Lemmatizer
-from revisit.evaluation.benchmarks.objects.lexicon import DOUBLE_WORDS, OBJECT_OF, OBJECTS
-from revisit.evaluation.files import read_json, read_json_lines, read_run, sha256, write_json
-from revisit.evaluation.results.bootstrap import paired_intervals, ratio
+from revisit.evaluation.benchmarks.objects.truth import Objects, count, load_objects, mentions
+from revisit.evaluation.results.bootstrap import named_intervals, ratio
+from revisit.evaluation.store import read_record, sha256
 
 METRICS = ("CHAIRs", "CHAIRi", "Recall", "F1", "Len")
-
-SAME = ("question", "max_new_tokens")
-"""What a run was told to ask and to write; it moves the numbers more than a decoder does."""
-
-Objects = Mapping[int, Collection[str]]
-"""Ground truth: image id -> names of the objects in the image."""
-
-# Columns of a score's counts.
-_CAPTIONS, _HALLUCINATING, _HALLUCINATED, _OBJECT_WORDS, _FOUND, _TRUE, _WORDS = range(7)
 
 
 class Score(NamedTuple):
@@ -58,23 +58,10 @@ class Score(NamedTuple):
 
     image_ids: list[int]
     counts: NDArray[np.int64]
-    """(images, 7): what `metrics` and `paired_bootstrap` sum."""
+    """(images, 7): what `metrics` sums."""
     sentences: list[dict[str, Any]]
     """Of each caption: `image_id`, `caption`, `words` (object words), `node_words` (the objects
     they name), `hallucinated` (pairs of a word and its object), `gt_objects`, `metrics`."""
-
-
-def object_words(lemmas: Sequence[str]) -> tuple[list[str], int]:
-    """The words of a caption that name objects, in order, and the number of all its words."""
-    words = []
-    position = 0
-    while position < len(lemmas):
-        double = DOUBLE_WORDS.get(" ".join(lemmas[position : position + 2]))
-        words.append(double or lemmas[position])
-        position += 2 if double else 1
-    # The seat of a toilet is no chair.
-    dropped = {"seat"} if "toilet" in words else set()
-    return [word for word in words if word in OBJECT_OF and word not in dropped], len(words)
 
 
 def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) -> Score:
@@ -83,7 +70,6 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
     Args:
         captions: image id -> caption.
         objects: ground truth of, at least, the images in `captions`.
-        lemmatize: one of `revisit.evaluation.benchmarks.objects.lemmas.LEMMATIZERS`.
 
     Raises:
         EvaluationError: no captions, or an image without ground truth.
@@ -100,28 +86,11 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
     for image, caption in tqdm(
         captions.items(), "scoring", unit=" captions", disable=None, leave=False
     ):
-        count, sentence = _score_one(caption, set(objects[image]), lemmatize)
-        counts.append(count)
-        sentences.append({"image_id": image, **sentence})
+        sentence, length = mentions(caption, set(objects[image]), lemmatize)
+        counts.append(count(sentence, length))
+        found = metrics(np.array(counts[-1]))
+        sentences.append({"image_id": image, **sentence, "metrics": found})
     return Score(list(captions), np.array(counts, np.int64), sentences)
-
-
-def _score_one(
-    caption: str, truth: set[str], lemmatize: Lemmatizer
-) -> tuple[tuple[int, ...], dict[str, Any]]:
-    words, length = object_words(lemmatize(caption))
-    named = [OBJECT_OF[word] for word in words]
-    hallucinated = [pair for pair in zip(words, named, strict=True) if pair[1] not in truth]
-    wrong, found = len(hallucinated), len(truth.intersection(named))
-    counts = (1, bool(hallucinated), wrong, len(words), found, len(truth), length)
-    return counts, {
-        "caption": caption,
-        "words": words,
-        "node_words": named,
-        "hallucinated": hallucinated,
-        "gt_objects": sorted(truth),
-        "metrics": metrics(np.array(counts)),
-    }
 
 
 def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
@@ -129,303 +98,158 @@ def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(METRICS, measure(totals), strict=True)}
 
 
-def paired_bootstrap(
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, dict[str, float]]:
-    """Percentile intervals of the differences `second - first` of two captions of each image.
-
-    Images are drawn with replacement, both captions of an image together.
-
-    Args:
-        first, second: counts (images, 7) of two scores, row by row of the same image.
-        resamples: how many times the images are drawn.
-        seed: of the draws.
-        level: the part of the draws inside an interval.
-
-    Returns:
-        For each metric `{"difference": ..., "low": ..., "high": ...}`, fractions of 1.
-    """
-    found = paired_intervals(first, second, measure, resamples, seed, level)
-    return {
-        name: {"difference": float(difference), "low": float(low), "high": float(high)}
-        for name, (difference, low, high) in zip(METRICS, found.T, strict=True)
-    }
-
-
 def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
     """Counts (..., 7) -> metrics (5, ...)."""
-    columns = np.moveaxis(totals, -1, 0)
-    chair_s = ratio(columns[_HALLUCINATING], columns[_CAPTIONS])
-    chair_i = ratio(columns[_HALLUCINATED], columns[_OBJECT_WORDS])
-    recall = ratio(columns[_FOUND], columns[_TRUE])
+    captions, hallucinating, wrong, words, found, true, length = np.moveaxis(totals, -1, 0)
+    chair_i, recall = ratio(wrong, words), ratio(found, true)
     precision = 1 - chair_i
     f1 = ratio(2 * precision * recall, precision + recall)
-    length = ratio(columns[_WORDS], 100 * columns[_CAPTIONS])
-    return np.stack([chair_s, chair_i, recall, f1, length])
+    chair_s = ratio(hallucinating, captions)
+    return np.stack([chair_s, chair_i, recall, f1, ratio(length, 100 * captions)])
 
 
-def read_captions(
-    path: Path, image_id_key: str = "image_id", caption_key: str = "caption"
-) -> dict[int, str]:
-    """Image id -> caption, from JSON Lines, in the file's order; blank lines are skipped.
+paired_bootstrap = partial(named_intervals, METRICS, measure)
+"""The intervals of the differences between two captions of each image, of their counts."""
 
-    Raises `EvaluationError`, with the line's number, for a line that is no JSON object with both
-    keys, and for a second caption of an image.
+
+def score_file(
+    captions: Path,
+    annotations: Path | None,
+    lemmatizer: str,
+    cache: Path | None = None,
+    image_id_key: str = "image_id",
+    caption_key: str = "caption",
+) -> dict[str, Any]:
+    """The result of a file of captions, as it is saved: metrics, what made it, every caption.
+
+    `cache` has the objects of images; where it is not there, it is made from the annotations.
+
+    Raises:
+        EvaluationError: something cannot be read, or does not belong together.
     """
-    captions: dict[int, str] = {}
-    for where, entry in read_json_lines(path, f"captions {path}"):
-        for key in (image_id_key, caption_key):
-            if not isinstance(entry, dict) or key not in entry:
-                raise EvaluationError(f"{where} has no key {key!r}")
-        image, caption = str(entry[image_id_key]), entry[caption_key]
-        if not image.isdecimal():
-            raise EvaluationError(f"{where}: {image_id_key} {image!r} is not a whole number")
-        if not isinstance(caption, str):
-            raise EvaluationError(f"{where}: {caption_key} is not text")
-        if int(image) in captions:
-            raise EvaluationError(f"{where} is a second caption of image {image}; keep one")
-        captions[int(image)] = caption
-    if not captions:
-        raise EvaluationError(f"{path} holds no captions")
-    return captions
-
-
-def ground_truth(annotations: Path, lemmatize: Lemmatizer) -> dict[int, set[str]]:
-    """Image id -> objects, from every pair of instances and captions files of `annotations`."""
-    objects: dict[int, set[str]] = {}
-    for instances, captions in annotation_pairs(annotations):
-        for image, names in read_instances(instances).items():
-            objects.setdefault(image, set()).update(names)
-        for image, references in tqdm(
-            read_references(captions).items(), captions.name, unit=" images", disable=None
-        ):
-            for reference in references:
-                words, _ = object_words(lemmatize(reference))
-                objects.setdefault(image, set()).update(OBJECT_OF[word] for word in words)
-    return objects
-
-
-def load_objects(
-    annotations: Path | None, cache: Path | None, lemmatizer: str, lemmatize: Lemmatizer
-) -> tuple[Objects, dict[str, Any]]:
-    """The ground truth, and the record of where it came from.
-
-    From the cache where there is one, else from the annotations, which the cache is then written
-    from. A cache that says which lemmatizer and annotations made it is used with no others.
-    """
-    if cache is not None and cache.exists():
-        return _read_cache(cache, annotations, lemmatizer)
-    if annotations is None:
-        missing = (
-            "neither --coco_path nor --cache is given"
-            if cache is None
-            else (f"the cache {cache} does not exist and no --coco_path is given to make it from")
-        )
-        raise EvaluationError(f"{missing}; --coco_path is the `annotations` folder of COCO 2014")
-    source = fingerprints(annotations)
-    objects = ground_truth(annotations, lemmatize)
-    if cache is not None:
-        named = {str(image): sorted(names) for image, names in objects.items()}
-        write_json(cache, {"lemmatizer": lemmatizer, "source": source, "objects": named})
-    return objects, {"annotations": str(annotations), "source": source}
-
-
-def _read_cache(
-    path: Path, annotations: Path | None, lemmatizer: str
-) -> tuple[Objects, dict[str, Any]]:
-    data = read_json(path)
-    entries = data.get("objects") if isinstance(data, dict) else None
-    if not isinstance(entries, dict):
-        raise EvaluationError(f'{path} is not a cache of objects: {{"objects": {{"<id>": [...]}}}}')
-    for image, names in entries.items():
-        if not image.isdecimal() or not isinstance(names, list) or not set(names) <= set(OBJECTS):
-            raise EvaluationError(f"{path}: image {image!r}: {names!r} are not objects of COCO")
-    remedy = "remove the cache, to have it made again, or name another one"
-    made_with = data.get("lemmatizer", lemmatizer)
-    if made_with != lemmatizer:
-        raise EvaluationError(
-            f"{path} was made with --lemmatizer {made_with}, not {lemmatizer}: {remedy}"
-        )
-    source = data.get("source")
-    if annotations is not None and source is not None and source != fingerprints(annotations):
-        raise EvaluationError(f"{path} was not made from the annotations {annotations}: {remedy}")
-    record = {"cache": str(path), "sha256": sha256(path), "source": source}
-    return {int(image): names for image, names in entries.items()}, record
-
-
-def check_run(
-    run: Any, images: Collection[int], source: Mapping[str, str] | None, captions: object
-) -> None:
-    """Raises `EvaluationError` where the record of a run says that it captioned other images, or
-    was checked against other annotations than these, by their files' sha256."""
-    if not isinstance(run, dict):
-        return
-    asked = {image_id(name) for name in run.get("images", [])}
-    if asked and (strangers := set(images) - asked):
-        raise EvaluationError(
-            f"{captions} has captions of {len(strangers)} images that its run was not asked about "
-            f"(image id {min(strangers)}, for one): it and its record (.run.json) do not belong "
-            "together; move the record away to score the captions without it"
-        )
-    made_with = run.get("annotations", {})
-    for name, digest in (source or {}).items():
-        if made_with.get(name, digest) != digest:
-            raise EvaluationError(
-                f"{captions} was made for other annotations: its run saw a {name} of sha256 "
-                f"{made_with[name][:12]}..., and this one's is {digest[:12]}...; score it against "
-                "those of its images"
-            )
-
-
-def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    width = max(map(len, rows))
-    lines = [f"{'':{width}}" + "".join(f"{name:>8}" for name in METRICS)]
-    for label, values in rows.items():
-        lines.append(f"{label:{width}}" + "".join(f"{100 * values[m]:8.1f}" for m in METRICS))
-    return "\n".join(lines)
-
-
-def _interval_lines(intervals: Mapping[str, Mapping[str, float]]) -> str:
-    return "\n".join(
-        f"  {name:7}{100 * i['difference']:+8.2f}   [{100 * i['low']:+.2f}, {100 * i['high']:+.2f}]"
-        for name, i in intervals.items()
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="revisit-chair",
-        description="Score captions of COCO images by CHAIR: how many of the objects that they "
-        "name are not in the image, and how many of the image's objects they name.",
-    )
-    add = parser.add_argument
-    add("--cap_file", type=Path, required=True, metavar="JSONL", help="captions, one JSON a line")
-    add("--image_id_key", default="image_id", help="key of the image id (default: %(default)s)")
-    add("--caption_key", default="caption", help="key of the caption (default: %(default)s)")
-    add(
-        "--coco_path",
-        type=Path,
-        metavar="FOLDER",
-        help="annotations of COCO 2014: every pair instances_*2014.json, captions_*2014.json in "
-        "the folder is read",
-    )
-    add(
-        "--cache",
-        type=Path,
-        metavar="JSON",
-        help="ground-truth objects; read where it exists, else made from --coco_path and written",
-    )
-    add("--save_path", type=Path, metavar="JSON", help="write metrics and every caption's objects")
-    add(
-        "--lemmatizer",
-        choices=sorted(LEMMATIZERS),
-        default="nltk",
-        help="nltk: the published pipeline, needs NLTK's data. noun: needs no data, reads every "
-        "word as a noun (default: %(default)s)",
-    )
-    add(
-        "--compare",
-        type=Path,
-        metavar="JSONL",
-        help="other captions of the same images: their scores too, and 95%% intervals of the "
-        "differences (theirs minus those of --cap_file)",
-    )
-    return parser
-
-
-def _result(name: Path, captions: Mapping[int, str], found: Score) -> dict[str, Any]:
+    texts = read_captions(captions, image_id_key, caption_key)
+    lemmatize = LEMMATIZERS[lemmatizer]()
+    objects, truth = load_objects(annotations, cache, lemmatizer, lemmatize)
+    record = read_record(captions)
+    check_record(record, texts, truth["source"], captions)
+    found = score(texts, objects, lemmatize)
+    versions = {name: version(name) for name in ("nltk", "numpy")}
+    versions |= {"python": platform.python_version(), "revisit": __version__}
     return {
+        "benchmark": "chair",
         "overall_metrics": metrics(found.counts.sum(0)),
         "captions": {
-            "file": str(name),
-            "sha256": sha256(name),
-            "count": len(captions),
-            "run": read_run(name),
+            "file": str(captions),
+            "sha256": sha256(captions),
+            "count": len(texts),
+            "run": record or None,
         },
+        "settings": {"lemmatizer": lemmatizer, "ground_truth": truth, "versions": versions},
+        "sentences": found.sentences,
     }
 
 
-def _run(args: argparse.Namespace) -> None:
-    files = [args.cap_file] + ([args.compare] if args.compare else [])
-    inputs = [file.resolve() for file in (*files, args.cache) if file]
-    if args.save_path and args.save_path.resolve() in inputs:
-        raise EvaluationError(f"--save_path {args.save_path} would overwrite an input")
-    captions = [read_captions(file, args.image_id_key, args.caption_key) for file in files]
-    alone = captions[0].keys() ^ captions[-1].keys()
-    if alone:
-        raise EvaluationError(
-            f"{args.cap_file} and {args.compare} caption different images: {len(alone)} images "
-            f"are in one of them only (image id {min(alone)}, for one)"
+def _measure_twice(totals: NDArray[Any]) -> NDArray[np.float64]:
+    """Counts (..., 8), those of `score` and captions that name an object twice -> (6, ...)."""
+    twice = ratio(totals[..., -1], totals[..., 0])
+    return np.concatenate([measure(totals[..., :-1]), twice[None]])
+
+
+COLUMNS = Columns(
+    things="images",
+    metrics=(*METRICS, "twice"),
+    measure=_measure_twice,
+    shown=("CHAIRs", "F1"),
+    lower=frozenset(("CHAIRs", "CHAIRi", "twice")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chair(Benchmark):
+    """Describe a sample of COCO's images; CHAIR scores which objects the captions name.
+
+    Args:
+        data_path: folder of COCO's images (val2014).
+        anno_path: annotations of COCO (the folder, or an instances file): checked before the run to
+            cover the images.
+        lemmatizer: score the captions too, with words read as published (nltk: needs NLTK's data),
+            or all as nouns (noun) (default: no scoring).
+        question: what the model is asked.
+        num_eval_samples: images to draw.
+    """
+
+    name: ClassVar[str] = "chair"
+    form: ClassVar[Form] = Form("captions.jsonl", ("image_id",), "caption", "image")
+    columns: ClassVar[Columns] = COLUMNS
+
+    anno_path: Path | None = None
+    lemmatizer: Literal["nltk", "noun"] | None = None
+    question: str = "Please describe this image in detail."
+    num_eval_samples: int = 500
+
+    def __post_init__(self) -> None:
+        check_whole("num_eval_samples", self.num_eval_samples, 1)
+        if self.lemmatizer is not None and self.anno_path is None:
+            raise EvaluationError("--lemmatizer: scoring needs the annotations; give --anno_path")
+
+    @property
+    def prefix(self) -> str:
+        """None: captions were there first."""
+        return ""
+
+    @property
+    def scored(self) -> bool:
+        """Whether a lemmatizer is chosen."""
+        return self.lemmatizer is not None
+
+    def sections(self, seed: int) -> list[Section]:
+        """One: the sample of images, of which the annotations are to know all."""
+        if self.lemmatizer is not None:
+            LEMMATIZERS[self.lemmatizer]()
+        sample = sample_images(self.data_path, self.num_eval_samples, seed)
+        if self.anno_path is not None:
+            check_covered([image_id(name) for name in sample], self.anno_path)
+        settings = {"question": self.question, "num_eval_samples": self.num_eval_samples}
+        return [Section("", self._tasks(sample), settings)]
+
+    def resume(self, section: Section, record: dict[str, Any], answers: Path) -> list[Task]:
+        """A rerun goes on with the sample it began, whatever was added to the folder or lost."""
+        sample = record.setdefault("images", [task.image for task in section.tasks])
+        if self.anno_path is not None:
+            source = fingerprints(self.anno_path)
+            check_record(record, [], source, answers)
+            record.setdefault("annotations", source)
+        return self._tasks(sample)
+
+    def _tasks(self, sample: Sequence[str]) -> list[Task]:
+        return [Task(image_id(name), name, self.question) for name in sample]
+
+    def score(self, section: Section, answers: Path) -> dict[str, Any]:
+        """See `score_file`."""
+        assert self.lemmatizer is not None
+        return score_file(answers, self.anno_path, self.lemmatizer)
+
+    @staticmethod
+    def counted(saved: Mapping[str, Any]) -> Counted:
+        """See `Benchmark.counted`."""
+        sentences = sorted(saved["sentences"], key=lambda each: int(each["image_id"]))
+        if not sentences:
+            raise ValueError("no captions")
+        images = [each["image_id"] for each in sentences]
+        record = saved["captions"]["run"] or {}
+        source = saved["settings"].get("ground_truth", {}).get("source")
+        check_record(record, [int(image) for image in images], source, "what was scored")
+        return Counted(
+            things=images,
+            counts=np.array([_saved(each) for each in sentences], np.int64),
+            truth={"the images' objects": [each["gt_objects"] for each in sentences]},
+            conditions={"lemmatizer": saved["settings"]["lemmatizer"]},
+            record=record,
         )
-    lemmatize = LEMMATIZERS[args.lemmatizer]()
-    objects, truth = load_objects(args.coco_path, args.cache, args.lemmatizer, lemmatize)
-    runs = [read_run(file) for file in files]
-    for file, run, ids in zip(files, runs, captions, strict=True):
-        check_run(run, ids, truth["source"], file)
-    _check_same(runs, files)
-    scores = [
-        score({image: c[image] for image in captions[0]}, objects, lemmatize) for c in captions
-    ]
-    results = [_result(*each) for each in zip(files, captions, scores, strict=True)]
-    intervals = paired_bootstrap(scores[0].counts, scores[1].counts) if args.compare else None
-    if args.save_path:
-        write_json(
-            args.save_path,
-            results[0]
-            | {"settings": _settings(args.lemmatizer, truth)}
-            | ({"comparison": results[1] | {"difference": intervals}} if args.compare else {})
-            | {"sentences": scores[0].sentences},
-        )
-    print(f"{len(captions[0])} captions, lemmatizer {args.lemmatizer}; percent, Len in words")
-    print(_table({r["captions"]["file"]: r["overall_metrics"] for r in results}))
-    for each in results:
-        _warn_of_gaps(**each["captions"])
-    if intervals:
-        print("difference, 95% interval (bootstrap over images)")
-        print(_interval_lines(intervals))
 
 
-def _check_same(runs: Sequence[Any], files: Sequence[Path]) -> None:
-    """Raises `EvaluationError` where two runs differ in what moves the numbers by itself."""
-    settings = [run.get("settings", {}) if isinstance(run, dict) else {} for run in runs]
-    for name in SAME:
-        found = {json.dumps(each[name]) for each in settings if name in each}
-        if len(found) > 1:
-            raise EvaluationError(
-                f"{' and '.join(map(str, files))} cannot be compared: their runs' {name} differ, "
-                f"{' and '.join(sorted(found))}"
-            )
-
-
-def _warn_of_gaps(file: str, count: int, run: Any, **_: Any) -> None:
-    if isinstance(run, dict) and count < len(run.get("images", [])):
-        print(
-            f"WARNING: {file} has {count} of the {len(run['images'])} captions of its run; "
-            f"{len(run.get('failed', []))} images could not be read",
-            file=sys.stderr,
-        )
-
-
-def _settings(lemmatizer: str, truth: Mapping[str, Any]) -> dict[str, Any]:
-    versions = {name: version(name) for name in ("nltk", "numpy")}
-    versions |= {"python": platform.python_version(), "revisit": __version__}
-    return {"lemmatizer": lemmatizer, "ground_truth": truth, "versions": versions}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The console script `revisit-chair`. Returns 0, or 2 where the input is bad."""
-    args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except EvaluationError as error:
-        print(f"revisit-chair: error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _saved(sentence: Mapping[str, Any]) -> tuple[int, ...]:
+    """What a result counts of a caption, and whether it names an object twice."""
+    named = sentence["node_words"]
+    counts = count(sentence, round(100 * sentence["metrics"]["Len"]))
+    return *counts, len(set(named)) < len(named)

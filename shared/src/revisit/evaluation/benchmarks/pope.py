@@ -14,18 +14,26 @@ Yes        answers that mean yes / questions
 =========  ====================================================
 """
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.files import read_json_lines, read_run, sha256, write_json
+from revisit.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Columns,
+    Counted,
+    Form,
+    Section,
+    Task,
+    check_images,
+)
 from revisit.evaluation.results.bootstrap import ratio
+from revisit.evaluation.store import read_answers, read_json_lines, read_record, sha256
 
 METRICS = ("Accuracy", "Precision", "Recall", "F1", "Yes")
 
@@ -81,28 +89,72 @@ def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.stack([ratio(right, asked), precision, recall, f1, ratio(yes, asked)])
 
 
-def read_labels(path: Path) -> dict[Any, bool]:
-    """Question id -> whether yes is right, from POPE's JSON Lines."""
-    labels = _column(path, "label")
-    for each, label in labels.items():
+COLUMNS = Columns("questions", METRICS, measure, ("Accuracy", "F1"))
+
+FORM = Form("answers.jsonl", ("question_id",), "answer", "question")
+
+ONE_WORD = " Please answer this question with one word."
+"""What stands behind a question in the published code of VCD; in POPE's own nothing does."""
+
+Split = Literal["random", "popular", "adversarial"]
+"""The question files: how the objects were chosen that are not in the image."""
+
+
+def read_questions(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """The questions of a file, each with `question_id`, `label` and these keys, which hold text.
+
+    Raises `EvaluationError` for a line that is no question, and for a second one of an id.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for where, entry in read_json_lines(path):
+        if not isinstance(entry, dict) or not {"question_id", "label"} <= entry.keys():
+            raise EvaluationError(f"{where} needs the keys 'question_id' and 'label'")
+        if not all(isinstance(entry.get(name), str) and entry[name] for name in needed):
+            raise EvaluationError(f"{where} needs the keys {' and '.join(map(repr, needed))}, text")
+        question, label = entry["question_id"], entry["label"]
+        if type(question) not in (int, str):
+            raise EvaluationError(f"{where}: question_id {question!r} is no number and no text")
         if label not in ("yes", "no"):
-            raise EvaluationError(f"{path}, question_id {each}: label {label!r} is not yes or no")
-    return {each: label == "yes" for each, label in labels.items()}
+            raise EvaluationError(f"{where}: label {label!r} is not yes or no")
+        if question in found:
+            raise EvaluationError(f"{where} repeats question_id {question}; keep one")
+        found[question] = entry
+    if not found:
+        raise EvaluationError(f"{path} holds no questions")
+    return list(found.values())
 
 
-def read_answers(path: Path) -> dict[Any, str]:
-    """Question id -> answer, from JSON Lines."""
-    answers = _column(path, "answer")
-    for each, answer in answers.items():
-        if not isinstance(answer, str):
-            raise EvaluationError(f"{path}, question_id {each}: the answer is not text")
-    return answers
+def read_labels(path: Path) -> dict[Any, bool]:
+    """Question id -> whether yes is right."""
+    return {each["question_id"]: each["label"] == "yes" for each in read_questions(path)}
 
 
-def check_questions(run: Any, digest: str, answers: object, questions: object) -> None:
+def score_file(questions: Path, answers: Path) -> dict[str, Any]:
+    """The result of a file of answers, as it is saved: metrics, what made it, every answer.
+
+    Raises:
+        EvaluationError: something cannot be read, or does not belong together.
+    """
+    labels, texts = read_labels(questions), read_answers(answers, FORM)
+    record, digest = read_record(answers), sha256(questions)
+    check_record(record, digest, answers, questions)
+    return {
+        "benchmark": "pope",
+        "overall_metrics": score(labels, texts),
+        "count": len(labels),
+        "questions": {"file": str(questions), "sha256": digest},
+        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "answered": [
+            {"question_id": each, "label": "yes" if label else "no", "answer": texts[each]}
+            for each, label in labels.items()
+        ],
+    }
+
+
+def check_record(record: Mapping[str, Any], digest: str, answers: Any, questions: Any) -> None:
     """Raises `EvaluationError` where the record of a run says that its answers are to other
     questions than those of a file with this sha256."""
-    settings = run.get("settings", {}) if isinstance(run, dict) else {}
+    settings = record.get("settings", {})
     if settings.get("questions", digest) != digest:
         raise EvaluationError(
             f"{answers} are answers to other questions than those in {questions}: their run "
@@ -112,90 +164,80 @@ def check_questions(run: Any, digest: str, answers: object, questions: object) -
         )
 
 
-def _column(path: Path, key: str) -> dict[Any, Any]:
-    """Question id -> value of ``key``; the error names the line that lacks one or repeats an id."""
-    found: dict[Any, Any] = {}
-    for where, entry in read_json_lines(path):
-        if not isinstance(entry, dict) or not {"question_id", key} <= entry.keys():
-            raise EvaluationError(f"{where} needs the keys 'question_id' and {key!r}")
-        question = entry["question_id"]
-        if not isinstance(question, int | str):
-            raise EvaluationError(f"{where}: question_id {question!r} is no number and no text")
-        if question in found:
-            raise EvaluationError(f"{where} repeats question_id {question}; keep one")
-        found[question] = entry[key]
-    return found
+def question_file(folder: Path, split: str) -> Path:
+    """POPE's file of a split, by its published name `coco_pope_random.json` or `random.jsonl`.
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="revisit-pope",
-        description="Score the answers to POPE's questions: does the model say yes to objects "
-        "that are not in the image?",
+    Raises `EvaluationError` where there is none.
+    """
+    names = (f"coco_pope_{split}.json", f"{split}.jsonl")
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise EvaluationError(
+        f"--pope_path {folder} has no {' or '.join(names)}: prerequisites/download_pope.py "
+        "brings the published files"
     )
-    add = parser.add_argument
-    add(
-        "--questions",
-        type=Path,
-        required=True,
-        metavar="JSONL",
-        help="POPE's file: question_id, image, text and label (yes or no), one question a line",
-    )
-    add(
-        "--answers",
-        type=Path,
-        required=True,
-        metavar="JSONL",
-        help="question_id and answer, one a line",
-    )
-    add("--save_path", type=Path, metavar="JSON", help="write the metrics and what they are of")
-    return parser
 
 
-def _run(args: argparse.Namespace) -> None:
-    inputs = [args.questions.resolve(), args.answers.resolve()]
-    if args.save_path and args.save_path.resolve() in inputs:
-        raise EvaluationError(f"--save_path {args.save_path} would overwrite an input")
-    labels = read_labels(args.questions)
-    answers = read_answers(args.answers)
-    check_questions(read_run(args.answers), sha256(args.questions), args.answers, args.questions)
-    found = score(labels, answers)
-    if args.save_path:
-        write_json(args.save_path, _saved(args, labels, answers))
-    print(f"{len(labels)} questions; percent")
-    print("".join(f"{name:>11}" for name in METRICS))
-    print("".join(f"{100 * found[name]:11.1f}" for name in METRICS))
+@dataclass(frozen=True, kw_only=True)
+class Pope(Benchmark):
+    """Ask POPE's questions, whether an object is in an image, and score the answers.
 
+    Args:
+        data_path: folder of COCO's images (val2014).
+        pope_path: folder of POPE's question files.
+        splits: which of them, one after another.
+        one_word: ask for one word: behind each question stands "Please answer this question with
+            one word." (default: the question alone).
+    """
 
-def _saved(
-    args: argparse.Namespace, labels: Mapping[Any, bool], answers: Mapping[Any, str]
-) -> dict[str, Any]:
-    files = {
-        name: {"file": str(path), "sha256": sha256(path)}
-        for name, path in (("questions", args.questions), ("answers", args.answers))
-    }
-    return {
-        "overall_metrics": score(labels, answers),
-        "count": len(labels),
-        "questions": files["questions"],
-        "answers": files["answers"] | {"run": read_run(args.answers)},
-        "answered": [
-            {"question_id": each, "label": "yes" if label else "no", "answer": answers[each]}
-            for each, label in labels.items()
-        ],
-    }
+    name: ClassVar[str] = "pope"
+    form: ClassVar[Form] = FORM
+    columns: ClassVar[Columns] = COLUMNS
+    max_new_tokens: ClassVar[int] = 64  # the scorer reads the first sentence
 
+    pope_path: Path
+    splits: tuple[Split, ...] = ("random", "popular", "adversarial")
+    one_word: bool = False
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The console script `revisit-pope`. Returns 0, or 2 where the input is bad."""
-    args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except EvaluationError as error:
-        print(f"revisit-pope: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    @property
+    def prefix(self) -> str:
+        """How the name of a run's folder begins."""
+        return "pope-one-word-" if self.one_word else "pope-"
 
+    def sections(self, seed: int) -> list[Section]:
+        """One for each split."""
+        behind = ONE_WORD if self.one_word else ""
+        found = []
+        for split in dict.fromkeys(self.splits):
+            file = question_file(self.pope_path, split)
+            tasks = [
+                Task(each["question_id"], each["image"], each["text"] + behind)
+                for each in read_questions(file, "image", "text")
+            ]
+            check_images(tasks, self.data_path, file)
+            settings = {"question": f"<text>{behind}", "split": split, "questions": sha256(file)}
+            found.append(Section(split, tasks, settings))
+        return found
 
-if __name__ == "__main__":
-    sys.exit(main())
+    def score(self, section: Section, answers: Path) -> dict[str, Any]:
+        """See `score_file`."""
+        return score_file(question_file(self.pope_path, section.name), answers)
+
+    @staticmethod
+    def counted(saved: Mapping[str, Any]) -> Counted:
+        """See `Benchmark.counted`."""
+        answered = sorted(saved["answered"], key=lambda each: str(each["question_id"]))
+        if not answered:
+            raise ValueError("no questions")
+        labels = {each["question_id"]: each["label"] == "yes" for each in answered}
+        answers = {each["question_id"]: each["answer"] for each in answered}
+        record, questions = saved["answers"]["run"] or {}, saved["questions"]
+        check_record(record, questions["sha256"], "what was scored", questions.get("file"))
+        return Counted(
+            things=list(labels),
+            counts=counts(labels, answers),
+            truth={"the question files": questions["sha256"]},
+            conditions={},
+            record=record,
+        )

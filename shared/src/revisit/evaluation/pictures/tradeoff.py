@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.results.result import CHAIR, Kind
+from revisit.evaluation.benchmarks.benchmark import Columns
 from revisit.evaluation.results.tables import Row
 
 _MARKERS = "osD^vP*X<>"
 
 
-def write_tradeoff(rows: Sequence[Row], kind: Kind, path: Path) -> None:
+def write_tradeoff(rows: Sequence[Row], columns: Columns, path: Path) -> None:
     """Draw two metrics of each row over its seconds a token, those of the baseline being 1.
 
     A bar is the 95% interval of the difference to the baseline, or the standard deviation of that
@@ -41,10 +41,9 @@ def write_tradeoff(rows: Sequence[Row], kind: Kind, path: Path) -> None:
         raise EvaluationError(f"--plot: there are no two costs to draw: {'; '.join(reasons)}")
     figure = Figure(figsize=(9.0, 4.2 + 0.22 * len(drawn)), layout="constrained")
     FigureCanvasAgg(figure)
-    shown = ("CHAIRs", "F1") if kind is CHAIR else ("Accuracy", "F1")
-    for axis, name in zip(figure.subplots(1, 2), shown, strict=True):
-        _draw(axis, drawn, kind.metrics.index(name))
-        better = "lower" if name == "CHAIRs" else "higher"
+    for axis, name in zip(figure.subplots(1, 2), columns.shown, strict=True):
+        _draw(axis, drawn, columns.metrics.index(name))
+        better = "lower" if name in columns.lower else "higher"
         axis.set(xlabel="seconds a token / baseline's", ylabel=f"{name} in % ({better} is better)")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False)

@@ -4,7 +4,7 @@ The things (images, questions) are drawn with replacement, both scores of a thin
 and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,3 +59,19 @@ def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
     found: NDArray[np.float64] = np.zeros(np.shape(part))
     np.divide(part, whole, out=found, where=whole != 0)
     return found
+
+
+def named_intervals(
+    names: Sequence[str],
+    measure: Measure,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    **options: Any,
+) -> dict[str, dict[str, float]]:
+    """By its name, each metric's `difference`, and `low` and `high` of its interval; see
+    `paired_intervals`."""
+    found = paired_intervals(first, second, measure, **options)
+    return {
+        name: dict(zip(("difference", "low", "high"), map(float, column), strict=True))
+        for name, column in zip(names, found.T, strict=True)
+    }

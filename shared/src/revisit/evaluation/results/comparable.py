@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.results.result import Result
+from revisit.evaluation.store import VERSION
 
 Group = dict[Any, Result]
 """Results that differ by their seed alone, by that seed."""
@@ -18,7 +19,7 @@ def group(results: Sequence[Result]) -> list[Group]:
     """
     found: dict[Any, Group] = {}
     for result in results:
-        rest = {name: value for name, value in result.settings.items() if name != "seed"}
+        rest = {name: v for name, v in result.settings.items() if name not in ("seed", VERSION)}
         same = json.dumps(rest, sort_keys=True) if result.settings else result.file
         seed, again = result.settings.get("seed"), 0
         while seed in found.setdefault((same, again), {}):
@@ -27,13 +28,12 @@ def group(results: Sequence[Result]) -> list[Group]:
     return list(found.values())
 
 
-def check_alike(groups: Sequence[Group]) -> None:
+def check_comparable(groups: Sequence[Group]) -> None:
     """Raises `EvaluationError` where results differ in what moves the numbers by itself."""
     first = next(iter(groups[0].values()))
     for other in [result for each in groups for result in each.values()]:
-        if first.kind != other.kind:
-            programs = f"one is of {first.kind.program}, the other of {other.kind.program}"
-            _refuse(first, other, programs)
+        if first.benchmark != other.benchmark:
+            _refuse(first, other, f"one is of {first.benchmark}, the other of {other.benchmark}")
         for condition in (*first.conditions, *other.conditions):
             mine, theirs = (each.conditions.get(condition) for each in (first, other))
             if mine != theirs:
@@ -67,7 +67,7 @@ def seeds(group: Group) -> str:
 
 
 def _check_sample(first: Result, other: Result) -> None:
-    things = first.kind.things
+    things = first.columns.things
     alone = set(first.things) ^ set(other.things)
     if alone:
         _refuse(

@@ -2,16 +2,18 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from revisit.evaluation.benchmarks.benchmark import Columns
 from revisit.evaluation.results.bootstrap import paired_intervals
-from revisit.evaluation.results.comparable import Group, pairs
+from revisit.evaluation.results.comparable import Group, check_comparable, group, pairs, seeds
 from revisit.evaluation.results.costs import Cost, apart, cost
-from revisit.evaluation.results.result import Kind
+from revisit.evaluation.results.result import Result, read_result
 
 Values = NDArray[np.float64]
 
@@ -34,6 +36,30 @@ class Row(NamedTuple):
     """Why seconds and bytes are not told."""
 
 
+class Comparison(NamedTuple):
+    """Results that are compared, the first of which is the baseline."""
+
+    title: str
+    results: list[Result]
+    rows: list[Row]
+    columns: Columns
+
+
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Saved results, those that differ by their seed alone in one row.
+
+    Raises `EvaluationError` where a file is no result, or they may not be compared.
+    """
+    results = [read_result(path) for path in paths]
+    groups = group(results)
+    check_comparable(groups)
+    columns = results[0].columns
+    title = f"{len(results[0].things)} {columns.things}"
+    if len(groups[0]) > 1:
+        title += f" of each of the seeds {seeds(groups[0])}: mean ± standard deviation"
+    return Comparison(title, results, rows(groups), columns)
+
+
 def rows(groups: Sequence[Group], resamples: int = 10_000) -> list[Row]:
     """A row for each group, the first of which is the baseline.
 
@@ -44,7 +70,7 @@ def rows(groups: Sequence[Group], resamples: int = 10_000) -> list[Row]:
 
 def _row(baseline: Group, other: Group, resamples: int) -> Row:
     both = pairs(baseline, other)
-    measure = both[0][0].kind.measure
+    measure = both[0][0].columns.measure
     values = np.stack([measure(result.counts.sum(0)) for _, result in both])
     row = Row(both[0][1].name, values)
     costs = [tuple(cost(each.settings, each.runs) for each in pair) for pair in both]
@@ -75,23 +101,23 @@ def _costed(row: Row, costs: Sequence[tuple[Cost | str, ...]]) -> Row:
     return row._replace(relative=np.array(ratios), peak=peak)
 
 
-def header(kind: Kind) -> list[str]:
+def header(columns: Columns) -> list[str]:
     """The columns of the Markdown table."""
-    gaps = (f"{name} - baseline" for name in kind.metrics)
-    return ["", *kind.metrics, "s/token", "MiB", *gaps]
+    gaps = (f"{name} - baseline" for name in columns.metrics)
+    return ["", *columns.metrics, "s/token", "MiB", *gaps]
 
 
-def cells(row: Row, kind: Kind) -> list[str]:
+def cells(row: Row, columns: Columns) -> list[str]:
     """A row below `header`: percent, Len in words, intervals or standard deviations."""
     shown = [_spread(100 * column) for column in row.values.T]
     shown += ["-" if row.relative is None else _spread(row.relative, digits=2)]
     shown += ["-" if row.peak is None else f"{row.peak / 2**20:.0f}"]
-    return [row.name, *shown, *_gaps(row, kind)]
+    return [row.name, *shown, *_gaps(row, columns)]
 
 
-def _gaps(row: Row, kind: Kind) -> list[str]:
+def _gaps(row: Row, columns: Columns) -> list[str]:
     if row.gaps is None:
-        return [""] * len(kind.metrics)
+        return [""] * len(columns.metrics)
     if row.interval is None:
         return [_spread(100 * column, sign="+") for column in row.gaps.T]
     ends = zip(row.gaps[0], *row.interval, strict=True)
@@ -104,9 +130,9 @@ def _spread(samples: Values, sign: str = "", digits: int = 1) -> str:
     return mean if len(samples) == 1 else f"{mean} ± {samples.std(ddof=1):.{digits}f}"
 
 
-def markdown(found: Sequence[Row], kind: Kind) -> str:
+def markdown(found: Sequence[Row], columns: Columns) -> str:
     """The table in Markdown, its columns lined up; below it, which costs are not told, and why."""
-    lines = [header(kind), *(cells(row, kind) for row in found)]
+    lines = [header(columns), *(cells(row, columns) for row in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     table = "\n".join(
@@ -121,14 +147,14 @@ def markdown(found: Sequence[Row], kind: Kind) -> str:
     return f"{table}\n\nWithout a cost:\n\n{notes}" if notes else table
 
 
-def as_csv(found: Sequence[Row], kind: Kind) -> str:
+def as_csv(found: Sequence[Row], columns: Columns) -> str:
     """The table as comma-separated values: a number in each cell, percent as in Markdown.
 
     `sd` is the standard deviation over samples, `low` and `high` are the ends of the interval; a
     cell is empty where there is no such number.
     """
     about = ("", " sd", " - baseline", " - baseline sd", " low", " high")
-    names = [f"{name}{what}" for name in kind.metrics for what in about]
+    names = [f"{name}{what}" for name in columns.metrics for what in about]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["", "samples", *names, "s/token", "s/token sd", "MiB"])
@@ -157,3 +183,28 @@ def _cost_numbers(row: Row) -> list[str]:
 def _mean_and_sd(samples: Values) -> list[str]:
     sd = "" if len(samples) == 1 else f"{samples.std(ddof=1):.4f}"
     return [f"{samples.mean():.4f}", sd]
+
+
+def scores_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """The metrics of one result, or of several by their names, in percent, as plain text."""
+    names = list(next(iter(scores.values())))
+    if len(names) > 8:  # from above to below
+        rows = [
+            ["", *scores],
+            *([name, *(_percent(of[name]) for of in scores.values())] for name in names),
+        ]
+    else:
+        rows = [
+            ["", *names],
+            *([label, *map(_percent, of.values())] for label, of in scores.items()),
+        ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        line[0].ljust(widths[0])
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in rows
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.objects.lemmas import plurals, read_nltk, split_words
-from revisit.evaluation.files import read_json, write_json
+from revisit.evaluation.store import read_json, write_json
 
 Similar = Callable[[str, str], bool]
 """Whether two of the 418 words of `relation.json` name similar things."""

@@ -2,13 +2,14 @@
 
 import random
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks.benchmark import Form
 from revisit.evaluation.benchmarks.objects.lexicon import OBJECTS
-from revisit.evaluation.files import read_json, sha256
+from revisit.evaluation.store import read_answers, read_json, sha256
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
@@ -115,6 +116,44 @@ def check_covered(ids: Collection[int], annotations: Path) -> None:
             f"{len(strangers)} of {len(ids)} images are not in the annotations {annotations} "
             f"(image id {strangers[0]}, for one): do the images and annotations belong together?"
         )
+
+
+def read_captions(
+    path: Path, image_id_key: str = "image_id", caption_key: str = "caption"
+) -> dict[int, str]:
+    """Image id -> caption, from JSON Lines or a JSON list, in the file's order.
+
+    Raises `EvaluationError` as `read_answers`, and for an image id that is no whole number.
+    """
+    captions: dict[int, str] = {}
+    form = Form(path.name, (image_id_key,), caption_key, "caption")
+    for image, caption in read_answers(path, form).items():
+        if not str(image).isdecimal():
+            raise EvaluationError(f"{path}: {image_id_key} {image!r} is not a whole number")
+        captions[int(str(image))] = caption
+    return captions
+
+
+def check_record(
+    record: Mapping[str, Any], images: Collection[int], source: Mapping[str, str] | None, what: Any
+) -> None:
+    """Raises `EvaluationError` where the record of a run says that it captioned other images, or
+    was checked against other annotations than these, by their files' sha256."""
+    asked = {image_id(name) for name in record.get("images", [])}
+    if asked and (strangers := set(images) - asked):
+        raise EvaluationError(
+            f"{what} has captions of {len(strangers)} images that its run was not asked about "
+            f"(image id {min(strangers)}, for one): it and its record (.run.json) do not belong "
+            "together; move the record away to score the captions without it"
+        )
+    made_with = record.get("annotations", {})
+    for name, digest in (source or {}).items():
+        if made_with.get(name, digest) != digest:
+            raise EvaluationError(
+                f"{what} was made for other annotations: its run saw a {name} of sha256 "
+                f"{made_with[name][:12]}..., and this one's is {digest[:12]}...; score it against "
+                "those of its images"
+            )
 
 
 def _read(path: Path, kind: str, *keys: str) -> Any:

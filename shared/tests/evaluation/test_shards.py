@@ -11,10 +11,9 @@ pytest.importorskip("transformers")
 import forked
 import sizes
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.captions import CAPTIONS, CaptionStore
-from revisit.evaluation.flags import caption_parser, settle
-from revisit.evaluation.parts import open_store
-from revisit.evaluation.processes import Process, this_process
+from revisit.evaluation.benchmarks.chair import Chair
+from revisit.evaluation.shards import Process, open_store, this_process
+from revisit.evaluation.store import AnswerStore
 
 
 class Launch:
@@ -58,7 +57,7 @@ class Launch:
 
     @property
     def parts(self) -> list[str]:
-        return sorted(path.name for path in self.out.parent.iterdir() if ".part-" in path.name)
+        return sorted(path.name for path in self.out.parent.glob("captions.jsonl.part-*"))
 
 
 @pytest.fixture
@@ -198,18 +197,18 @@ def test_other_settings_are_refused_while_there_are_only_parts(launch):
 def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     path = tmp_path / "captions.jsonl"
     for rank in (0, 1):
-        with CaptionStore(path.with_name(f"captions.jsonl.part-{rank}-of-2"), CAPTIONS) as store:
+        with AnswerStore(path.with_name(f"captions.jsonl.part-{rank}-of-2"), Chair.form) as store:
             store.agree("settings", {"seed": rank})
             store.append(rank, "A dog.")
     with pytest.raises(EvaluationError, match=r"part-0-of-2 and .*part-1-of-2 .*different sett"):
-        open_store(path, CAPTIONS, Process())
+        open_store(path, Chair.form, Process())
 
 
 def test_a_damaged_part_is_named(tmp_path):
     path = tmp_path / "captions.jsonl"
     path.with_name("captions.jsonl.part-1-of-2").write_text("rubbish\n")
     with pytest.raises(EvaluationError, match=r"part-1-of-2, line 1 is no line of captions"):
-        open_store(path, CAPTIONS, Process(0, 2))
+        open_store(path, Chair.form, Process(0, 2))
 
 
 @pytest.mark.parametrize(
@@ -222,39 +221,6 @@ def test_a_damaged_part_is_named(tmp_path):
 )
 def test_the_environment_tells_which_process_this_is(environment, process):
     assert this_process(environment) == process
-
-
-@pytest.mark.parametrize(
-    ("flags", "gpus", "device"),
-    [
-        ([], 2, "cuda:1"),
-        (["--device", "cuda"], 2, "cuda:1"),
-        (["--device", "cuda:0"], 2, "cuda:0"),
-        (["--device", "cpu"], 2, "cpu"),
-        ([], 0, "cpu"),
-    ],
-)
-def test_each_process_takes_the_gpu_of_its_number(monkeypatch, tmp_path, flags, gpus, device):
-    for variable, value in (("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(variable, value)
-    parser = caption_parser("Test.", "auto")
-    args = parser.parse_args(["--model_path", "model", "--data_path", "images", *flags])
-    settle(args, tmp_path, "auto", gpus)
-    assert args.device == device
-    assert args.process == Process(3, 4, 1)
-
-
-def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch, tmp_path):
-    for variable, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(variable, value)
-    parser = caption_parser("Test.", "auto")
-    for flags, gpus, message in (
-        ([], 1, "cuda:1: PyTorch finds no such device"),
-        (["--device", "auto"], 2, "there are several processes"),
-    ):
-        args = parser.parse_args(["--model_path", "model", "--data_path", "images", *flags])
-        with pytest.raises(EvaluationError, match=message):
-            settle(args, tmp_path, "auto", gpus)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ from pathlib import Path
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.pictures.tradeoff import write_tradeoff
-from revisit.evaluation.results.comparable import check_alike, group, seeds
-from revisit.evaluation.results.result import read_result
-from revisit.evaluation.results.tables import as_csv, markdown, rows
+from revisit.evaluation.results.tables import as_csv, compare, markdown
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,26 +51,19 @@ def _run(args: argparse.Namespace) -> None:
         path = getattr(args, flag)
         if path and path.resolve() in inputs:
             raise EvaluationError(f"--{flag} {path} would overwrite a result")
-    results = [read_result(path) for path in args.results]
-    groups = group(results)
-    check_alike(groups)
-    first = next(iter(groups[0].values()))
-    found = rows(groups)
-    title = f"{len(first.things)} {first.kind.things}"
-    if len(groups[0]) > 1:
-        title += f" of each of the seeds {seeds(groups[0])}: mean ± standard deviation"
-    print(f"{title}\n\n{markdown(found, first.kind)}")
+    found = compare(args.results)
+    print(f"{found.title}\n\n{markdown(found.rows, found.columns)}")
     if args.csv:
         try:
-            args.csv.write_text(as_csv(found, first.kind), encoding="utf-8")
+            args.csv.write_text(as_csv(found.rows, found.columns), encoding="utf-8")
         except OSError as error:
             raise EvaluationError(f"cannot write {args.csv}: {error.strerror}") from error
     if args.plot:
-        write_tradeoff(found, first.kind, args.plot)
+        write_tradeoff(found.rows, found.columns, args.plot)
     if args.report:
         from revisit.evaluation.pictures.report import compare_report
 
-        compare_report(args.report, args.results, [each.name for each in results])
+        compare_report(args.report, args.results, [each.name for each in found.results])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

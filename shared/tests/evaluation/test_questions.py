@@ -7,10 +7,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from revisit.commands import score
+from revisit.commands.eval import Family, main
 from revisit.evaluation.answering import Answer
-from revisit.evaluation.benchmarks.pope import main as pope_program
-from revisit.evaluation.benchmarks.pope import read_answers
-from revisit.evaluation.polling import main
+from revisit.evaluation.benchmarks.pope import FORM
+from revisit.evaluation.store import read_answers
 from revisit.transformers.checkpoint import own_dtype
 
 SPLITS = ("random", "popular", "adversarial")
@@ -25,7 +26,7 @@ class Wide:
     loaded = 0
     asked: list[tuple[int, str]]
 
-    def __init__(self, args):
+    def __init__(self, run):
         type(self).asked, type(self).loaded = [], type(self).loaded + 1
 
     def answer(self, images, questions):
@@ -68,7 +69,7 @@ def run(images, tmp_path, pope):
     def run(*more: str, load=Wide) -> int:
         Wide.loaded = 0
         family = {"results": tmp_path / "results", "own_dtype": own_dtype}
-        return main(load, "Test.", argv=[*flags, *more], **family)
+        return main(["pope", *flags, *more], Family(load, **family))
 
     run.flags, run.out, run.folder = flags, out, pope
     run.record = lambda split: json.loads((out / split / "answers.jsonl.run.json").read_text())
@@ -85,7 +86,7 @@ def test_every_question_of_all_splits_is_asked_about_its_image_and_scored(run, c
     ]
     assert Wide.asked == expected
     for split in SPLITS:
-        answers = read_answers(run.out / split / "answers.jsonl")
+        answers = read_answers(run.out / split / "answers.jsonl", FORM)
         assert list(answers) == list(range(12))
         assert answers[0] == "No, there is not." and answers[4] == "Yes."
         metrics = json.loads((run.out / split / "pope.json").read_text())["overall_metrics"]
@@ -113,7 +114,7 @@ def test_some_splits_and_one_word_more_may_be_asked_for(run):
 def test_a_run_that_stopped_continues_and_a_finished_one_loads_no_model(run):
     Broken = type("Broken", (Wide,), {"fails_at": 15})
     assert run(load=Broken) == 1
-    assert len(read_answers(run.out / "popular" / "answers.jsonl")) == 5
+    assert len(read_answers(run.out / "popular" / "answers.jsonl", FORM)) == 5
     assert not (run.out / "popular" / "pope.json").exists()
     assert run() == 0
     assert len(Wide.asked) == 7 + 12
@@ -158,7 +159,7 @@ def test_questions_about_an_image_that_cannot_be_read_leave_nothing_to_score(run
     assert [entry["question_id"] for entry in failed] == [4, 5, 6, 7]
     image.write_bytes(sound)
     assert run("--splits", "random") == 0
-    assert len(read_answers(run.out / "random" / "answers.jsonl")) == 12
+    assert len(read_answers(run.out / "random" / "answers.jsonl", FORM)) == 12
 
 
 def test_without_an_output_path_the_folder_is_named_by_the_settings(run, tmp_path):
@@ -178,7 +179,7 @@ def test_bad_input_is_refused_before_the_model_loads(run, images, capsys, tmp_pa
         (["--pope_path", str(tmp_path)], "has no coco_pope_random.json or random.jsonl"),
         (["--pope_path", str(tmp_path)], "download_pope.py"),
         (["--output_path", "answers.jsonl"], "so give a folder"),
-        (["--data_path", str(tmp_path)], "holds none of the images"),
+        (["--data_path", str(tmp_path)], "lacks 3 of the 3 images"),
         (["--data_path", str(tmp_path / "none")], "is not a folder of images"),
     ):
         assert run(*flags, load=load) == 2
@@ -202,9 +203,9 @@ def test_answers_are_scored_by_the_questions_that_were_asked_alone(run, capsys):
     assert run("--splits", "random") == 0
     answers = ["--answers", str(run.out / "random" / "answers.jsonl")]
     asked, others = (str(run.folder / f"coco_pope_{name}.json") for name in SPLITS[::2])
-    assert pope_program(["--questions", asked, *answers]) == 0
+    assert score.pope(["--questions", asked, *answers]) == 0
     capsys.readouterr()
-    assert pope_program(["--questions", others, *answers]) == 2
+    assert score.pope(["--questions", others, *answers]) == 2
     out, err = capsys.readouterr()
     assert not out
     assert f"answers to other questions than those in {others}" in err and "split random" in err
@@ -216,4 +217,4 @@ def test_questions_may_be_one_json_list_with_a_byte_order_mark(run, encoding):
     entries = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text(json.dumps(entries, indent=1), encoding=encoding)
     assert run("--splits", "random") == 0
-    assert len(read_answers(run.out / "random" / "answers.jsonl")) == 12
+    assert len(read_answers(run.out / "random" / "answers.jsonl", FORM)) == 12

@@ -7,8 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.chair import read_captions
-from revisit.evaluation.captions import ANSWERS, CAPTIONS, CaptionStore
+from revisit.evaluation.benchmarks import chair, pope
+from revisit.evaluation.benchmarks.benchmark import Form
+from revisit.evaluation.store import AnswerStore, read_answers
+
+CAPTIONS, ANSWERS = chair.Chair.form, pope.FORM
 
 SETTINGS = {"seed": 1, "relative_top": 1e-5, "layers": [1, 2]}
 
@@ -16,7 +19,7 @@ SETTINGS = {"seed": 1, "relative_top": 1e-5, "layers": [1, 2]}
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "out" / "captions.jsonl"
-    with CaptionStore(path, CAPTIONS) as store:
+    with AnswerStore(path, CAPTIONS) as store:
         store.agree("settings", SETTINGS)
         store.append(7, "A dog.")
         store.append(8, 'A "cat"\non a bed. ☕')
@@ -24,11 +27,11 @@ def path(tmp_path):
 
 
 def test_captions_are_there_again_on_opening(path):
-    with CaptionStore(path, CAPTIONS) as store:
+    with AnswerStore(path, CAPTIONS) as store:
         assert store.texts == {7: "A dog.", 8: 'A "cat"\non a bed. ☕'}
         store.agree("settings", SETTINGS)
         store.append(9, "")
-    assert read_captions(path) == {7: "A dog.", 8: 'A "cat"\non a bed. ☕', 9: ""}
+    assert read_answers(path, CAPTIONS) == {7: "A dog.", 8: 'A "cat"\non a bed. ☕', 9: ""}
     assert json.loads(path.read_text().splitlines()[0]) == {"image_id": 7, "caption": "A dog."}
 
 
@@ -36,14 +39,14 @@ def test_captions_are_there_again_on_opening(path):
 def test_a_file_cut_anywhere_opens_with_its_whole_lines(tmp_path_factory, cut):
     path = tmp_path_factory.mktemp("cut") / "captions.jsonl"
     captions = {1: "A dog.", 2: "Zwei Äpfel", 3: "line\nline"}
-    with CaptionStore(path, CAPTIONS) as store:
+    with AnswerStore(path, CAPTIONS) as store:
         store.agree("settings", SETTINGS)
         for image, caption in captions.items():
             store.append(image, caption)
     content = path.read_bytes()
     path.write_bytes(content[:cut])
     whole = content[:cut].count(b"\n")
-    with CaptionStore(path, CAPTIONS) as store:
+    with AnswerStore(path, CAPTIONS) as store:
         assert list(store.texts) == list(captions)[:whole]
         for image in list(captions)[whole:]:
             store.append(image, captions[image])
@@ -52,7 +55,7 @@ def test_a_file_cut_anywhere_opens_with_its_whole_lines(tmp_path_factory, cut):
 
 def test_other_settings_are_refused_with_the_difference_and_nothing_changes(path):
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    with CaptionStore(path, CAPTIONS) as store, pytest.raises(EvaluationError) as error:
+    with AnswerStore(path, CAPTIONS) as store, pytest.raises(EvaluationError) as error:
         store.agree("settings", SETTINGS | {"relative_top": 0.1})
     assert "relative_top: 1e-05, now 0.1" in str(error.value)
     assert "seed" not in str(error.value)
@@ -64,9 +67,9 @@ def test_captions_without_their_run_record_are_refused(path):
     record = path.with_name("captions.jsonl.run.json")
     record.unlink()
     with pytest.raises(EvaluationError, match=record.name):
-        CaptionStore(path, CAPTIONS)
+        AnswerStore(path, CAPTIONS)
     path.write_text("")
-    with CaptionStore(path, CAPTIONS) as store:
+    with AnswerStore(path, CAPTIONS) as store:
         store.agree("settings", {"seed": 2})
 
 
@@ -74,15 +77,16 @@ def test_a_damaged_line_is_named_and_the_file_left_as_it_was(path):
     content = b'{"image_id": 1, "caption": "a"}\nrubbish\n'
     path.write_bytes(content)
     with pytest.raises(EvaluationError, match="line 2 is not JSON"):
-        CaptionStore(path, CAPTIONS)
+        AnswerStore(path, CAPTIONS)
     assert path.read_bytes() == content
 
 
 def test_a_second_process_is_refused(path):
-    code = "import sys; from pathlib import Path; from revisit.evaluation.captions import *;"
-    code += "CaptionStore(Path(sys.argv[1]), CAPTIONS)"
+    code = "import sys; from pathlib import Path; from revisit.evaluation.store import *;"
+    code += "from revisit.evaluation.benchmarks.chair import Chair;"
+    code += "AnswerStore(Path(sys.argv[1]), Chair.form)"
     command = [sys.executable, "-c", code, str(path)]
-    with CaptionStore(path, CAPTIONS):
+    with AnswerStore(path, CAPTIONS):
         run = subprocess.run(command, capture_output=True, text=True)
         assert run.returncode != 0
         assert "another process is writing" in run.stderr
@@ -95,8 +99,9 @@ def test_a_full_disk_leaves_whole_lines_and_a_clear_error(path):
     code = """
 import resource, sys
 from pathlib import Path
-from revisit.evaluation.captions import CAPTIONS, CaptionStore
-with CaptionStore(Path(sys.argv[1]), CAPTIONS) as store:
+from revisit.evaluation.benchmarks.chair import Chair
+from revisit.evaluation.store import AnswerStore
+with AnswerStore(Path(sys.argv[1]), Chair.form) as store:
     limit = Path(sys.argv[1]).stat().st_size + 100
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     store.append(9, "A bird.")
@@ -105,36 +110,36 @@ with CaptionStore(Path(sys.argv[1]), CAPTIONS) as store:
     run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
     assert "cannot write to" in run.stderr
     assert "Its 3 captions are whole" in run.stderr
-    assert list(read_captions(path)) == [7, 8, 9]
+    assert list(read_answers(path, CAPTIONS)) == [7, 8, 9]
     assert path.read_bytes().endswith(b"\n")
 
 
 def test_answers_are_kept_by_the_keys_of_their_own(tmp_path):
     path = tmp_path / "answers.jsonl"
-    with CaptionStore(path, ANSWERS) as store:
+    with AnswerStore(path, ANSWERS) as store:
         store.agree("settings", SETTINGS)
         store.append(3, "Yes.")
         store.append("b", "No")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0] == {"question_id": 3, "answer": "Yes."}
     assert lines[1] == {"question_id": "b", "answer": "No"}
-    with CaptionStore(path, ANSWERS) as store:
+    with AnswerStore(path, ANSWERS) as store:
         assert store.texts == {3: "Yes.", "b": "No"}
     with pytest.raises(EvaluationError, match="has no key 'image_id'"):
-        CaptionStore(path, CAPTIONS)
+        AnswerStore(path, CAPTIONS)
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(EvaluationError, match="cannot open"):
-        CaptionStore(file / "captions.jsonl", CAPTIONS)
+        AnswerStore(file / "captions.jsonl", CAPTIONS)
 
 
 def test_a_list_is_not_appended_to_and_left_as_it_was(path):
     path.write_text('[{"image_id": 1, "caption": "a"}]')
     with pytest.raises(EvaluationError, match="give another --output_path"):
-        CaptionStore(path, CAPTIONS)
+        AnswerStore(path, CAPTIONS)
     assert path.read_text() == '[{"image_id": 1, "caption": "a"}]'
 
 
@@ -144,6 +149,30 @@ def test_captions_are_read_from_one_list_too(tmp_path, encoding, indent):
     entries = [{"image_id": n, "caption": f"caf\u00e9 {n}"} for n in (3, 1)]
     file = tmp_path / "captions.json"
     file.write_text(json.dumps(entries, indent=indent, ensure_ascii=False), encoding=encoding)
-    assert CAPTIONS.read(file) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}
+    assert read_answers(file, CAPTIONS) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}
     file.write_text("\n".join(map(json.dumps, entries)), encoding=encoding)
-    assert CAPTIONS.read(file) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}
+    assert read_answers(file, CAPTIONS) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}
+
+
+def test_answers_may_be_known_by_several_ids(tmp_path):
+    form = Form("answers.jsonl", ("set_id", "figure_id"), "answer", "question")
+    with AnswerStore(tmp_path / "answers.jsonl", form) as store:
+        store.agree("settings", SETTINGS)
+        store.append(("1", 0), "Yes")
+        store.append(("1", 1), "No")
+    with AnswerStore(tmp_path / "answers.jsonl", form) as store:
+        assert store.texts == {("1", 0): "Yes", ("1", 1): "No"}
+    first = json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])
+    assert first == {"set_id": "1", "figure_id": 0, "answer": "Yes"}
+
+
+def test_another_version_continues_a_file_that_then_names_both(path):
+    record = path.with_name("captions.jsonl.run.json")
+    saved = json.loads(record.read_text())
+    saved["settings"]["revisit version"] = "0.1.0"
+    record.write_text(json.dumps(saved))
+    for version in ("0.2.0", "0.2.0", "0.1.0"):
+        with AnswerStore(path, CAPTIONS) as store:
+            store.agree("settings", SETTINGS | {"revisit version": version})
+        settings = json.loads(record.read_text())["settings"]
+        assert settings == SETTINGS | {"revisit version": "0.1.0, 0.2.0"}

@@ -16,14 +16,14 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
-from revisit.config import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
+from revisit.commands import score
+from revisit.commands.eval import Family, main
+from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Answer, unusable_images
-from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
-from revisit.evaluation.captioning import main
-from revisit.evaluation.flags import decoding_arguments, other_decoder
+from revisit.evaluation.run import Generation
 from revisit.transformers.checkpoint import own_dtype
 
 # Describes the size of images, and says which random number it drew, as sampling would.
@@ -32,13 +32,12 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from revisit.evaluation.answering import Answer, unusable_images
-from revisit.evaluation.captioning import main
+from revisit.commands.eval import Family, main
 
 class Sizes:
     settings = {"prompt": "v1"}
 
-    def __init__(self, args):
-        self.args = args
+    def __init__(self, run):
         self.left = int(os.environ.get("KILLED_AFTER", 10**9))
 
     def answer(self, images, questions):
@@ -50,7 +49,7 @@ class Sizes:
         return [Answer(text, 3) for text in texts]
 
 if __name__ == "__main__":
-    sys.exit(main(Sizes, "Describe sizes.", results=Path("results"), own_dtype=str))
+    sys.exit(main(["chair", *sys.argv[1:]], Family(Sizes, str)))
 """
 
 
@@ -61,7 +60,7 @@ class Sizes:
     fails_at = None
     batches: list[int]
 
-    def __init__(self, args):
+    def __init__(self, run):
         type(self).batches = []
 
     def answer(self, images, questions):
@@ -82,7 +81,7 @@ def run(images, tmp_path, monkeypatch):
 
     def run(*more: str, load=Sizes, **family) -> int:
         family = {"results": tmp_path / "results", "own_dtype": own_dtype} | family
-        return main(load, "Test.", argv=[*flags, *more], **family)
+        return main(["chair", *flags, *more], Family(load, **family))
 
     run.flags, run.out, run.model = flags, out, model
     run.record = lambda: json.loads(out.with_name("captions.jsonl.run.json").read_text())
@@ -305,14 +304,14 @@ def test_a_model_that_cannot_be_loaded_is_named(run, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--relative_top", "1.5"], "1.5 is not in [0, 1]"),
-        (["--relative_top", "nan"], "nan is not in [0, 1]"),
+        (["--relative_top", "1.5"], "alpha (relative_top) must be in [0, 1], got 1.5"),
+        (["--relative_top", "nan"], "alpha (relative_top) must be in [0, 1], got nan"),
         (["--early_exit_layers", "middle"], "middle"),
         (["--early_exit_layers", ""], "empty"),
-        (["--temperature", "0"], "0 is not in ]0, inf]"),
-        (["--top_p", "2"], "2 is not in ]0, 1]"),
-        (["--batch_size", "0"], "whole number >= 1"),
-        (["--num_eval_samples", "many"], "whole number >= 1"),
+        (["--temperature", "0"], "--temperature 0: say a number in ]0, inf]"),
+        (["--top_p", "2"], "--top_p 2: say a number in ]0, 1]"),
+        (["--batch_size", "0"], "--batch_size 0: say a whole number >= 1"),
+        (["--num_eval_samples", "many"], "--num_eval_samples: invalid"),
         (["--decoder", "beam"], "invalid choice: 'beam'"),
         (["--decoder", "vcd", "--vcd_noise_step", "1000"], "--decoder vcd: noise_step must be"),
         (["--vcd_alpha", "much"], "argument --vcd_alpha: invalid"),
@@ -336,35 +335,32 @@ def test_bad_flags_are_refused_before_the_model_loads(run, flags, message, capsy
     assert not run.out.exists()
 
 
-def test_decoding_arguments_are_those_in_force(run):
+def test_flags_become_a_run(run):
     seen = []
 
     def load(args):
-        seen.append((args, decoding_arguments(args)))
+        seen.append(args)
         return Sizes(args)
 
     assert run(load=load) == 0
     run.out.unlink()
     flags = ["--use_revisit", "true", "--early_exit_layers", "high", "--do_sample", "--top_p", ".9"]
     assert run(*flags, "--repetition_penalty", "1.2", load=load) == 0
-    plain = {"max_new_tokens": 512, "do_sample": False, "num_beams": 1}
-    assert seen[0][1] == plain
-    assert seen[0][0].dtype == "float32"
-    assert seen[1][1] == plain | {
-        **{"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0},
-        **{"use_revisit": True, "early_exit_layers": "high"},
-        **{"relative_top": 1e-5, "revisit_divergence": "ag", "repetition_penalty": 1.2},
-    }
+    assert seen[0].decoder is None and seen[0].generation == Generation()
+    assert seen[0].place.dtype == "float32"
+    assert seen[1].decoder == ReVisiTConfig(layers="high")
+    chosen = Generation(do_sample=True, top_p=0.9, repetition_penalty=1.2)
+    assert seen[1].generation == chosen
 
 
 def test_a_family_sets_its_own_defaults(run):
     seen = []
 
     def load(args):
-        seen.append(args.early_exit_layers)
+        seen.append(args.decoder.layers)
         return Sizes(args)
 
-    assert run(load=load, defaults={"early_exit_layers": "all"}) == 0
+    assert run("--use_revisit", load=load, layers="all") == 0
     assert seen == ["all"]
 
 
@@ -388,7 +384,7 @@ def test_on_a_gpu_the_dtype_is_the_checkpoints_own_unless_given(
     seen = []
 
     def load(args):
-        seen.append((args.device, args.dtype))
+        seen.append((args.place.device, args.place.dtype))
         return Sizes(args)
 
     assert run(*flags, load=load) == 0
@@ -525,7 +521,7 @@ def test_another_decoder_s_settings_are_read_recorded_and_name_the_folder(
     seen = []
 
     def load(args):
-        seen.append((other_decoder(args), decoding_arguments(args)))
+        seen.append((args.decoder, args.generation.arguments()))
         return Sizes(args)
 
     assert run(*flags, load=load) == 0
@@ -607,14 +603,14 @@ def test_captions_are_scored_by_the_annotations_and_images_of_their_run_alone(
     file = other / "instances_val2014.json"
     file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 4'))
     flags = ["--cap_file", str(run.out), "--lemmatizer", "noun", "--coco_path"]
-    assert chair.main([*flags, str(annotations)]) == 0
-    assert chair.main([*flags, str(other)]) == 2
+    assert score.chair([*flags, str(annotations)]) == 0
+    assert score.chair([*flags, str(other)]) == 2
     err = capsys.readouterr().err
     assert "was made for other annotations: its run saw a instances_val2014.json" in err
     record = run.out.with_name("captions.jsonl.run.json")
     saved = json.loads(record.read_text())
     record.write_text(json.dumps(saved | {"images": [name(n) for n in range(1, 10)]}))
-    assert chair.main([*flags, str(annotations)]) == 2
+    assert score.chair([*flags, str(annotations)]) == 2
     assert "1 images that its run was not asked about (image id 10" in capsys.readouterr().err
 
 
@@ -629,12 +625,3 @@ def test_a_rerun_with_other_annotations_is_refused_before_it_captions(
     assert run("--anno_path", str(other), load=None) == 2
     assert "was made for other annotations" in capsys.readouterr().err
     assert run("--anno_path", str(annotations)) == 0
-
-
-def test_captions_to_other_questions_are_not_compared_by_the_scorer(run, annotations, capsys):
-    assert run() == 0
-    other = run.out.with_name("other.jsonl")
-    assert run("--question", "Who is there?", "--output_path", str(other)) == 0
-    files = ["--cap_file", str(run.out), "--compare", str(other), "--lemmatizer", "noun"]
-    assert chair.main([*files, "--coco_path", str(annotations)]) == 2
-    assert "cannot be compared: their runs' question differ" in capsys.readouterr().err

@@ -6,8 +6,9 @@ import statistics
 
 import pytest
 
-from revisit.evaluation.benchmarks import chair, pope
-from revisit.evaluation.compare import main
+from revisit.commands import score
+from revisit.commands.compare import main
+from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.results.result import name_of, read_result
 
 OBJECTS = {1: ["dog"], 2: ["cat", "chair"], 3: ["pizza"]}
@@ -34,7 +35,7 @@ def result(tmp_path):
         cache.write_text(json.dumps({"objects": {str(i): o for i, o in objects.items()}}))
         out = tmp_path / f"{name}.json"
         flags = ["--cache", str(cache), "--save_path", str(out), "--lemmatizer", "noun"]
-        assert chair.main(["--cap_file", str(file), *flags]) == 0
+        assert score.chair(["--cap_file", str(file), *flags]) == 0
         return out
 
     return make
@@ -56,7 +57,7 @@ def answered(tmp_path):
             (tmp_path / f"{name}.jsonl.run.json").write_text(json.dumps(record))
         out = tmp_path / f"{name}.json"
         files = ["--questions", str(asked), "--answers", str(said)]
-        assert pope.main([*files, "--save_path", str(out)]) == 0
+        assert score.pope([*files, "--save_path", str(out)]) == 0
         return out
 
     return make
@@ -78,7 +79,7 @@ def table(tmp_path, capsys):
 def test_counts_are_those_that_were_scored(result):
     out = result("greedy", GREEDY)
     read = read_result(out)
-    *found, twice = read.kind.measure(read.counts.sum(0))
+    *found, twice = read.columns.measure(read.counts.sum(0))
     assert found == pytest.approx(list(json.loads(out.read_text())["overall_metrics"].values()))
     assert twice == pytest.approx(1 / 3)
 
@@ -244,7 +245,7 @@ def test_what_moves_the_numbers_by_itself_has_to_be_the_same(result, capsys, oth
 def test_captions_and_answers_are_not_compared(result, answered, capsys):
     both = [result("captions", GREEDY), answered("answers", dict.fromkeys(range(1, 5), "No"))]
     assert main([*map(str, both)]) == 2
-    assert "one is of revisit-chair, the other of revisit-pope" in capsys.readouterr().err
+    assert "one is of chair, the other of pope" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""Runs from their data to their scores, for every benchmark, decoder and engine.
+
+What can be checked without the model is checked first; the model is loaded once, and not at all
+where every answer is there already; scoring comes last.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from revisit.evaluation import EvaluationError
+from revisit.evaluation.answering import Load, Outcome, answer_tasks, common_settings, loading
+from revisit.evaluation.benchmarks.benchmark import Section
+from revisit.evaluation.results.tables import compare, markdown, scores_table
+from revisit.evaluation.run import Dtype, Run
+from revisit.evaluation.shards import open_store
+from revisit.evaluation.store import write_json
+from revisit.evaluation.sweep import loaded_once
+
+_LOG = logging.getLogger("revisit")
+
+
+def evaluate(runs: Sequence[Run], load: Load, own_dtype: Callable[[str], str]) -> int:
+    """Each run in turn, and the tables of several.
+
+    Args:
+        runs: of one model and benchmark, with a settled place.
+        load: called once, at most.
+        own_dtype: from a model's path, the dtype that "auto" means. Raises as `load` does.
+
+    Returns:
+        The exit status: 0 when nothing is missing; 1 when the model failed on a batch, or images
+        cannot be read or used (they are counted in a warning and listed in the run record); 2 when
+        answers cannot be scored. Whatever it is, the answers made so far are in the file, and the
+        same runs go on from there. No other run is begun after one that failed.
+
+    Raises:
+        EvaluationError: bad input, or a full disk.
+    """
+    benchmark = runs[0].benchmark
+    if len(runs) > 1 and not benchmark.scored:
+        _LOG.warning("no table will compare these runs, since their answers are not scored")
+    load, lacking = loaded_once(load, runs), 0
+    for number, run in enumerate(runs, 1):
+        if len(runs) > 1:
+            print(f"{number} of {len(runs)}: {run.output_path}", flush=True)
+        status, whole = _evaluate_one(run, load, own_dtype)
+        if status > 1 or (status and not whole):
+            return status
+        lacking = max(lacking, status)
+    if len(runs) > 1 and whole and benchmark.scored:  # the process that ends last has the scores
+        for section in benchmark.sections(runs[0].seed):
+            comparison = compare([result_file(run, section) for run in runs])
+            print(f"\n{section.name}" if section.name else "")
+            print(f"{comparison.title}\n\n{markdown(comparison.rows, comparison.columns)}")
+    return lacking
+
+
+def answers_file(run: Run, section: Section) -> Path:
+    """Where the answers of a section go.
+
+    Raises `EvaluationError` where `output_path` is a file and there may be several sections.
+    """
+    if run.output_path.suffix not in (".jsonl", ".json"):
+        return run.output_path / section.name / run.benchmark.form.file
+    if section.name:
+        raise EvaluationError(
+            f"--output_path {run.output_path}: each of the question files gets a folder of its "
+            "own, so give a folder"
+        )
+    return run.output_path
+
+
+def result_file(run: Run, section: Section) -> Path:
+    """Where the result of a section goes."""
+    return answers_file(run, section).with_name(f"{run.benchmark.name}.json")
+
+
+def _evaluate_one(run: Run, load: Load, own_dtype: Callable[[str], str]) -> Outcome:
+    sections = run.benchmark.sections(run.seed)
+    files = [answers_file(run, section) for section in sections]
+    run = _with_dtype(run, own_dtype)
+    common = common_settings(run)
+    worst, whole = 0, False
+    for section, path in zip(sections, files, strict=True):
+        with open_store(path, run.benchmark.form, run.process) as store:
+            store.agree("settings", {**common, **section.settings})
+            tasks = run.benchmark.resume(section, store.record, path)
+            status, whole = answer_tasks(load, tasks, store, run)
+        if status and not whole:
+            return Outcome(status, whole)
+        if whole:
+            worst = max(worst, status, _score(run, section, path))
+    return Outcome(worst, whole)
+
+
+def _with_dtype(run: Run, own_dtype: Callable[[str], str]) -> Run:
+    if run.place.dtype != "auto":
+        return run
+    with loading(run.model_path):
+        return replace(run, place=replace(run.place, dtype=cast(Dtype, own_dtype(run.model_path))))
+
+
+def _score(run: Run, section: Section, answers: Path) -> int:
+    if not run.benchmark.scored:
+        return 0
+    try:
+        result = run.benchmark.score(section, answers)
+    except EvaluationError as error:
+        _LOG.error("%s", error)
+        return 2
+    write_json(result_file(run, section), result)
+    print(scores_table({str(answers): result["overall_metrics"]}))
+    return 0
