@@ -215,6 +215,11 @@ class Generation:
             )
 
 
+def holds(model: Model, module: Any) -> bool:
+    """Whether the module is the model, or inside it."""
+    return any(part is module for part in model.modules())
+
+
 def setting(model: Model, arguments: Mapping[str, Any], name: str) -> Any:
     """A setting as `generate` reads it: the argument, else the generation config's."""
     config = arguments.get("generation_config") or getattr(model, "generation_config", None)
