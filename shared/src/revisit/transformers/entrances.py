@@ -43,8 +43,8 @@ def generate(
     traced = trace_returned and getattr(processor.config, "trace", False)
     if traced and not setting(processor.model, arguments, "return_dict_in_generate"):
         raise ValueError("a trace needs return_dict_in_generate=True: it is in what is returned")
-    if arguments.get("inputs") is not None:
-        arguments["input_ids"] = arguments["inputs"]
+    inputs = arguments.get("inputs")
+    arguments["input_ids"] = arguments.get("input_ids") if inputs is None else inputs
     with processor.generation(arguments, vision_mask, second_inputs) as generation:
         output = original(*args, **kwargs)
         generation.end(output)
