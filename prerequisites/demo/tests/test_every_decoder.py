@@ -137,19 +137,21 @@ def test_each_way_captions_once_and_by_its_own_flags(tmp_path: Path) -> None:
 
 SCRIPT = """
 from types import SimpleNamespace
-FAMILY = {"defaults": {"early_exit_layers": "all"}}
+from revisit.commands.eval import Family
+from revisit.evaluation.run import decoder_name
 told = []
 class Teller:
-    def __init__(self, args):
-        self.decode(args)
-    def decode(self, args):
-        self.decoder = args.decoder
-        if args.decoder == "revisit":
-            assert (args.early_exit_layers, args.relative_top) == ("all", 0.1)
+    def __init__(self, run):
+        self.decode(run)
+    def decode(self, run):
+        self.decoder = decoder_name(run.decoder)
+        if run.decoder is not None:
+            assert (run.decoder.layers, run.decoder.alpha) == ("all", 0.1)
     def answer(self, images, questions):
         told.append((self.decoder, [image.size for image in images], questions[0]))
         print(told[-1])
         return [SimpleNamespace(tokens=3) for _ in images]
+FAMILY = Family(Teller, str, layers="all")
 """
 
 
@@ -161,7 +163,7 @@ def test_ways_take_turns_on_the_same_images(tmp_path: Path, capsys) -> None:
     revisit = [*flags, "--decoder", "revisit", "--relative_top", "0.1"]
     ways = {"greedy": flags, "revisit": revisit}
     rounds = [files[:2], files[2:]]
-    job = {"script": str(script), "captioner": "Teller", "ways": ways, "rounds": rounds}
+    job = {"script": str(script), "ways": ways, "rounds": rounds}
     timing.measure(job | {"timing": str(out)})
     told = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
     assert [(decoder, len(sizes)) for decoder, sizes, _ in told] == [
