@@ -10,10 +10,11 @@ pytest.importorskip("transformers")
 from revisit.commands import score
 from revisit.commands.eval import Family, main
 from revisit.evaluation.answering import Answer
-from revisit.evaluation.benchmarks.pope import FORM
+from revisit.evaluation.benchmarks.pope import FORM, Pope, read_labels
 from revisit.evaluation.store import read_answers
 from revisit.transformers.checkpoint import own_dtype
 
+PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "pope"
 SPLITS = ("random", "popular", "adversarial")
 OBJECTS = ("dog", "cat", "bus", "cow")
 
@@ -218,3 +219,32 @@ def test_questions_may_be_one_json_list_with_a_byte_order_mark(run, encoding):
     file.write_text(json.dumps(entries, indent=1), encoding=encoding)
     assert run("--splits", "random") == 0
     assert len(read_answers(run.out / "random" / "answers.jsonl", FORM)) == 12
+
+
+@pytest.mark.parametrize("source", ["aokvqa", "gqa"])
+def test_the_files_on_other_data_sets_are_found_by_their_published_names(source, images, tmp_path):
+    entry = {"question_id": 1, "image": "COCO_val2014_000000000001.jpg", "label": "no"}
+    entry["text"] = "Is there a cow in the imange?"
+    (tmp_path / f"{source}_pope_seem_popular.json").write_text(json.dumps([entry]))
+    pope = Pope(data_path=images, pope_path=tmp_path, splits=("popular",), source=source)
+    assert pope.prefix == f"pope-{source}-"
+    (section,) = pope.sections(0)
+    assert [task.key for task in section.tasks] == [1]
+
+
+def test_a_misspelt_copy_is_noticed(images, tmp_path, caplog):
+    entry = {"question_id": 1, "image": "COCO_val2014_000000000001.jpg", "label": "no"}
+    (tmp_path / "adversarial.jsonl").write_text(
+        json.dumps({**entry, "text": "Is there a cow in the imange?"})
+    )
+    Pope(data_path=images, pope_path=tmp_path, splits=("adversarial",)).sections(0)
+    assert "as VCD's copy does" in caplog.text
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="POPE's files on other data sets not here")
+@pytest.mark.parametrize(
+    ("name", "yes"), [("aokvqa_pope_seem_adversarial", 1500), ("gqa_pope_seem_random", 1500)]
+)
+def test_published_files_on_other_data_sets_are_read(name, yes):
+    labels = read_labels(PUBLISHED / f"{name}.json")
+    assert len(labels) == 3000 and sum(labels.values()) == yes

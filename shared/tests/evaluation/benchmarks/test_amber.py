@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks import amber
@@ -148,7 +149,7 @@ def test_data_is_read_from_the_folder_or_from_its_data(where, tmp_path):
     folder.mkdir(exist_ok=True)
     (folder / "annotations.json").write_text(json.dumps([caption(["dog"], ["cup"])]))
     (folder / "relation.json").write_text(json.dumps(RELATED))
-    with pytest.raises(EvaluationError, match=r"safe_words\.txt is missing"):
+    with pytest.raises(EvaluationError, match=r"has no safe_words\.txt"):
         amber.read_data(tmp_path)
     (folder / "safe_words.txt").write_text("chair\nbench\n")
     assert amber.read_data(tmp_path).safe == {"chair", "bench"}
@@ -160,3 +161,72 @@ def test_data_is_read_from_the_folder_or_from_its_data(where, tmp_path):
 def test_a_folder_without_annotations_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match=r"has no annotations\.json"):
         amber.read_data(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """AMBER's data for two captions and two questions, and its images."""
+    items = [
+        caption(["dog"], ["cup"]),
+        caption(["man"], ["chair"], 2),
+        {"id": 3, "type": "discriminative-hallucination", "truth": "no"},
+        {"id": 4, "type": "relation", "truth": "yes"},
+    ]
+    data, images = tmp_path / "amber" / "data", tmp_path / "image"
+    (data / "query").mkdir(parents=True)
+    images.mkdir()
+    (data / "annotations.json").write_text(json.dumps(items))
+    (data / "relation.json").write_text(json.dumps(RELATED))
+    (data / "safe_words.txt").write_text("bench\n")
+    texts = ["Describe this image.", "Describe this image.", "Is there a cup?", "Is it near?"]
+    queries = [
+        {"id": number, "image": f"AMBER_{1 + number % 2}.jpg", "query": text}
+        for number, text in enumerate(texts, 1)
+    ]
+    (data / "query" / "query_all.json").write_text(json.dumps(queries))
+    for number in (1, 2):
+        Image.new("RGB", (number, 9)).save(images / f"AMBER_{number}.jpg")
+    return tmp_path
+
+
+def answer(size, text):
+    return "A dog and a chair." if text.startswith("Describe") else "No"
+
+
+def amber_of(folder, **settings):
+    return amber.Amber(
+        data_path=folder / "image", amber_path=folder / "amber", lemmatizer="noun", **settings
+    )
+
+
+def test_captions_and_questions_are_asked_scored_and_compared(folder, run):
+    captioner, saved, result = run(amber_of(folder), answer)
+    assert [text for _, text in captioner.asked][2:] == ["Is there a cup?", "Is it near?"]
+    assert [size for size, _ in captioner.asked] == [(2, 9), (1, 9), (2, 9), (1, 9)]
+    assert saved["generative"] == {"CHAIR": 75.0, "Cover": 50.0, "Hal": 100.0, "Cog": 50.0}
+    assert saved["discriminative"]["Accuracy"] == 50.0
+    assert saved["settings"] == {"lemmatizer": "noun", "similarity": "exact"}
+    assert result.things == [1, 2, 3, 4]
+    measured = result.columns.measure(result.counts.sum(0))
+    assert measured.tolist() == list(saved["overall_metrics"].values())
+
+
+def test_captions_alone_are_asked_for_by_name_and_named_so(folder, run):
+    benchmark = amber_of(folder, ask=("generative",))
+    captioner, saved, _ = run(benchmark, answer)
+    assert benchmark.prefix == "amber-generative-"
+    assert len(captioner.asked) == 2 and "discriminative" not in saved
+    assert saved["answered"] == {"captions": 2, "all": 2, "items": 4}
+
+
+def test_one_word_is_asked_of_questions_only(folder, run):
+    captioner, _, _ = run(amber_of(folder, one_word=True), answer)
+    asked = [text for _, text in captioner.asked]
+    assert asked[0] == "Describe this image."
+    assert asked[2] == "Is there a cup? Please answer this question with one word."
+
+
+def test_a_missing_image_is_named_before_anything_runs(folder):
+    (folder / "image" / "AMBER_2.jpg").unlink()
+    with pytest.raises(EvaluationError, match=r"lacks 1 of the 2 images.*AMBER_2\.jpg"):
+        amber_of(folder).sections(0)

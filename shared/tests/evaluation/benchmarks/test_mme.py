@@ -1,4 +1,8 @@
+import json
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks import mme
@@ -12,13 +16,13 @@ def folder(tmp_path):
     beside = tmp_path / "existence"
     beside.mkdir()
     for number, suffix in enumerate((".jpg", ".png", ".jpeg")):
-        (beside / f"{number}{suffix}").touch()
+        Image.new("RGB", (10 + number, 10)).save(beside / f"{number}{suffix}")
     (beside / "0.txt").write_bytes(TWO.encode())
     (beside / "1.txt").write_bytes(TWO.replace("\n", "\r\n").encode())
     (beside / "2.txt").write_bytes(b"\xef\xbb\xbf" + TWO.rstrip("\n").encode())
     apart = tmp_path / "posters"
     (apart / "images").mkdir(parents=True)
-    (apart / "images" / "tt1.jpg").touch()
+    Image.new("RGB", (20, 10)).save(apart / "images" / "tt1.jpg")
     (apart / "questions_answers_YN").mkdir()
     (apart / "questions_answers_YN" / "tt1.txt").write_text(TWO + "\n")
     return tmp_path
@@ -99,3 +103,28 @@ def test_an_image_without_two_answers_is_refused(folder):
     first, *_ = mme.read_questions(folder)
     with pytest.raises(EvaluationError, match="existence/0 has 1"):
         mme.counts({first: "Yes"})
+
+
+def test_every_question_is_asked_about_its_image_scored_and_compared(folder, run):
+    captioner, saved, result = run(
+        mme.Mme(data_path=folder), lambda size, text: "No" if size[0] == 11 else "Yes"
+    )
+    assert len(captioner.asked) == 8
+    assert {size for size, _ in captioner.asked} == {(10, 10), (11, 10), (12, 10), (20, 10)}
+    assert saved["points"]["existence"] == pytest.approx(50)
+    assert saved["points"]["posters"] == 50 and "OCR" not in saved["points"]
+    names = [f"existence/{number}" for number in range(3)]
+    assert result.things == [*names, "posters/tt1"]
+    measured = result.columns.measure(result.counts.sum(0))
+    assert np.array_equal(measured, list(saved["overall_metrics"].values()))
+
+
+def test_answers_to_other_questions_are_refused(folder, run, tmp_path):
+    run(mme.Mme(data_path=folder), lambda size, text: "No")
+    (folder / "existence" / "0.txt").write_text(TWO.replace("dog", "cow"))
+    with pytest.raises(EvaluationError, match="other questions"):
+        mme.score_file(tmp_path / "out" / "answers.jsonl", folder)
+    line = {"category": "existence", "image": "0", "question": "Is it?", "answer": "Yes"}
+    (tmp_path / "alone.jsonl").write_text(json.dumps(line))
+    with pytest.raises(EvaluationError, match="8 of 8 questions have no answer"):
+        mme.score_file(tmp_path / "alone.jsonl", folder)

@@ -18,38 +18,46 @@ published scorer starts every denominator at 0.001, and computes F1 from a preci
 that are rounded to a tenth of a percent; so does this one.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.objects.amber_words import Nouns, Similar
-from revisit.evaluation.store import read_json
+from revisit.evaluation.benchmarks.benchmark import (
+    ONE_WORD,
+    Benchmark,
+    Columns,
+    Counted,
+    Form,
+    Section,
+    Task,
+    check_images,
+    check_record,
+)
+from revisit.evaluation.benchmarks.objects.amber_words import (
+    KIND_OF,
+    NOUNS,
+    SIMILAR,
+    Data,
+    Nouns,
+    Similar,
+    caption_counts,
+    read_data,
+    read_queries,
+)
+from revisit.evaluation.store import read_answers, read_record, sha256
 
 CAPTION_METRICS = ("CHAIR", "Cover", "Hal", "Cog")
 ANSWER_METRICS = ("Accuracy", "Precision", "Recall", "F1")
 
-_LEAF_OF = {
-    "discriminative-hallucination": "existence",
-    "discriminative-attribute-state": "state",
-    "discriminative-attribute-number": "number",
-    "discriminative-attribute-action": "action",
-    "discriminative-relation": "relation",
-    "relation": "relation",
-}
 _LEAVES = ("existence", "state", "number", "action", "relation")
-PARTS = {
-    "discriminative": _LEAVES,
-    "existence": ("existence",),
-    "attribute": ("state", "number", "action"),
-    "state": ("state",),
-    "number": ("number",),
-    "action": ("action",),
-    "relation": ("relation",),
-}
+_ATTRIBUTE = ("state", "number", "action")
+PARTS = {"discriminative": _LEAVES, "existence": ("existence",), "attribute": _ATTRIBUTE}
+PARTS |= {leaf: (leaf,) for leaf in _LEAVES[1:]}
 """What the published scorer reports of the answers -> the kinds of questions that it sums."""
 
 METRICS = (*CAPTION_METRICS, *(f"{part} {name}" for part in PARTS for name in ANSWER_METRICS))
@@ -58,54 +66,6 @@ METRICS = (*CAPTION_METRICS, *(f"{part} {name}" for part in PARTS for name in AN
 # hallucinations hit, expected; then for each leaf: right, questions, right No, No, true No.
 _CAPTION_COUNTS, _ANSWER_COUNTS = 8, 5
 COUNTS = _CAPTION_COUNTS + _ANSWER_COUNTS * len(_LEAVES)
-
-
-class Data(NamedTuple):
-    """AMBER's annotations and word lists."""
-
-    items: Mapping[int, Mapping[str, Any]]
-    """id -> `type`, `truth` and, of a caption, `hallu`."""
-    related: Mapping[str, Sequence[str]]
-    """A word -> the words that also name it."""
-    safe: frozenset[str]
-    """Nouns that are passed over."""
-
-    @property
-    def words(self) -> frozenset[str]:
-        """All words of `related`: only these nouns of a caption count."""
-        return frozenset(self.related) | {word for words in self.related.values() for word in words}
-
-
-def read_data(folder: Path) -> Data:
-    """The files `annotations.json`, `relation.json` and `safe_words.txt` of a folder, or of its
-    folder `data/`, as published.
-
-    Raises:
-        EvaluationError: a file is missing, or is not in the published form.
-    """
-    names = ("annotations.json", "relation.json", "safe_words.txt")
-    places = [place for place in (folder, folder / "data") if (place / names[0]).is_file()]
-    if not places:
-        raise EvaluationError(f"--amber_path {folder} has no {names[0]}, nor has its folder data/")
-    annotations, relation, safe = (places[0] / name for name in names)
-    for path in (relation, safe):
-        if not path.is_file():
-            raise EvaluationError(f"--amber_path: {path} is missing, a file of AMBER's data")
-    related = read_json(relation)
-    items = {}
-    for item in read_json(annotations):
-        lists = [item["truth"], item["hallu"]] if item["type"] == "generative" else []
-        if unknown := {word for words in lists for word in words} - related.keys():
-            raise EvaluationError(
-                f"{annotations}, id {item['id']}: {min(unknown)!r} is no word of {relation}"
-            )
-        if not lists and (item["type"] not in _LEAF_OF or item["truth"] not in ("yes", "no")):
-            raise EvaluationError(
-                f"{annotations}, id {item['id']}: type {item['type']!r} with truth "
-                f"{item['truth']!r} is none of AMBER's"
-            )
-        items[item["id"]] = item
-    return Data(items, related, frozenset(safe.read_text().split()))
 
 
 def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Similar) -> NDArray[Any]:
@@ -117,54 +77,22 @@ def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Simila
     if not answers:
         raise EvaluationError("there are no answers to score")
     if strangers := answers.keys() - data.items.keys():
-        raise EvaluationError(f"{len(strangers)} answers are to no item (id {min(strangers)})")
+        raise EvaluationError(
+            f"{len(strangers)} answers are to no item (id {min(strangers, key=str)})"
+        )
     words = data.words
     found = np.zeros((len(answers), COUNTS), np.int64)
     for row, (each, answer) in zip(found, answers.items(), strict=True):
         item = data.items[each]
         if item["type"] == "generative":
             named = [noun for noun in nouns(answer) if noun in words]
-            row[:_CAPTION_COUNTS] = _caption_counts(data, item, named, similar)
+            row[:_CAPTION_COUNTS] = caption_counts(data, item, named, similar)
         else:
-            start = _CAPTION_COUNTS + _ANSWER_COUNTS * _LEAVES.index(_LEAF_OF[item["type"]])
+            start = _CAPTION_COUNTS + _ANSWER_COUNTS * _LEAVES.index(KIND_OF[item["type"]])
             says_no, no = answer == "No", item["truth"] == "no"
             right = says_no if no else answer == "Yes"
             row[start : start + _ANSWER_COUNTS] = right, 1, says_no and no, says_no, no
     return found
-
-
-def _caption_counts(
-    data: Data, item: Mapping[str, Any], nouns: Sequence[str], similar: Similar
-) -> tuple[int, ...]:
-    true, expected = _names(data, item["truth"]), _names(data, item["hallu"])
-    covered: set[int] = set()
-    hit: set[int] = set()
-    wrong = 0
-    for noun in nouns:
-        if noun in data.safe:
-            continue
-        if named := _first(true, {noun}):
-            covered |= named
-            continue
-        like = {word for word, _ in (*true, *expected) if similar(noun, word)}
-        hit |= _first(expected, {noun}) | _first(expected, like)
-        named = _first(true, like)
-        covered |= named
-        wrong += not named
-    caption = (wrong, len(nouns), len(covered), len(item["truth"]))
-    return (*caption, int(wrong > 0), 1, len(hit), len(item["hallu"]))
-
-
-def _names(data: Data, objects: Sequence[str]) -> list[tuple[str, int]]:
-    """Words with the index of the object that they name, in the published order: first the related
-    words of all objects, then the objects."""
-    related = [(word, index) for index, each in enumerate(objects) for word in data.related[each]]
-    return related + [(each, index) for index, each in enumerate(objects)]
-
-
-def _first(names: Sequence[tuple[str, int]], words: Collection[str]) -> set[int]:
-    """The object of the first name that is one of the words; none where there is no such name."""
-    return set(next(([index] for word, index in names if word in words), []))
 
 
 def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
@@ -172,10 +100,8 @@ def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
     wrong, nouns, covered, true, bad, captions, hit, expected = np.moveaxis(
         totals[..., :_CAPTION_COUNTS], -1, 0
     )
-    found = [
-        _percent(part, whole)
-        for part, whole in ((wrong, nouns), (covered, true), (bad, captions), (hit, expected))
-    ]
+    pairs = ((wrong, nouns), (covered, true), (bad, captions), (hit, expected))
+    found = [_percent(part, whole) for part, whole in pairs]
     leaves = totals[..., _CAPTION_COUNTS:].reshape(*totals.shape[:-1], len(_LEAVES), -1)
     for part, kinds in PARTS.items():
         summed = leaves[..., [_LEAVES.index(kind) for kind in kinds], :].sum(-2)
@@ -207,3 +133,118 @@ def figures(totals: NDArray[Any]) -> dict[str, dict[str, float]]:
     table |= {part: {name: next(percent) for name in ANSWER_METRICS} for part in PARTS}
     asked["generative"] = totals[_CAPTION_COUNTS - 3]
     return {part: named for part, named in table.items() if asked[part]}
+
+
+FORM = Form("answers.jsonl", ("id",), "response", "question")
+_LOWER = frozenset({"CHAIR", "Hal", "Cog"})
+
+
+def score_file(
+    answers: Path, folder: Path, lemmatizer: str, similarity: str, table: Path | None = None
+) -> dict[str, Any]:
+    """The result of a file of answers, as it is saved: figures, what made them, every count.
+
+    Args:
+        answers: `id` and `response` of each item, JSON Lines or a JSON list.
+        folder: AMBER's data, as `read_data` takes it.
+        lemmatizer: of `NOUNS`.
+        similarity: of `SIMILAR`.
+        table: of similar words, as `similar_by_spacy` takes it.
+
+    Raises:
+        EvaluationError: something cannot be read, or does not belong together.
+    """
+    data, record = read_data(folder), read_record(answers)
+    texts = {cast(int, key): text for key, text in read_answers(answers, FORM).items()}
+    check_record(record, data.sha256, answers, folder)
+    nouns, similar = NOUNS[lemmatizer](data.words), SIMILAR[similarity](data.words, table)
+    counted = counts(data, texts, nouns, similar)
+    totals = counted.sum(0)
+    return {
+        "benchmark": "amber",
+        **figures(totals),
+        "overall_metrics": dict(zip(METRICS, measure(totals).tolist(), strict=True)),
+        "answered": {"captions": int(totals[5]), "all": len(texts), "items": len(data.items)},
+        "settings": {"lemmatizer": lemmatizer, "similarity": similarity},
+        "annotations": {"folder": str(folder), "sha256": data.sha256},
+        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "counts": {
+            each: {column: value for column, value in enumerate(row) if value}
+            for each, row in zip(texts, counted.tolist(), strict=True)
+        },
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amber(Benchmark):
+    """Ask AMBER's questions: captions, and existence, attributes and relations.
+
+    Args:
+        data_path: folder of AMBER's images (AMBER_1.jpg and so on).
+        amber_path: folder of AMBER's data: annotations.json, relation.json, safe_words.txt and
+            query_all.json, or the folders data/ that have them.
+        ask: captions (generative), questions (discriminative), or both.
+        one_word: behind each question of yes and no stands "Please answer this question with one
+            word.", since an answer counts only where it is exactly Yes or No.
+        lemmatizer: how nouns are found: as published (nltk: needs NLTK's data), or every word as a
+            noun (noun).
+        similarity: spacy: words that name similar things count too, as published (needs spaCy and
+            en_core_web_lg). exact: only equal ones.
+        similarity_table: file of the similar words; read where it exists, in place of spaCy, and
+            else written.
+    """
+
+    name: ClassVar[str] = "amber"
+    form: ClassVar[Form] = FORM
+    columns: ClassVar[Columns] = Columns("items", METRICS, measure, ("CHAIR", "Cover"), _LOWER)
+
+    amber_path: Path
+    ask: tuple[Literal["generative", "discriminative"], ...] = ("generative", "discriminative")
+    one_word: bool = False
+    lemmatizer: Literal["nltk", "noun"] = "nltk"
+    similarity: Literal["exact", "spacy"] = "exact"
+    similarity_table: Path | None = None
+
+    @property
+    def prefix(self) -> str:
+        """How the name of a run's folder begins: with what is asked, where that is not all."""
+        words = ["amber", *(self.ask if len(self.ask) == 1 else ()), *["one-word"] * self.one_word]
+        return "-".join(words) + "-"
+
+    def sections(self, seed: int) -> list[Section]:
+        """One."""
+        data = read_data(self.amber_path)
+        NOUNS[self.lemmatizer](data.words)
+        SIMILAR[self.similarity](data.words, self.similarity_table)
+        tasks = []
+        for query in read_queries(self.amber_path, data):
+            caption = data.items[query["id"]]["type"] == "generative"
+            if ("generative" if caption else "discriminative") in self.ask:
+                behind = ONE_WORD if self.one_word and not caption else ""
+                tasks.append(Task(query["id"], query["image"], query["query"] + behind))
+        check_images(tasks, self.data_path, self.amber_path)
+        question = f"<text>{ONE_WORD}" if self.one_word else "<text>"
+        settings = {"question": question, "ask": list(self.ask), "questions": data.sha256}
+        return [Section("", tasks, settings)]
+
+    def score(self, section: Section, answers: Path) -> dict[str, Any]:
+        """See `score_file`."""
+        return score_file(
+            answers, self.amber_path, self.lemmatizer, self.similarity, self.similarity_table
+        )
+
+    @staticmethod
+    def counted(saved: Mapping[str, Any]) -> Counted:
+        """See `Benchmark.counted`."""
+        items = sorted(saved["counts"].items(), key=lambda each: int(each[0]))
+        counted = np.zeros((len(items), COUNTS), np.int64)
+        for row, (_, values) in zip(counted, items, strict=True):
+            for column, value in values.items():
+                row[int(column)] = value
+        return Counted(
+            things=[int(each) for each, _ in items],
+            counts=counted,
+            truth={"AMBER's annotations": saved["annotations"]["sha256"]},
+            conditions=saved["settings"],
+            record=saved["answers"]["run"] or {},
+        )

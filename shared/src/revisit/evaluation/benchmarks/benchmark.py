@@ -1,7 +1,7 @@
 """What every benchmark says of itself: its data, what it asks, and how its answers are scored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,6 +13,10 @@ from revisit.evaluation import EvaluationError
 
 Key = int | str | tuple[int | str, ...]
 """What a task and its answer have in common: an id, or several."""
+
+
+ONE_WORD = " Please answer this question with one word."
+"""What stands behind a question of yes and no in the published code of VCD."""
 
 
 class Task(NamedTuple):
@@ -169,3 +173,36 @@ def check_whole(name: str, value: int, least: int) -> None:
     """Raises `EvaluationError` where a flag's value is below `least`."""
     if value < least:
         raise EvaluationError(f"--{name} {value}: say a whole number >= {least}")
+
+
+def check_record(
+    record: Mapping[str, Any], digest: str, answers: object, questions: object
+) -> None:
+    """Raises `EvaluationError` where the record of a run says that its answers are to other
+    questions than those with this sha256."""
+    settings = record.get("settings", {})
+    if settings.get("questions", digest) != digest:
+        split = f"of the split {settings['split']}, " if "split" in settings else ""
+        raise EvaluationError(
+            f"{answers} are answers to other questions than those in {questions}: their run "
+            f"asked those {split}of sha256 {settings['questions'][:12]}..., and these are of "
+            f"{digest[:12]}...; give the questions that were asked, byte by byte"
+        )
+
+
+def check_answered(questions: Collection[Key], answers: Collection[Key], form: Form) -> None:
+    """Raises `EvaluationError` unless there are questions, and each has an answer, and each answer
+    a question."""
+    if not questions:
+        raise EvaluationError("there are no questions to score")
+    lacking, strangers = set(questions) - set(answers), set(answers) - set(questions)
+    if lacking:
+        raise EvaluationError(
+            f"{len(lacking)} of {len(questions)} questions have no answer "
+            f"({form.shown(min(lacking, key=str))}, for one)"
+        )
+    if strangers:
+        raise EvaluationError(
+            f"{len(strangers)} answers are to no question ({form.shown(min(strangers, key=str))}, "
+            "for one): do the two files belong together?"
+        )

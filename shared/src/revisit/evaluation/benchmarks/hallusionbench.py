@@ -13,19 +13,34 @@ fAcc  figures of which all questions are answered right / figures; none where th
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Columns,
+    Counted,
+    Form,
+    Section,
+    Task,
+    check_answered,
+    check_images,
+    check_record,
+)
+from revisit.evaluation.store import read_answers, read_json_lines, read_record, sha256
 
 METRICS = ("aAcc", "qAcc", "fAcc")
 KEY = ("category", "subcategory", "set_id", "figure_id", "question_id")
 """What names a question, in the file of questions and in answers."""
 
 Key = tuple[str, ...]
+FORM = Form("answers.jsonl", KEY, "answer", "question")
 
 
 def read_answer(answer: str) -> bool | None:
@@ -39,19 +54,19 @@ def without_image(question: Mapping[str, Any]) -> bool:
     return question["category"] == "VS" and str(question["figure_id"]) == "0"
 
 
-def by_key(entries: Sequence[Mapping[str, Any]], where: object) -> dict[Key, Mapping[str, Any]]:
-    """Questions or answers by what names them.
+def read_questions(path: Path) -> dict[Key, Mapping[str, Any]]:
+    """The questions of `HallusionBench.json` by what names them.
 
     Raises:
-        EvaluationError: an entry lacks a part of its name, or two have the same.
+        EvaluationError: the file cannot be read, a question lacks something, or two have one name.
     """
     found: dict[Key, Mapping[str, Any]] = {}
-    for number, entry in enumerate(entries, start=1):
-        if lacking := [name for name in KEY if name not in entry]:
-            raise EvaluationError(f"{where}, entry {number} lacks {lacking[0]!r}")
+    for where, entry in read_json_lines(path):
+        if lacking := [name for name in (*KEY, "gt_answer", "question") if name not in entry]:
+            raise EvaluationError(f"{where} has no key {lacking[0]!r}")
         key = tuple(str(entry[name]) for name in KEY)
         if key in found:
-            raise EvaluationError(f"{where}, entry {number} repeats the question {'/'.join(key)}")
+            raise EvaluationError(f"{where} repeats the question {'/'.join(key)}")
         found[key] = entry
     return found
 
@@ -66,14 +81,7 @@ def counts(
     Raises:
         EvaluationError: no questions, a question without an answer, or an answer to no question.
     """
-    if not questions:
-        raise EvaluationError("there are no questions to score")
-    for lacking, what in (
-        (questions.keys() - answers.keys(), "questions have no answer"),
-        (answers.keys() - questions.keys(), "answers are to no question"),
-    ):
-        if lacking:
-            raise EvaluationError(f"{len(lacking)} {what} ({'/'.join(min(lacking))}, for one)")
+    check_answered(questions, answers, FORM)
     asked: dict[Key, list[bool]] = defaultdict(list)
     figures: dict[Key, list[bool]] = defaultdict(list)
     sets: dict[Key, NDArray[np.int64]] = defaultdict(lambda: np.zeros(6, np.int64))
@@ -96,3 +104,81 @@ def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
     """Counts (..., 6) -> aAcc, qAcc, fAcc (3, ...), as fractions of 1; 0 where there are none."""
     right, asked = totals[..., ::2], totals[..., 1::2]
     return np.asarray(np.moveaxis(right / np.maximum(asked, 1), -1, 0))
+
+
+def score_file(answers: Path, questions: Path) -> dict[str, Any]:
+    """The result of a file of answers, as it is saved: figures, what made them, every answer.
+
+    Raises:
+        EvaluationError: something cannot be read, or does not belong together.
+    """
+    asked, record, digest = read_questions(questions), read_record(answers), sha256(questions)
+    texts = {tuple(map(str, cast(Key, key))): v for key, v in read_answers(answers, FORM).items()}
+    check_record(record, digest, answers, questions)
+    totals = {"all": counts(asked, texts).sum(0)}
+    for part in sorted({key[0] for key in asked}):
+        some = {key: question for key, question in asked.items() if key[0] == part}
+        totals[part] = counts(some, {key: texts[key] for key in some}).sum(0)
+    return {
+        "benchmark": "hallusionbench",
+        "judge": "answers that begin with yes or no, read by rule; the published judge is GPT-4",
+        **{part: _figures(total) for part, total in totals.items()},
+        "overall_metrics": dict(zip(METRICS, measure(totals["all"]).tolist(), strict=True)),
+        "questions": {"file": str(questions), "sha256": digest},
+        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "answered": [
+            dict(zip(KEY, key, strict=True))
+            | {"gt_answer": question["gt_answer"], "answer": texts[key]}
+            for key, question in asked.items()
+        ],
+    }
+
+
+def _figures(totals: NDArray[Any]) -> dict[str, float | int]:
+    """Percent with four digits, and what they are of, as the published functions have them."""
+    percent = (100 * measure(totals)).round(4).tolist()
+    sizes = zip(("questions", "pairs", "figures"), totals[1::2].tolist(), strict=True)
+    return dict(zip(METRICS, percent, strict=True)) | dict(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HallusionBench(Benchmark):
+    """Ask HallusionBench's questions of yes and no; some are about no image.
+
+    Args:
+        data_path: folder of its images (hallusion_bench, which has VD and VS).
+        questions_path: HallusionBench.json.
+    """
+
+    name: ClassVar[str] = "hallusionbench"
+    form: ClassVar[Form] = FORM
+    columns: ClassVar[Columns] = Columns("sets", METRICS, measure, ("aAcc", "qAcc"))
+    max_new_tokens: ClassVar[int] = 64  # the scorer reads the first word
+    without_images: ClassVar[bool] = True
+
+    questions_path: Path
+
+    def sections(self, seed: int) -> list[Section]:
+        """One."""
+        questions = read_questions(self.questions_path)
+        tasks = [Task(key, each["filename"], each["question"]) for key, each in questions.items()]
+        check_images(tasks, self.data_path, self.questions_path)
+        settings = {"question": "<text>", "questions": sha256(self.questions_path)}
+        return [Section("", tasks, settings)]
+
+    def score(self, section: Section, answers: Path) -> dict[str, Any]:
+        """See `score_file`."""
+        return score_file(answers, self.questions_path)
+
+    @staticmethod
+    def counted(saved: Mapping[str, Any]) -> Counted:
+        """See `Benchmark.counted`."""
+        answered = {tuple(each[name] for name in KEY): each for each in saved["answered"]}
+        answers = {key: each["answer"] for key, each in answered.items()}
+        return Counted(
+            things=list(dict.fromkeys("/".join(key[:3]) for key in answered)),
+            counts=counts(answered, answers),
+            truth={"the questions": saved["questions"]["sha256"]},
+            conditions={},
+            record=saved["answers"]["run"] or {},
+        )

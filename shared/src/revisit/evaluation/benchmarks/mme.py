@@ -7,15 +7,29 @@ answered right, and the images of which both are. Perception has 2,000 points, c
 the hallucination subset (existence, count, position, color) 800.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.benchmarks.benchmark import (
+    Benchmark,
+    Columns,
+    Counted,
+    Form,
+    Key,
+    Section,
+    Task,
+    check_answered,
+    check_record,
+)
+from revisit.evaluation.store import read_answers, read_record, sha256
 
 HALLUCINATION = ("existence", "count", "position", "color")
 PERCEPTION = (
@@ -132,3 +146,94 @@ def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
         for names in (PERCEPTION, COGNITION, HALLUCINATION)
     ]
     return np.stack([*sums, *scores])
+
+
+KEY = ("category", "image", "question")
+FORM = Form("answers.jsonl", KEY, "answer", "question")
+
+
+def fingerprint(questions: Mapping[Question, Path]) -> str:
+    """Hex sha256 of the questions and what is right."""
+    return hashlib.sha256(repr([tuple(each) for each in questions]).encode()).hexdigest()
+
+
+def score_file(answers: Path, folder: Path) -> dict[str, Any]:
+    """The result of a file of answers, as it is saved: points, what made them, every answer.
+
+    Args:
+        answers: `category`, `image` (without suffix), `question` and `answer`, JSON Lines.
+        folder: MME's categories, as `read_questions` takes them.
+
+    Raises:
+        EvaluationError: something cannot be read, or does not belong together.
+    """
+    questions, texts = read_questions(folder), read_answers(answers, FORM)
+    record, digest = read_record(answers), fingerprint(questions)
+    check_record(record, digest, answers, folder)
+    asked: dict[Key, Question] = {(q.category, q.image, q.text): q for q in questions}
+    check_answered(asked, texts, FORM)
+    answered = {question: texts[key] for key, question in asked.items()}
+    points = measure(counts(answered)[1].sum(0))
+    shown = dict(zip(METRICS, points.tolist(), strict=True))
+    present = {each.category for each in questions}
+    return {
+        "benchmark": "mme",
+        "points": {
+            name: 100 * value
+            for name, value in shown.items()
+            if name in present or name not in CATEGORIES
+        },
+        "overall_metrics": shown,
+        "questions": {"folder": str(folder), "sha256": digest},
+        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "answered": [{**question._asdict(), "answer": text} for question, text in answered.items()],
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mme(Benchmark):
+    """Ask MME's questions, two of yes and no for each image.
+
+    Args:
+        data_path: folder of MME's categories (existence, count and so on), as published.
+    """
+
+    name: ClassVar[str] = "mme"
+    form: ClassVar[Form] = FORM
+    columns: ClassVar[Columns] = Columns(
+        "images", METRICS, measure, ("perception", "hallucination")
+    )
+    max_new_tokens: ClassVar[int] = 64  # the scorer reads four characters
+
+    def sections(self, seed: int) -> list[Section]:
+        """One."""
+        questions = read_questions(self.data_path)
+        tasks = [
+            Task(
+                (each.category, each.image, each.text),
+                str(image.relative_to(self.data_path)),
+                each.text,
+            )
+            for each, image in questions.items()
+        ]
+        return [Section("", tasks, {"question": "<text>", "questions": fingerprint(questions)})]
+
+    def score(self, section: Section, answers: Path) -> dict[str, Any]:
+        """See `score_file`."""
+        return score_file(answers, self.data_path)
+
+    @staticmethod
+    def counted(saved: Mapping[str, Any]) -> Counted:
+        """See `Benchmark.counted`."""
+        answered = {
+            Question(each["category"], each["image"], each["text"], each["yes"]): each["answer"]
+            for each in saved["answered"]
+        }
+        images, counted = counts(answered)
+        return Counted(
+            things=["/".join(image) for image in images],
+            counts=counted,
+            truth={"the questions": saved["questions"]["sha256"]},
+            conditions={},
+            record=saved["answers"]["run"] or {},
+        )

@@ -14,6 +14,7 @@ Yes        answers that mean yes / questions
 =========  ====================================================
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,21 @@ from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import (
+    ONE_WORD,
     Benchmark,
     Columns,
     Counted,
     Form,
     Section,
     Task,
+    check_answered,
     check_images,
+    check_record,
 )
 from revisit.evaluation.results.bootstrap import ratio
 from revisit.evaluation.store import read_answers, read_json_lines, read_record, sha256
+
+_LOG = logging.getLogger("revisit")
 
 METRICS = ("Accuracy", "Precision", "Recall", "F1", "Yes")
 
@@ -54,18 +60,7 @@ def score(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> dict[str, f
     Raises:
         EvaluationError: no questions, a question without an answer, or an answer to no question.
     """
-    if not labels:
-        raise EvaluationError("there are no questions to score")
-    if lacking := labels.keys() - answers.keys():
-        raise EvaluationError(
-            f"{len(lacking)} of {len(labels)} questions have no answer "
-            f"(question_id {min(lacking, key=str)}, for one)"
-        )
-    if strangers := answers.keys() - labels.keys():
-        raise EvaluationError(
-            f"{len(strangers)} answers are to no question (question_id "
-            f"{min(strangers, key=str)}, for one): do the two files belong together?"
-        )
+    check_answered(labels, answers, FORM)
     return metrics(counts(labels, answers).sum(0))
 
 
@@ -93,11 +88,11 @@ COLUMNS = Columns("questions", METRICS, measure, ("Accuracy", "F1"))
 
 FORM = Form("answers.jsonl", ("question_id",), "answer", "question")
 
-ONE_WORD = " Please answer this question with one word."
-"""What stands behind a question in the published code of VCD; in POPE's own nothing does."""
-
 Split = Literal["random", "popular", "adversarial"]
 """The question files: how the objects were chosen that are not in the image."""
+
+Source = Literal["coco", "aokvqa", "gqa"]
+"""The data set of the images: COCO's val2014 for the first two, GQA's for the last."""
 
 
 def read_questions(path: Path, *needed: str) -> list[dict[str, Any]]:
@@ -151,25 +146,14 @@ def score_file(questions: Path, answers: Path) -> dict[str, Any]:
     }
 
 
-def check_record(record: Mapping[str, Any], digest: str, answers: Any, questions: Any) -> None:
-    """Raises `EvaluationError` where the record of a run says that its answers are to other
-    questions than those of a file with this sha256."""
-    settings = record.get("settings", {})
-    if settings.get("questions", digest) != digest:
-        raise EvaluationError(
-            f"{answers} are answers to other questions than those in {questions}: their run "
-            f"asked those of the split {settings.get('split')}, of sha256 "
-            f"{settings['questions'][:12]}..., and this file's is {digest[:12]}...; give the file "
-            "that was asked, byte by byte"
-        )
-
-
-def question_file(folder: Path, split: str) -> Path:
-    """POPE's file of a split, by its published name `coco_pope_random.json` or `random.jsonl`.
+def question_file(folder: Path, split: str, source: Source = "coco") -> Path:
+    """POPE's file of a split, by its published names (`coco_pope_random.json` or `random.jsonl`;
+    `gqa_pope_seem_random.json`).
 
     Raises `EvaluationError` where there is none.
     """
-    names = (f"coco_pope_{split}.json", f"{split}.jsonl")
+    published = f"{source}_pope_{'' if source == 'coco' else 'seem_'}{split}.json"
+    names = (published, f"{split}.jsonl") if source == "coco" else (published,)
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -184,8 +168,9 @@ class Pope(Benchmark):
     """Ask POPE's questions, whether an object is in an image, and score the answers.
 
     Args:
-        data_path: folder of COCO's images (val2014).
+        data_path: folder of the images: COCO's (val2014), also for aokvqa, or GQA's.
         pope_path: folder of POPE's question files.
+        source: the data set that the questions are on.
         splits: which of them, one after another.
         one_word: ask for one word: behind each question stands "Please answer this question with
             one word." (default: the question alone).
@@ -197,32 +182,41 @@ class Pope(Benchmark):
     max_new_tokens: ClassVar[int] = 64  # the scorer reads the first sentence
 
     pope_path: Path
+    source: Source = "coco"
     splits: tuple[Split, ...] = ("random", "popular", "adversarial")
     one_word: bool = False
 
     @property
     def prefix(self) -> str:
         """How the name of a run's folder begins."""
-        return "pope-one-word-" if self.one_word else "pope-"
+        source = "" if self.source == "coco" else f"{self.source}-"
+        return f"pope-{source}{'one-word-' if self.one_word else ''}"
 
     def sections(self, seed: int) -> list[Section]:
         """One for each split."""
         behind = ONE_WORD if self.one_word else ""
         found = []
         for split in dict.fromkeys(self.splits):
-            file = question_file(self.pope_path, split)
+            file = question_file(self.pope_path, split, self.source)
             tasks = [
                 Task(each["question_id"], each["image"], each["text"] + behind)
                 for each in read_questions(file, "image", "text")
             ]
             check_images(tasks, self.data_path, file)
+            if misspelt := sum("imange" in task.question for task in tasks):
+                _LOG.warning(
+                    "%s spells 'imange' in %d questions, as VCD's copy does: its figures are not "
+                    "those of the published file",
+                    file,
+                    misspelt,
+                )
             settings = {"question": f"<text>{behind}", "split": split, "questions": sha256(file)}
             found.append(Section(split, tasks, settings))
         return found
 
     def score(self, section: Section, answers: Path) -> dict[str, Any]:
         """See `score_file`."""
-        return score_file(question_file(self.pope_path, section.name), answers)
+        return score_file(question_file(self.pope_path, section.name, self.source), answers)
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:

@@ -1,10 +1,10 @@
-"""Paired bootstrap: how far the difference of two scores of the same things would move.
+"""Bootstrap: how far a score, or the difference of two of the same things, would move.
 
 The things (images, questions) are drawn with replacement, both scores of a thing together (Efron
 and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,17 +41,37 @@ def paired_intervals(
     """
     if first.shape != second.shape:
         raise EvaluationError(f"counts of other shapes: {first.shape} and {second.shape}")
-    things = len(first)
+    differences = [
+        measure(times @ second) - measure(times @ first)
+        for times in _draws(len(first), resamples, seed)
+    ]
+    difference = measure(second.sum(0)) - measure(first.sum(0))
+    return np.stack([difference, *_ends(differences, level)])
+
+
+def intervals(
+    counts: NDArray[np.int64],
+    measure: Measure,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> NDArray[np.float64]:
+    """Percentile intervals of one score: (2, metrics), their low and high ends. Args as above."""
+    drawn = [measure(times @ counts) for times in _draws(len(counts), resamples, seed)]
+    return _ends(drawn, level)
+
+
+def _draws(things: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each thing is drawn, (at most 1000, things) at a time."""
     random = np.random.default_rng(seed)
-    draws = []
-    for start in range(0, resamples, 1000):  # in parts: `times` is (resamples, things)
-        times = random.multinomial(
-            things, np.full(things, 1 / things), size=min(1000, resamples - start)
-        )
-        draws.append(measure(times @ second) - measure(times @ first))
+    share = np.full(things, 1 / things)
+    for start in range(0, resamples, 1000):
+        yield random.multinomial(things, share, size=min(1000, resamples - start))
+
+
+def _ends(drawn: list[NDArray[np.float64]], level: float) -> NDArray[np.float64]:
     tail = (1 - level) / 2
-    low, high = np.quantile(np.concatenate(draws, axis=-1), [tail, 1 - tail], axis=-1)
-    return np.stack([measure(second.sum(0)) - measure(first.sum(0)), low, high])
+    return np.quantile(np.concatenate(drawn, axis=-1), [tail, 1 - tail], axis=-1)
 
 
 def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:

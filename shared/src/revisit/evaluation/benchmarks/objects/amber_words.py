@@ -1,15 +1,26 @@
-"""The nouns of a caption as AMBER's scorer reads them, and which of its words are similar.
+"""AMBER's data, the nouns of a caption as its scorer reads them, and which of them are right.
 
 AMBER counts the 418 words of its `relation.json`. Its scorer finds nouns with NLTK, and calls two
 words similar where spaCy's word vectors say so; both need data, and have a way without.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.objects.lemmas import plurals, read_nltk, split_words
-from revisit.evaluation.store import read_json, write_json
+from revisit.evaluation.store import read_json, read_json_lines, sha256, write_json
+
+KIND_OF = {
+    "discriminative-hallucination": "existence",
+    "discriminative-attribute-state": "state",
+    "discriminative-attribute-number": "number",
+    "discriminative-attribute-action": "action",
+    "discriminative-relation": "relation",
+    "relation": "relation",
+}
+"""Types of `annotations.json` -> what their questions are about."""
 
 Similar = Callable[[str, str], bool]
 """Whether two of the 418 words of `relation.json` name similar things."""
@@ -31,6 +42,71 @@ _LEMMAS = {
     "slippers": "slipper",
     "sunglasses": "sunglass",
 }
+
+
+class Data(NamedTuple):
+    """AMBER's annotations and word lists."""
+
+    items: Mapping[int, Mapping[str, Any]]
+    """id -> `type`, `truth` and, of a caption, `hallu`."""
+    related: Mapping[str, Sequence[str]]
+    """A word -> the words that also name it."""
+    safe: frozenset[str]
+    """Nouns that are passed over."""
+    sha256: str = ""
+    """Of `annotations.json`."""
+
+    @property
+    def words(self) -> frozenset[str]:
+        """All words of `related`: only these nouns of a caption count."""
+        return frozenset(self.related) | {word for words in self.related.values() for word in words}
+
+
+def read_data(folder: Path) -> Data:
+    """The files `annotations.json`, `relation.json` and `safe_words.txt` of a folder, or of its
+    folder `data/`, as published.
+
+    Raises:
+        EvaluationError: a file is missing, or is not in the published form.
+    """
+    annotations, relation, safe = (
+        _find(folder, name) for name in ("annotations.json", "relation.json", "safe_words.txt")
+    )
+    related, items = read_json(relation), {}
+    for where, item in read_json_lines(annotations):
+        lists = [item["truth"], item["hallu"]] if item["type"] == "generative" else []
+        if unknown := {word for words in lists for word in words} - related.keys():
+            raise EvaluationError(f"{where}: {min(unknown)!r} is no word of {relation}")
+        if not lists and (item["type"] not in KIND_OF or item["truth"] not in ("yes", "no")):
+            raise EvaluationError(
+                f"{where}: type {item['type']!r} with truth {item['truth']!r} is none of AMBER's"
+            )
+        items[item["id"]] = item
+    return Data(items, related, frozenset(safe.read_text().split()), sha256(annotations))
+
+
+def read_queries(folder: Path, data: Data) -> list[dict[str, Any]]:
+    """What is asked: `id`, `image` and `query` of each item, from `query_all.json`, which is
+    published in the folder `data/query/`.
+
+    Raises:
+        EvaluationError: the file is missing, or asks about no item of the data.
+    """
+    path = _find(folder, "query_all.json")
+    queries = [query for _, query in read_json_lines(path)]
+    if strangers := {query["id"] for query in queries} - data.items.keys():
+        raise EvaluationError(f"{path} asks about id {min(strangers)}, which is no item of AMBER")
+    return queries
+
+
+def _find(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / "data" / name, folder / "data" / "query" / name):
+        if path.is_file():
+            return path
+    raise EvaluationError(
+        f"--amber_path {folder} has no {name}, nor has its folder data/; it is a file of "
+        "junyangwang0410/AMBER"
+    )
 
 
 def nouns_by_rules(words: Collection[str]) -> Nouns:
@@ -105,3 +181,49 @@ def _compare(words: Collection[str]) -> dict[str, list[str]]:
         first: [second for second in texts if texts[first].similarity(texts[second]) > 0.8]
         for first in texts
     }
+
+
+def _never(words: Collection[str], table: Path | None = None) -> Similar:
+    return never
+
+
+SIMILAR: Mapping[str, Callable[[Collection[str], Path | None], Similar]] = {
+    "exact": _never,
+    "spacy": similar_by_spacy,
+}
+
+
+def caption_counts(
+    data: Data, item: Mapping[str, Any], nouns: Sequence[str], similar: Similar
+) -> tuple[int, ...]:
+    """Of a caption: wrong nouns, nouns, objects covered, true objects, 1 if a noun is wrong, 1,
+    expected hallucinations hit, expected hallucinations."""
+    true, expected = _names(data, item["truth"]), _names(data, item["hallu"])
+    covered: set[int] = set()
+    hit: set[int] = set()
+    wrong = 0
+    for noun in nouns:
+        if noun in data.safe:
+            continue
+        if named := _first(true, {noun}):
+            covered |= named
+            continue
+        like = {word for word, _ in (*true, *expected) if similar(noun, word)}
+        hit |= _first(expected, {noun}) | _first(expected, like)
+        named = _first(true, like)
+        covered |= named
+        wrong += not named
+    caption = (wrong, len(nouns), len(covered), len(item["truth"]))
+    return (*caption, int(wrong > 0), 1, len(hit), len(item["hallu"]))
+
+
+def _names(data: Data, objects: Sequence[str]) -> list[tuple[str, int]]:
+    """Words with the index of the object that they name, in the published order: first the related
+    words of all objects, then the objects."""
+    related = [(word, index) for index, each in enumerate(objects) for word in data.related[each]]
+    return related + [(each, index) for index, each in enumerate(objects)]
+
+
+def _first(names: Sequence[tuple[str, int]], words: Collection[str]) -> set[int]:
+    """The object of the first name that is one of the words; none where there is no such name."""
+    return set(next(([index] for word, index in names if word in words), []))
