@@ -53,14 +53,16 @@ class LlavaCaptioner(TransformersCaptioner):
         super().decode(run)
         self.arguments["pad_token_id"] = self.tokenizer.pad_token_id
 
-    def inputs(self, images: Images, questions: Sequence[str]) -> dict[str, Any]:
+    def inputs(
+        self, images: Images, questions: Sequence[str], system: str | None = None
+    ) -> dict[str, Any]:
         """What the model reads of the images and the question about each, a row for each."""
         asked = [
             text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"
             for image, text in zip(images, questions, strict=True)
         ]
         shown = [image for image in images if image is not None]
-        prompts = [llava_v1_prompt([text]) for text in asked]
+        prompts = [llava_v1_prompt([text], system) for text in asked]
         rows = [list(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
         return {

@@ -1,4 +1,4 @@
-"""VCD, RITUAL, M3ID and DoLa on LLaVA-1.5, against whole passes without caches."""
+"""Other decoders than ReVisiT on LLaVA-1.5, against whole passes without caches."""
 
 import pytest
 import torch
@@ -18,6 +18,18 @@ PROMPTS = [
 BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
 
 
+def described(prompt):
+    """One description in place of all images."""
+    if IMAGE not in prompt:
+        return prompt
+    first = prompt.index(IMAGE)
+    return [*prompt[:first], 60, 61, 62, *(word for word in prompt[first:] if word != IMAGE)]
+
+
+# The prompts of the second streams that are given: ICD's have the images too.
+SECOND = {"ICD": lambda prompt: [1, 70, 71, 72, 73, *prompt[1:]], "CODE": described}
+
+
 def images_of(pixels):
     counts = [prompt.count(IMAGE) for prompt in PROMPTS]
     return pixels[: sum(counts)].split(counts)
@@ -30,6 +42,11 @@ def decode(model, name, prompts, images, **settings):
     given = {"images": stacked} if len(stacked) else {}
     if name == "RITUAL" and given:
         given["second_inputs"] = {"images": -0.6 * stacked}
+    if name in SECOND:
+        second, second_mask = pad_prompts([SECOND[name](prompt) for prompt in prompts], 0)
+        seen = given if name == "ICD" else {}
+        given = {**given, "second_inputs": {**seen, "input_ids": second}}
+        given["second_inputs"]["attention_mask"] = second_mask
     settings = {"attention_mask": mask, **ASKED, **given, **settings}
     with revisit.attach(model, CONFIGS[name]):
         return model.generate(ids, **settings)[:, ids.shape[1] :].tolist()
@@ -52,6 +69,15 @@ def reference(model, name, prompt, images, **settings):
             second, _ = whole(prompt, tokens, torch.stack(noisy) if noisy else images)
         elif name == "RITUAL":
             second, _ = whole(prompt, tokens, -0.6 * images)
+        elif name == "ICD":
+            second, _ = whole(SECOND[name](prompt), tokens, images)
+        elif name == "CODE":
+            second, _ = whole(SECOND[name](prompt), tokens, images[:0])
+        elif name == "DeCo":
+            count = model.config.num_hidden_layers
+            layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
+            normed = [model.model.norm(states[k][0, -1]).double() for k in layers]
+            second = torch.stack([model.lm_head.weight.double() @ state for state in normed])
         elif name == "M3ID":
             second, _ = whole([word for word in prompt if word != IMAGE], tokens, images[:0])
         else:

@@ -48,10 +48,19 @@ class QwenCaptioner(TransformersCaptioner):
         self.limits = {"min_pixels": pixels.min_pixels, "max_pixels": pixels.max_pixels}
         super().__init__(model, self.processor, dict(self.limits), run, fork=True)
 
-    def inputs(self, images: Images, questions: Sequence[str]) -> BatchFeature:
+    def inputs(
+        self, images: Images, questions: Sequence[str], system: str | None = None
+    ) -> BatchFeature:
         """What the model reads of the images and the question about each, a row for each."""
+        begun = [] if system is None else [{"role": "system", "content": system}]
         conversations = [
-            [{"role": "user", "content": [*self._shown(image), {"type": "text", "text": question}]}]
+            [
+                *begun,
+                {
+                    "role": "user",
+                    "content": [*self._shown(image), {"type": "text", "text": question}],
+                },
+            ]
             for image, question in zip(images, questions, strict=True)
         ]
         prompts = self.processor.apply_chat_template(conversations, add_generation_prompt=True)

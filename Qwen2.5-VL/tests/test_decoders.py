@@ -1,4 +1,4 @@
-"""VCD, RITUAL, M3ID and DoLa on Qwen2.5-VL, against whole passes without caches."""
+"""Other decoders than ReVisiT on Qwen2.5-VL, against whole passes without caches."""
 
 import pytest
 import torch
@@ -17,10 +17,24 @@ def decode(model, name, prompts, **settings):
     inputs = batch(prompts)
     second = {key: -0.6 * inputs[key] for key in PIXELS if key in inputs}
     given = {"second_inputs": second} if name == "RITUAL" and second else {}
+    if name in SECOND:
+        given = {"second_inputs": batch([SECOND[name](prompt) for prompt in prompts])}
     settings = {"do_sample": False, "pad_token_id": PAD, **ASKED, **settings}
     with revisit.attach(model, CONFIGS[name]):
         output = model.generate(**inputs, **given, **settings)
     return output[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def described(prompt):
+    """One description in place of all images and videos."""
+    words = [word for word in prompt[0] if word not in (IMAGE, VIDEO)]
+    first = next((n for n, word in enumerate(prompt[0]) if word in (IMAGE, VIDEO)), 0)
+    told = [60, 61, 62] if len(words) < len(prompt[0]) else []
+    return [*words[:first], *told, *words[first:]], [], []
+
+
+# The prompts of the second streams that are given: ICD's have the images too.
+SECOND = {"ICD": lambda prompt: ([70, 71, 72, 73, *prompt[0]], *prompt[1:]), "CODE": described}
 
 
 def noisy(inputs):
@@ -39,7 +53,9 @@ def reference(model, name, prompt, **settings):
 
     @torch.no_grad()
     def whole(tokens, words=None, **pixels):
-        given = {**inputs, **pixels} if words is None else {"input_ids": torch.tensor([words])}
+        given = pixels if "input_ids" in pixels else {**inputs, **pixels}
+        if words is not None:
+            given = {"input_ids": torch.tensor([words])}
         ids = torch.cat([given["input_ids"][0], tokens]).unsqueeze(0)
         given.update(input_ids=ids, attention_mask=torch.ones_like(ids))
         model.rope_deltas = None
@@ -53,6 +69,13 @@ def reference(model, name, prompt, **settings):
         elif name == "RITUAL":
             turned = {key: -0.6 * inputs[key] for key in PIXELS if key in inputs}
             second, _ = whole(tokens, **turned)
+        elif name in SECOND:
+            second, _ = whole(tokens, **batch([SECOND[name](prompt)]))
+        elif name == "DeCo":
+            count = model.config.num_hidden_layers
+            layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
+            normed = [model.model.norm(states[k][0, -1]).double() for k in layers]
+            second = torch.stack([model.lm_head.weight.double() @ state for state in normed])
         elif name == "M3ID":
             gone = (IMAGE, VIDEO, START, END)
             second, _ = whole(tokens, words=[word for word in prompt[0] if word not in gone])

@@ -35,7 +35,15 @@ from revisit.evaluation.results.result import read_result
 from revisit.evaluation.results.tables import Row, cells, header, rows
 from timing import relative
 
-NAMES = {"vcd": "VCD", "ritual": "RITUAL", "m3id": "M3ID", "dola": "DoLa"}
+NAMES = {
+    "vcd": "VCD",
+    "ritual": "RITUAL",
+    "m3id": "M3ID",
+    "dola": "DoLa",
+    "code": "CODE",
+    "icd": "ICD",
+    "deco": "DeCo",
+}
 ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 LAYERS = ("last", "all", "low", "high")
 ROUNDS = 5

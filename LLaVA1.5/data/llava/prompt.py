@@ -16,8 +16,10 @@ _SYSTEM = (
 )
 
 
-def llava_v1_prompt(turns: Sequence[str]) -> str:
+def llava_v1_prompt(turns: Sequence[str], system: str | None = None) -> str:
     """The prompt of a conversation, in the template `llava_v1`.
+
+    `system`: what stands in place of the template's system message.
 
     `turns`: what user and assistant said, the user first; an image stands as `<image>` in a turn of
     the user, as in `"<image>\\nWhat is this?"`. After a turn of the user, the prompt ends where the
@@ -25,7 +27,7 @@ def llava_v1_prompt(turns: Sequence[str]) -> str:
     """
     if not turns:
         raise ValueError("a conversation needs at least one turn, the user's question")
-    text = _SYSTEM + " "
+    text = (_SYSTEM if system is None else system) + " "
     for number, turn in enumerate(turns):
         text += f"ASSISTANT: {turn}</s>" if number % 2 else f"USER: {turn} "
     return text + "ASSISTANT:" if len(turns) % 2 else text

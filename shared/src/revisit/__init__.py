@@ -5,7 +5,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from revisit.config import CODEConfig as CODEConfig
+    from revisit.config import DeCoConfig as DeCoConfig
     from revisit.config import DoLaConfig as DoLaConfig
+    from revisit.config import ICDConfig as ICDConfig
     from revisit.config import M3IDConfig as M3IDConfig
     from revisit.config import ReVisiTConfig as ReVisiTConfig
     from revisit.config import RITUALConfig as RITUALConfig
@@ -18,7 +21,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "CODEConfig",
+    "DeCoConfig",
     "DoLaConfig",
+    "ICDConfig",
     "LMHead",
     "M3IDConfig",
     "RITUALConfig",
@@ -32,7 +38,10 @@ __all__ = [
 
 # Loaded on first use: the scorer and the fork maker start without PyTorch.
 _HOME = {
+    "CODEConfig": "revisit.config",
+    "DeCoConfig": "revisit.config",
     "DoLaConfig": "revisit.config",
+    "ICDConfig": "revisit.config",
     "LMHead": "revisit.core.head",
     "M3IDConfig": "revisit.config",
     "RITUALConfig": "revisit.config",

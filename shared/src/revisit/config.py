@@ -9,6 +9,7 @@ Divergence = Literal["ag", "js"]
 Selection = Literal["min", "max", "random"]
 NoVision = Literal["error", "plain"]
 NamedLayers = Literal["last", "all", "low", "high"]
+PublishedLayers = Literal["published"]
 
 PUBLISHED = {
     "early_exit_layers": "layers",
@@ -170,7 +171,91 @@ class DoLaConfig:
         _check_share("relative_top", self.relative_top)
 
 
-OtherConfig = VCDConfig | RITUALConfig | M3IDConfig | DoLaConfig
+@dataclass(frozen=True)
+class CODEConfig:
+    """How CODE decodes (`revisit.decoders.code` has its formula).
+
+    `generate` is given the prompts with a description in place of their images, `second_inputs`,
+    made by `revisit.transformers.other_prompts.with_descriptions`.
+
+    Args:
+        k: >= 0, how much a difference of probabilities counts; 0 does not hold the description
+            against the image.
+        description: what stands in place of the image; by default the model describes it itself.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    k: float = 0.7
+    description: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_weight("k", self.k)
+        if self.description is not None:
+            _check_text("description", self.description)
+
+
+@dataclass(frozen=True)
+class ICDConfig:
+    """How ICD decodes (`revisit.decoders.icd` has its formula).
+
+    `generate` is given the prompts with the instruction as their system message, `second_inputs`,
+    made by `revisit.transformers.other_prompts.with_instruction`.
+
+    Args:
+        alpha: >= 0, how much the instructed logits are held against the model's; 0 does not.
+        beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
+        prefix: the disturbing instruction, which takes the place of the system message.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.1
+    prefix: str = (
+        "You are a confused objects detector to provide a fuzzy overview or impression of the "
+        "image."
+    )
+
+    def __post_init__(self) -> None:
+        _check_weight("alpha", self.alpha)
+        _check_share("beta", self.beta)
+        _check_text("prefix", self.prefix)
+
+
+@dataclass(frozen=True)
+class DeCoConfig:
+    """How DeCo decodes (`revisit.decoders.deco` has its formula).
+
+    Args:
+        alpha: >= 0, the weight of the chosen layer's logits.
+        top_p: in [0, 1]: the candidates are the likeliest tokens that add up to this probability.
+        top_k: >= 1, how many candidates there are at most.
+        layers: indices of hidden states below the last one, or "published": 20 to 28 of 32 layers,
+            scaled to the model's own number.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    alpha: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 20
+    layers: PublishedLayers | Sequence[int] = "published"
+
+    def __post_init__(self) -> None:
+        _check_weight("alpha", self.alpha)
+        _check_share("top_p", self.top_p)
+        if type(self.top_k) is not int or self.top_k < 1:
+            raise ValueError(f"top_k must be an integer >= 1, got {self.top_k!r}")
+        object.__setattr__(self, "layers", _layers(self.layers, get_args(PublishedLayers)))
+
+
+OtherConfig = (
+    VCDConfig | RITUALConfig | M3IDConfig | DoLaConfig | CODEConfig | ICDConfig | DeCoConfig
+)
 DecoderConfig = ReVisiTConfig | OtherConfig
 
 OTHERS: dict[str, type[OtherConfig]] = {
@@ -178,6 +263,9 @@ OTHERS: dict[str, type[OtherConfig]] = {
     "ritual": RITUALConfig,
     "m3id": M3IDConfig,
     "dola": DoLaConfig,
+    "code": CODEConfig,
+    "icd": ICDConfig,
+    "deco": DeCoConfig,
 }
 """The decoders beside ReVisiT, as flags name them, and their settings."""
 
@@ -214,8 +302,14 @@ def _check_seed(seed: object) -> None:
         raise ValueError(f"seed must be an integer, got {seed!r}")
 
 
-def _layers(layers: object) -> str | tuple[int, ...]:
-    named = get_args(NamedLayers)
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} must be a text, got {value!r}")
+
+
+def _layers(
+    layers: object, named: tuple[str, ...] = get_args(NamedLayers)
+) -> str | tuple[int, ...]:
     if isinstance(layers, str):
         if layers not in named:
             raise ValueError(f"layers must be one of {named} or a list of ints, got {layers!r}")
@@ -223,5 +317,5 @@ def _layers(layers: object) -> str | tuple[int, ...]:
     if not isinstance(layers, Sequence) or not all(type(layer) is int for layer in layers):
         raise ValueError(f"layers must be one of {named} or a list of ints, got {layers!r}")
     if not layers:
-        raise ValueError("layers is empty: name at least one hidden state, e.g. layers='last'")
+        raise ValueError(f"layers is empty: name a hidden state, or layers={named[0]!r}")
     return tuple(layers)

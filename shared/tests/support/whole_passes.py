@@ -5,7 +5,15 @@ import math
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from revisit import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
+from revisit import (
+    CODEConfig,
+    DeCoConfig,
+    DoLaConfig,
+    ICDConfig,
+    M3IDConfig,
+    RITUALConfig,
+    VCDConfig,
+)
 
 SHARE = 0.02
 CONFIGS = {
@@ -13,6 +21,9 @@ CONFIGS = {
     "RITUAL": RITUALConfig(beta=SHARE),
     "M3ID": M3IDConfig(gamma=0.4, beta=SHARE),
     "DoLa": DoLaConfig(relative_top=SHARE),
+    "CODE": CODEConfig(k=2.0),
+    "ICD": ICDConfig(beta=SHARE),
+    "DeCo": DeCoConfig(top_p=0.98, top_k=40),
 }
 SUPPRESSED = [0, 1, 2]  # so that no sequence ends
 ASKED = {"max_new_tokens": 5, "suppress_tokens": SUPPRESSED}
@@ -53,17 +64,43 @@ def expected(decide, vocabulary, **settings):
 
 
 def formula(name, logits, second, step):
-    """The decoder's scores in float64, from both streams' logits; DoLa's are `second`'s."""
-    if name == "VCD":
+    """The decoder's scores in float64, from both streams' logits (V,).
+
+    DoLa's second ones are those of one layer, DeCo's (J, V) those of several.
+    """
+    share = SHARE
+    if name in ("VCD", "ICD"):
         decided = 2 * logits - second
     elif name == "RITUAL":
         decided = logits + 3 * second
     elif name == "M3ID":
         forgotten = math.exp(-0.4 * step)
         decided = logits + (logits - second) * (1 - forgotten) / forgotten
+    elif name == "CODE":
+        p, q = logits.softmax(0), second.softmax(0)
+        share = float(((p + q) * (1 + (p - q).abs() ** 2).log2()).sum() / 2)
+        decided = (2 - share) * logits - (1 - share) * second
+    elif name == "DeCo":
+        return corrected(logits, second)
     else:
         decided = logits.log_softmax(0) - second.log_softmax(0)
-    return decided.masked_fill(logits < logits.max() + math.log(SHARE), -math.inf)
+    return decided.masked_fill(logits.softmax(0) < share * logits.softmax(0).max(), -math.inf)
+
+
+def corrected(logits, inner):
+    """DeCo's scores, from the logits of its layers (J, V)."""
+    scores, total = torch.full_like(logits, -math.inf), 0.0
+    candidates = []
+    for token in logits.argsort(descending=True).tolist()[:40]:
+        candidates.append(token)
+        total += float(logits.softmax(0)[token])
+        if total >= 0.98:
+            break
+    likeliest = inner.softmax(1)[:, candidates].amax(1)
+    layer = int(likeliest.argmax())
+    for token in candidates:
+        scores[token] = logits[token] + 0.6 * likeliest[layer] * inner[layer, token]
+    return scores
 
 
 def premature(logits, candidates):

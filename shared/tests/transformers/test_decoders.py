@@ -1,7 +1,7 @@
-"""VCD, RITUAL, M3ID and DoLa in `generate`, against a second stream of whole passes without caches.
+"""Other decoders than ReVisiT in `generate`, against whole passes without caches.
 
-The reference decodes by two full forward passes a step, each over the whole sequence so far, of a
-second copy of the model, and computes the formulas in float64.
+The reference decodes by full forward passes, each over the whole sequence so far, of a second copy
+of the model, and computes the formulas in float64.
 """
 
 import copy
@@ -18,23 +18,28 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 import families
 import revisit
+import whole_passes
 from families import FAMILIES, batch, prompts
 from releases import RELEASE
-from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit import (
+    CODEConfig,
+    DeCoConfig,
+    DoLaConfig,
+    ICDConfig,
+    M3IDConfig,
+    ReVisiTConfig,
+    RITUALConfig,
+    VCDConfig,
+)
 from revisit.core.head import LMHead
 from revisit.transformers.layer_logits import _layer_logits
 from revisit.transformers.model_parts import is_tied, text_decoder
 from small_llama import hooks
 from tiny_configs import IMAGE, VISION_END, VISION_START
+from whole_passes import SHARE, formula, premature
 
-BETA = 0.02
-CONFIGS = {
-    "VCD": VCDConfig(beta=BETA),
-    "RITUAL": RITUALConfig(beta=BETA),
-    "M3ID": M3IDConfig(gamma=0.4, beta=BETA),
-    "DoLa": DoLaConfig(relative_top=BETA),
-    "DoLa, high": DoLaConfig(layers="high", relative_top=BETA),
-}
+CONFIGS = {**whole_passes.CONFIGS, "DoLa, high": DoLaConfig(layers="high", relative_top=SHARE)}
+INSTRUCTION, DESCRIPTION = [50, 51, 52], [60, 61, 62, 63]
 # One has images of different sizes and positions of three kinds, one a sliding window, one rows
 # that are filled up to the same number of images.
 NAMES = ["llava", "qwen2_5_vl", "gemma3", "idefics3"]
@@ -69,11 +74,36 @@ def together(rows):
 
 
 def second(name, inputs):
-    """What RITUAL is given; any other pixels do."""
-    if name != "RITUAL":
-        return {}
-    pixels = {key: -0.6 * inputs[key] for key in inputs if key.startswith("pixel_values")}
-    return {"second_inputs": pixels} if pixels else {}
+    """The second inputs that a decoder is given; any other pixels do for RITUAL."""
+    pixels = [key for key in inputs if key.startswith("pixel_values")]
+    if name == "RITUAL" and pixels:
+        return {"second_inputs": {key: -0.6 * inputs[key] for key in pixels}}
+    if name == "ICD":
+        return {"second_inputs": rewritten(inputs, lambda ids: [ids[0], *INSTRUCTION, *ids[1:]])}
+    if name == "CODE" and pixels:
+        texts = rewritten(inputs, described)
+        return {"second_inputs": {key: texts[key] for key in ("input_ids", "attention_mask")}}
+    return {}
+
+
+def described(ids):
+    """One description in place of all image tokens."""
+    first = ids.index(IMAGE) if IMAGE in ids else len(ids)
+    rest = [word for word in ids[first:] if word != IMAGE]
+    return [*ids[:first], *DESCRIPTION, *rest] if IMAGE in ids else ids
+
+
+def rewritten(inputs, rewrite):
+    """The inputs with other tokens, padded on the left anew."""
+    rows = [
+        ids[mask.bool()].tolist()
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    texts = [torch.tensor([rewrite(row)]) for row in rows]
+    told = batch([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in texts])
+    same = [key for key in inputs if inputs[key].shape == inputs["input_ids"].shape]
+    types = {key: (told["input_ids"] == IMAGE).long() for key in same}
+    return {**inputs, **types, **told}
 
 
 def decode(model, name, inputs, **settings):
@@ -93,26 +123,25 @@ class Reference(LogitsProcessor):
         self.inputs = inputs
         self.length = inputs["input_ids"].shape[1]
 
-    def whole(self, tokens, without=False, pixels=None):
+    def whole(self, tokens, inputs=None):
         """float64 logits (V,) after the prompt and `tokens`, and hidden states of the last one."""
-        inputs = dict(self.inputs)
-        if without:
-            told = self.model.config.to_dict()
-            marks = {told.get("vision_start_token_id"), told.get("boi_token_index")}
-            gone = {IMAGE, VISION_START, VISION_END} if VISION_START in marks else {IMAGE}
-            words = [word for word in inputs["input_ids"][0].tolist() if word not in gone]
-            inputs = {"input_ids": torch.tensor([words])}
+        inputs = dict(self.inputs if inputs is None else inputs)
         ids = torch.cat([inputs["input_ids"], tokens.unsqueeze(0)], 1)
         for key in ("token_type_ids", "mm_token_type_ids"):
             if key in inputs:
                 inputs[key] = torch.nn.functional.pad(inputs[key], (0, len(tokens)))
-        if pixels is not None:
-            inputs.update(pixels)
         inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids))
         self.forget()
         with torch.no_grad():
             output = self.model(**inputs, use_cache=False, output_hidden_states=True)
         return output.logits[0, -1].double(), [state[0, -1] for state in output.hidden_states]
+
+    def without_images(self):
+        told = self.model.config.to_dict()
+        marks = {told.get("vision_start_token_id"), told.get("boi_token_index")}
+        gone = {IMAGE, VISION_START, VISION_END} if VISION_START in marks else {IMAGE}
+        words = [word for word in self.inputs["input_ids"][0].tolist() if word not in gone]
+        return {"input_ids": torch.tensor([words])}
 
     def forget(self):
         for part in self.model.modules():
@@ -120,45 +149,36 @@ class Reference(LogitsProcessor):
                 part.rope_deltas = None
 
     def row(self, tokens):
-        config = CONFIGS[self.name]
         logits, states = self.whole(tokens)
-        other = logits
-        share = getattr(config, "beta", None) or config.relative_top
-        if self.name == "VCD":
-            noisy = {
-                key: noise(self.inputs, key) for key in self.inputs if key.startswith("pixel_val")
-            }
-            other, _ = self.whole(tokens, pixels=noisy)
-            decided = 2 * logits - other
-        elif self.name == "RITUAL":
-            given = second("RITUAL", self.inputs).get("second_inputs", {})
-            other, _ = self.whole(tokens, pixels=given)
-            decided = logits + 3 * other
-        elif self.name == "M3ID":
-            other, _ = self.whole(tokens, without=True)
-            forgotten = math.exp(-config.gamma * len(tokens))
-            decided = logits + (logits - other) * (1 - forgotten) / forgotten
+        name = self.name.split(",")[0]
+        if name in ("DoLa", "DeCo"):
+            other = self.layer_logits(name, logits, states)
+        elif name == "M3ID":
+            other, _ = self.whole(tokens, self.without_images())
+        elif name == "VCD":
+            pixels = [key for key in self.inputs if key.startswith("pixel_values")]
+            noisy = {key: noise(self.inputs, key) for key in pixels}
+            other, _ = self.whole(tokens, {**self.inputs, **noisy})
         else:
-            decided = self.contrasted(logits, states)
-        return decided.masked_fill(logits < logits.max() + math.log(share), -math.inf)
+            told = second(name, self.inputs).get("second_inputs", {})
+            inputs = told if "input_ids" in told else {**self.inputs, **told}
+            other, _ = self.whole(tokens, inputs)
+        return formula(name, logits, other, len(tokens))
 
-    def contrasted(self, logits, states):
-        """Over candidates below the last hidden state, by the Jensen-Shannon divergence."""
-        count = len(text_decoder(self.model).layers)
-        start = 2 if is_tied(self.model) else 0
-        high = self.name == "DoLa, high"
-        layers = range(count // 2, count, 2) if high else range(start, count // 2 + (start == 2), 2)
-        p = logits.softmax(0)
-        best = (-1.0, None)
+    def layer_logits(self, name, logits, states):
+        """The logits of the layers that count: for DoLa, of the one that diverges most."""
+        decoder = text_decoder(self.model)
         weight = self.model.get_output_embeddings().weight.double()
-        for layer in layers:
-            premature = weight @ states[layer].double()
-            log_q = premature.log_softmax(0)
-            log_m = ((p + log_q.exp()) / 2).log()
-            from_p = (p * (logits.log_softmax(0) - log_m)).sum()
-            from_q = (log_q.exp() * (log_q - log_m)).sum()
-            best = max(best, (float(from_p + from_q) / 2, log_q), key=lambda pair: pair[0])
-        return logits.log_softmax(0) - best[1]
+        count = len(decoder.layers)
+        if name == "DeCo":
+            layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
+            with torch.no_grad():
+                normed = [decoder.module.norm(states[layer]) for layer in layers]
+            return torch.stack([weight @ state.double() for state in normed])
+        start = 2 if is_tied(self.model) else 0
+        low = range(start, count // 2 + (start == 2), 2)
+        layers = range(count // 2, count, 2) if self.name == "DoLa, high" else low
+        return premature(logits, [weight @ states[layer].double() for layer in layers])
 
     def __call__(self, input_ids, scores):
         rows = torch.stack([self.row(ids[self.length :]) for ids in input_ids])
@@ -296,9 +316,12 @@ def test_sampling_draws_from_the_reference_s_distribution(family, name):
 
 
 OFF = {
-    "VCD": VCDConfig(alpha=0, beta=BETA),
-    "RITUAL": RITUALConfig(alpha=0, beta=BETA),
-    "M3ID": M3IDConfig(gamma=0, beta=BETA),
+    "VCD": VCDConfig(alpha=0, beta=SHARE),
+    "RITUAL": RITUALConfig(alpha=0, beta=SHARE),
+    "M3ID": M3IDConfig(gamma=0, beta=SHARE),
+    "CODE": CODEConfig(k=0),
+    "ICD": ICDConfig(alpha=0, beta=SHARE),
+    "DeCo": DeCoConfig(alpha=0),
 }
 
 
@@ -386,7 +409,7 @@ def test_what_a_process_sets_for_pytorch_changes_no_token(family, name):
 def test_dola_projects_in_the_head_s_dtype_under_mixed_precision():
     torch.manual_seed(0)
     head = LMHead(torch.randn(50, 16))
-    states = [torch.randn(2, 16), torch.randn(2, 16)]
+    states = torch.randn(2, 2, 16)
     expected = _layer_logits(head, states)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(_layer_logits(head, states), expected)
@@ -400,6 +423,9 @@ ONLY = {  # the likeliest token is all of V_cons
     "RITUAL": RITUALConfig(beta=1.0),
     "M3ID": M3IDConfig(gamma=4.0, beta=1.0),  # the weight of token 512 after three
     "DoLa": DoLaConfig(relative_top=1.0),
+    "CODE": CODEConfig(k=0.0),
+    "ICD": ICDConfig(beta=1.0),
+    "DeCo": DeCoConfig(top_k=1),
 }
 BANS = [
     {"suppress_tokens": list(range(0, 90, 2))},

@@ -7,6 +7,12 @@ from typing import Any
 
 from revisit.config import OTHERS, DecoderConfig, ReVisiTConfig
 
+# What these decoders are given in `second_inputs`.
+_GIVEN = {
+    "ritual": "a second, transformed image of each prompt",
+    "code": "a second prompt with a description in place of each image",
+    "icd": "a second prompt with an instruction for each",
+}
 CONFIGS: dict[str, type[DecoderConfig]] = {"revisit": ReVisiTConfig, **OTHERS}
 """The decoders, as `decoder=` and the prefixes of their settings name them."""
 
@@ -59,10 +65,9 @@ def take(model_args: str) -> Decoding:
     named = "decoder" in given
     name = given.pop("decoder", "revisit")
     written = model_args if named else ",".join(filter(None, [model_args, f"decoder={name}"]))
-    if name == "ritual":
+    if name in _GIVEN:
         raise ValueError(
-            "decoder=ritual needs a second, transformed image of each prompt, which the models of "
-            "lmms-eval do not make"
+            f"decoder={name} needs {_GIVEN[name]}, which the models of lmms-eval do not make"
         )
     if name not in NAMES:
         raise ValueError(f"decoder={name}: there are {', '.join(NAMES)}")

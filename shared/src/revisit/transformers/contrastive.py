@@ -1,4 +1,5 @@
-"""Contrastive decoders in `generate`, which compare two streams of the model: VCD, RITUAL, M3ID."""
+"""Contrastive decoders in `generate`, which compare two streams of the model: VCD, RITUAL, M3ID,
+CODE, ICD."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -7,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revisit.config import M3IDConfig, RITUALConfig, VCDConfig
-from revisit.decoders import m3id, ritual, vcd
+from revisit.config import CODEConfig, ICDConfig, M3IDConfig, RITUALConfig, VCDConfig
+from revisit.decoders import code, icd, m3id, ritual, vcd
 from revisit.transformers.generation import (
     DecoderLogitsProcessor,
     Generation,
     current_generation,
     normalized_like,
+    prompt_count,
     refuse_prefilled_cache,
 )
 from revisit.transformers.recorder import eager
@@ -74,7 +76,7 @@ class VCDLogitsProcessor(SecondStreamLogitsProcessor):
             return _with_second_images(self, inputs, second_inputs)
         pixels = {name: values for name, values in image_inputs(inputs).items() if _pixels(name)}
         if not pixels:
-            _refuse_images(self, inputs, vision_mask)
+            _refuse_images(self, inputs, vision_mask, _wanted_images(inputs))
         noisy = {name: self._distort(name, pixels[name], inputs) for name in pixels}
         return OtherImages(self.model, inputs, noisy, self.name)
 
@@ -125,13 +127,11 @@ class RITUALLogitsProcessor(SecondStreamLogitsProcessor):
     ) -> SecondStream:
         if second_inputs is not None:
             return _with_second_images(self, inputs, second_inputs)
-        _refuse_images(
-            self,
-            inputs,
-            vision_mask,
+        advice = (
             "; make the images by revisit.decoders.transformations.second_image(image, seed), and "
-            "their inputs by the model's processor",
+            "their inputs by the model's processor"
         )
+        _refuse_images(self, inputs, vision_mask, _wanted_images(inputs) + advice)
         return OtherImages(self.model, inputs, {}, self.name)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
@@ -150,29 +150,57 @@ class M3IDLogitsProcessor(SecondStreamLogitsProcessor):
         vision_mask: Tensor | None,
         second_inputs: Mapping[str, Any] | None,
     ) -> SecondStream:
-        prompts = inputs if second_inputs is None else second_inputs
-        ids = prompts.get("input_ids")
-        if ids is None:
-            raise ValueError(
-                "M3ID needs the prompts' tokens: pass second_inputs={'input_ids': ..., "
-                "'attention_mask': ...}, the prompts without their images"
-            )
-        mask = prompts.get("attention_mask")
-        if mask is None:
-            mask = self._mask_of(ids)
-        if second_inputs is None:
-            vision = locate(self.model, inputs, vision_mask).mask
-            ids, mask = without_images(self.model.config, ids, mask, vision)
-        return OtherPrompt(self.model, ids, mask.long(), self.name)
+        return _without_images(self, inputs, vision_mask, second_inputs)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return m3id.combine(logits, second, step, self.config.gamma, self.config.beta)
 
-    def _mask_of(self, ids: Tensor) -> Tensor:
-        pad = getattr(self.model.generation_config, "pad_token_id", None)
-        if pad is not None and (ids == pad).any():
-            raise ValueError("M3ID cannot tell padding from text without attention_mask: pass it")
-        return torch.ones_like(ids)
+
+class CODELogitsProcessor(SecondStreamLogitsProcessor):
+    """The second stream reads a description in place of the images, which the caller makes."""
+
+    name = "CODE"
+    config: CODEConfig
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> SecondStream:
+        if second_inputs is not None:
+            return _other_prompt(self, inputs, second_inputs)
+        advice = "pass second_inputs=revisit.transformers.other_prompts.described(...)"
+        _refuse_images(self, inputs, vision_mask, f"descriptions of the images: {advice}")
+        text = {name: inputs.get(name) for name in ("input_ids", "attention_mask")}
+        return _other_prompt(self, inputs, text)
+
+    def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
+        return code.combine(logits, second, self.config.k)
+
+
+class ICDLogitsProcessor(SecondStreamLogitsProcessor):
+    """The second stream reads a disturbing instruction, in prompts that the caller makes."""
+
+    name = "ICD"
+    config: ICDConfig
+
+    def stream(
+        self,
+        inputs: Mapping[str, Any],
+        vision_mask: Tensor | None,
+        second_inputs: Mapping[str, Any] | None,
+    ) -> SecondStream:
+        if second_inputs is None:
+            raise ValueError(
+                "ICD needs the prompts with its instruction: pass second_inputs, the inputs that "
+                "the model's processor makes of them and of the same images "
+                "(revisit.transformers.other_prompts.instructed)"
+            )
+        return _other_prompt(self, inputs, second_inputs)
+
+    def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
+        return icd.combine(logits, second, self.config.alpha, self.config.beta)
 
 
 class SecondStreamGeneration(Generation):
@@ -258,19 +286,80 @@ def _with_second_images(
     return OtherImages(processor.model, inputs, images, processor.name)
 
 
+def _without_images(
+    processor: DecoderLogitsProcessor,
+    inputs: Mapping[str, Any],
+    vision_mask: Tensor | None,
+    second_inputs: Mapping[str, Any] | None,
+) -> OtherPrompt:
+    """The second stream with the prompts without their images, or those that the caller gives."""
+    if second_inputs is not None:
+        return _other_prompt(processor, inputs, second_inputs)
+    ids, mask = _text(processor, inputs)
+    vision = locate(processor.model, inputs, vision_mask).mask
+    ids, mask = without_images(processor.model.config, ids, mask, vision)
+    return OtherPrompt(
+        processor.model, {"input_ids": ids, "attention_mask": mask}, mask, processor.name
+    )
+
+
+def _other_prompt(
+    processor: DecoderLogitsProcessor, inputs: Mapping[str, Any], second: Mapping[str, Any]
+) -> OtherPrompt:
+    """The second stream with prompts that the caller gives, as `generate` takes them.
+
+    Raises:
+        ValueError: they are not as many as the first stream's.
+    """
+    model, prompts = processor.model, prompt_count(inputs)
+    ids, mask = _text(processor, second)
+    if prompts is not None and len(ids) != prompts:
+        raise ValueError(
+            f"second_inputs has {len(ids)} prompts, generate {prompts}: {processor.name} needs one "
+            "for each"
+        )
+    second = {**second, "attention_mask": mask}
+    if hasattr(model, "vision_tokens"):  # it expands its placeholders, and pads anew
+        vision = locate(model, second, None).mask
+        counts = ((ids >= 0) & mask.bool()).sum(1, keepdim=True) + vision.sum(1, keepdim=True)
+        places = torch.arange(vision.shape[1], device=vision.device)
+        return OtherPrompt(model, second, places >= vision.shape[1] - counts, processor.name)
+    return OtherPrompt(model, second, mask, processor.name)
+
+
+def _text(processor: DecoderLogitsProcessor, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The tokens of prompts, and where they are not padding; both (P, T)."""
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None:
+        raise ValueError(
+            f"{processor.name} needs the prompts' tokens: pass second_inputs={{'input_ids': ..., "
+            "'attention_mask': ...}, the prompts of its second stream"
+        )
+    if mask is not None:
+        return ids, mask.long()
+    pad = getattr(processor.model.generation_config, "pad_token_id", None)
+    if pad is not None and (ids == pad).any():
+        raise ValueError(
+            f"{processor.name} cannot tell padding from text without attention_mask: pass it"
+        )
+    return ids, torch.ones_like(ids)
+
+
 def _refuse_images(
     processor: DecoderLogitsProcessor,
     inputs: Mapping[str, Any],
     vision_mask: Tensor | None,
-    advice: str = "",
+    needed: str,
 ) -> None:
     """Refuse prompts with images: a second stream with the same images would be plain decoding."""
-    images = sorted(name for name in image_inputs(inputs) if _pixels(name))
+    images = any(map(_pixels, image_inputs(inputs)))
     readable = not images and inputs.get("input_ids") is not None
     if readable and not locate(processor.model, inputs, vision_mask).mask.any():
         return
-    wanted = ", ".join(f"{name!r}: ..." for name in images or ["pixel_values"])
-    raise ValueError(
-        f"{processor.name} needs the second images: pass second_inputs={{{wanted}}} to "
-        f"generate{advice}"
-    )
+    raise ValueError(f"{processor.name} needs {needed}")
+
+
+def _wanted_images(inputs: Mapping[str, Any]) -> str:
+    names = sorted(filter(_pixels, image_inputs(inputs))) or ["pixel_values"]
+    wanted = ", ".join(f"{name!r}: ..." for name in names)
+    return f"the second images: pass second_inputs={{{wanted}}} to generate"

@@ -13,8 +13,11 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from revisit.config import (
+    CODEConfig,
+    DeCoConfig,
     DecoderConfig,
     DoLaConfig,
+    ICDConfig,
     M3IDConfig,
     ReVisiTConfig,
     RITUALConfig,
@@ -23,6 +26,8 @@ from revisit.config import (
 from revisit.core.head import LMHead
 from revisit.transformers.blocks import changes, close_block, open_block
 from revisit.transformers.contrastive import (
+    CODELogitsProcessor,
+    ICDLogitsProcessor,
     M3IDLogitsProcessor,
     RITUALLogitsProcessor,
     VCDLogitsProcessor,
@@ -33,7 +38,7 @@ from revisit.transformers.generation import (
     HiddenStatesLogitsProcessor,
     current_generation,
 )
-from revisit.transformers.layer_logits import DoLaLogitsProcessor
+from revisit.transformers.layer_logits import DeCoLogitsProcessor, DoLaLogitsProcessor
 from revisit.transformers.model_parts import Model
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.refusals import refuse_open_batching
@@ -44,6 +49,9 @@ _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     RITUALConfig: RITUALLogitsProcessor,
     M3IDConfig: M3IDLogitsProcessor,
     DoLaConfig: DoLaLogitsProcessor,
+    CODEConfig: CODELogitsProcessor,
+    ICDConfig: ICDLogitsProcessor,
+    DeCoConfig: DeCoLogitsProcessor,
 }
 
 

@@ -35,6 +35,21 @@ def current_generation() -> "Generation | None":
     return generation if generation is None or generation.open else None
 
 
+@contextmanager
+def plain_generation(model: Model) -> Iterator[None]:
+    """Inside, `generate` of the model's class decodes plainly, also where a decoder is enabled."""
+    outer = current_generation()
+    generation = Generation(DecoderLogitsProcessor(model, ReVisiTConfig()))
+    generation.in_processors = True  # so that it is put among no other loop's
+    generation.outer = outer
+    _running.set(generation)
+    try:
+        yield
+    finally:
+        generation.open = False
+        _running.set(outer)
+
+
 class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """The first of a generation's logits processors, one class for each kind of decoder.
 
@@ -155,13 +170,17 @@ class HiddenStatesLogitsProcessor(DecoderLogitsProcessor):
         decoder: nn.Module | None = None,
     ) -> None:
         super().__init__(model, config)
-        if not isinstance(config, ReVisiTConfig | DoLaConfig):
-            raise ValueError(f"the settings are not those of {self.name}: {config!r}")
         self.lm_head = lm_head
         self.decoder = text_decoder(model) if decoder is None else decoder_of(model, decoder)
-        tied = is_tied(model, lm_head)
-        self.layers = resolve_layers(config.layers, self.decoder.depth, tied)
+        self.layers = self.chosen_layers()
         self.head()  # what cannot work is refused now
+
+    def chosen_layers(self) -> tuple[int, ...]:
+        """The indices of the hidden states that the settings name in this model."""
+        if not isinstance(self.config, ReVisiTConfig | DoLaConfig):
+            raise ValueError(f"the settings are not those of {self.name}: {self.config!r}")
+        tied = is_tied(self.model, self.lm_head)
+        return resolve_layers(self.config.layers, self.decoder.depth, tied)
 
     def head(self) -> LMHead:
         """The LM head's weights as they are now: a model may be moved or trained on."""

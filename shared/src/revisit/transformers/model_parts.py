@@ -84,6 +84,21 @@ def text_decoder(model: Model) -> Decoder:
     )
 
 
+def final_norm(decoder: Decoder, name: str) -> nn.Module:
+    """The norm behind the last layer: the last norm among the decoder's parts.
+
+    Raises:
+        ValueError: it has none; `name` is that of the decoding method that needs it.
+    """
+    norms = [part for part in decoder.module.children() if "norm" in type(part).__name__.lower()]
+    if not norms:
+        raise ValueError(
+            f"{name} reads hidden states through the final norm, and "
+            f"{type(decoder.module).__name__} has none among its parts"
+        )
+    return norms[-1]
+
+
 def text_config(config: Any) -> Any:
     """The text decoder's config: a part of the model's, or all of it."""
     if hasattr(config, "get_text_config"):  # from Transformers 4.45 on

@@ -8,6 +8,7 @@ streams get: positions, masks, caches, the names of the images' arguments.
 
 import copy
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,8 @@ _TEXT = {
     *("input_ids", "inputs", "attention_mask", "position_ids", "inputs_embeds", "cache_position"),
     *("labels", "negative_prompt_ids", "negative_prompt_attention_mask", *CACHES),
 }
+
+_POSITIONS = ("position_ids", "cache_position")
 
 # Images that were encoded before the prefill, as newer releases do, or in an earlier pass.
 _ENCODED = "mm_encoder_outputs"
@@ -45,6 +48,7 @@ class SecondStream:
         self.prompts = prompts
         self.name = name
         self.cache: Any = None
+        self._read_before: Any = None  # images that the last pass has encoded
         self.calls: list[Call] = []  # of the first stream since the last step
         self.before: Tensor | None = None  # the tokens of the last step, (rows, t)
         # Modules that keep an offset of positions, which differs between the streams.
@@ -53,12 +57,11 @@ class SecondStream:
 
     def record_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Record a forward pass of the first stream, just before it runs."""
-        names = list(inspect.signature(self.model.forward).parameters) if args else []
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        call = self._named(args, kwargs)
         cache = next((call[key] for key in CACHES if call.get(key) is not None), None)
         if self.before is None and not self.calls:
             refuse_prefilled_cache(call, self.name)
-            self.cache = copy.deepcopy(cache)
+            self.cache = self._own_cache(cache)
         elif cache is None and call.get("use_cache"):
             raise ValueError(
                 f"{self.name} finds no KV cache among {sorted(call)}, which "
@@ -88,6 +91,14 @@ class SecondStream:
         last: Tensor = output.logits[:, -1]
         return last
 
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        names = list(inspect.signature(self.model.forward).parameters) if args else []
+        return {**dict(zip(names, args, strict=False)), **kwargs}
+
+    def _own_cache(self, cache: Any) -> Any:
+        """The second stream's cache, like the first's, which is empty."""
+        return copy.deepcopy(cache)
+
     def _second_calls(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
         """The arguments of the second stream's passes, from the first stream's `calls`."""
         raise NotImplementedError
@@ -99,8 +110,11 @@ class SecondStream:
         for name in ("output_attentions", "output_hidden_states"):
             if call.get(name):
                 call[name] = False
+        if call.get(_READ_BEFORE) is not None:
+            call[_READ_BEFORE] = self._read_before
         with self._swapped_offsets():
             output = self.model(**{**call, "return_dict": True})
+        self._read_before = getattr(output, _READ_BEFORE, None)
         kept = (output[name] for name in CACHES if name in output)
         self.cache = next(kept, self.cache)
         return output
@@ -164,7 +178,6 @@ class OtherImages(SecondStream):
         self.inputs = inputs
         self.second = second
         self._expanded: Call | None = None
-        self._read_before: Any = None
 
     def _second_calls(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
         if self.second and self._expanded is None:
@@ -172,13 +185,6 @@ class OtherImages(SecondStream):
         for call in calls:
             new = self._expanded or {}
             yield {**call, **{name: new[name] for name in new if _has(call, name)}}
-
-    def _pass(self, call: Call) -> Any:
-        if call.get(_READ_BEFORE) is not None and self.second:
-            call[_READ_BEFORE] = self._read_before
-        output = super()._pass(call)
-        self._read_before = getattr(output, _READ_BEFORE, None)
-        return output
 
     def _expand(self, calls: list[Call], rows: int) -> Call:
         """The second images as `generate` hands them on: encoded, and repeated for each row."""
@@ -202,37 +208,111 @@ class OtherImages(SecondStream):
 
 
 class OtherPrompt(SecondStream):
-    """Other prompts, of text alone, that go on with the same tokens.
+    """Other prompts, of any length and maybe with images, that go on with the same tokens.
+
+    They are read by the arguments that `generate` would call the model with. Later passes have
+    those of the first stream, but for tokens, masks and positions.
 
     Args:
-        ids, mask: (P, S) the prompts, padded on the left, and where they are not padding.
+        second: what `generate` would be given for the prompts, `input_ids` (P, T) among it.
+        mask: (P, S) where the decoder layers read a token of the prompts, and no padding.
     """
 
-    def __init__(self, model: Model, ids: Tensor, mask: Tensor, name: str) -> None:
-        super().__init__(model, len(ids), name)
-        self.ids = ids
-        self.mask = mask
-        self.length = 0  # of the first stream's prompts
+    def __init__(self, model: Model, second: Mapping[str, Any], mask: Tensor, name: str) -> None:
+        super().__init__(model, len(mask), name)
+        self.second = dict(second)
+        self.mask = mask.long()
+        self.length = 0  # of the first stream's prompts, in tokens of `generate`
+        self.prompt: Call = {}  # the arguments with which the second prompts are read
+        self._last: Call = {}  # positions of the last token of the first stream's prompts
+
+    def _own_cache(self, cache: Any) -> Any:
+        """Of a length that may grow: a static one is as long as the first stream's sequences."""
+        if not getattr(cache, "is_compileable", False):
+            return super()._own_cache(cache)
+        from transformers import DynamicCache
+
+        try:
+            return DynamicCache(config=self.model.config)
+        except TypeError:  # an older release
+            return DynamicCache()
 
     def _second_calls(self, calls: list[Call], input_ids: Tensor) -> Iterator[Call]:
-        """One pass a step: the first stream's settings, and the second's tokens and positions."""
-        if self.before is None:
-            self.length = input_ids.shape[1]
-        rows = len(input_ids) // self.prompts
-        new = input_ids[:, self.length :]
-        ids = torch.cat([self.ids.repeat_interleave(rows, 0), new], 1)
-        mask = torch.cat([self.mask.repeat_interleave(rows, 0), torch.ones_like(new)], 1)
         first = calls[-1]
-        second: Call = {"input_ids": ids, "attention_mask": mask}
-        if "position_ids" in first:
-            second["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        if "cache_position" in first:
-            second["cache_position"] = torch.arange(ids.shape[1], device=ids.device)
-        if self.before is not None and self.cache is not None:
-            second = {key: value[..., -1:] for key, value in second.items()}
-            second["attention_mask"] = mask
-        settings = {key: first[key] for key in first if type(first[key]) in (bool, int)}
-        yield {**settings, **second, **{name: first[name] for name in CACHES if name in first}}
+        if self.before is None:
+            rows = len(input_ids) // self.prompts
+            self.length = input_ids.shape[1]
+            self._last = {key: first[key][..., -1:] for key in _POSITIONS if _has(first, key)}
+            with self._swapped_offsets():
+                self.prompt = self._prompt_call(rows)
+            self.mask = self.mask.repeat_interleave(rows, 0)
+            same = {key: first[key] for key in ("use_cache", *CACHES) if key in first}
+            yield {**self.prompt, **same}
+        else:
+            yield self._next_call(first, input_ids[:, self.length :])
+
+    def _prompt_call(self, rows: int) -> Call:
+        """The arguments with which `generate` would call the model first."""
+        thread = threading.get_ident()
+
+        def stop(_module: Any, args: Any, kwargs: Any = None) -> None:
+            if threading.get_ident() == thread:
+                raise _Called(self._named(args, kwargs or {}))
+
+        hook = self.model.register_forward_pre_hook(stop, with_kwargs=True)
+        settings: Call = {"max_new_tokens": 1, "num_beams": 1, "use_cache": False}
+        settings |= {"do_sample": rows > 1, "num_return_sequences": rows}
+        if hasattr(self.model.generation_config, "prefill_chunk_size"):
+            settings["prefill_chunk_size"] = None
+        try:
+            type(self.model).generate(self.model, **self.second, **settings)
+        except _Called as called:
+            return called.call
+        finally:
+            hook.remove()
+        raise AssertionError("generate did not call the model")
+
+    def _next_call(self, first: Call, new: Tensor) -> Call:
+        """The first stream's arguments for the pass that reads the last of the tokens (rows, t)."""
+        cached = self.cache is not None
+        mask = self.mask if cached else self.prompt.get("attention_mask", self.mask)
+        mask = torch.cat([mask.long(), torch.ones_like(new)], 1)
+        ids = new[:, -1:] if cached else torch.cat([self.prompt["input_ids"], new], 1)
+        call: Call = {"input_ids": ids, "attention_mask": mask}
+        for name, value in first.items():
+            prompt = self.prompt.get(name)
+            if name in call:
+                continue
+            if name in _POSITIONS and value is not None:
+                call[name] = self._positions(name, value, mask, cached)
+            elif value is None or name in (*CACHES, _READ_BEFORE) or type(value) in (bool, int):
+                call[name] = value
+            elif isinstance(prompt, Tensor) and prompt.shape == self.prompt["input_ids"].shape:
+                # Of each token, such as its type: new ones have what they have in the first stream.
+                single = cached and value.shape[-1] == 1
+                call[name] = value if single else torch.cat([prompt, value[:, self.length :]], 1)
+            elif prompt is not None:
+                call[name] = prompt
+        return call
+
+    def _positions(self, name: str, first: Tensor, mask: Tensor, cached: bool) -> Tensor:
+        """New tokens are as far behind the second prompt's last as they are behind the first's."""
+        prompt = self.prompt.get(name)
+        if prompt is None or name not in self._last:
+            counted = mask.cumsum(1) - 1
+            whole = torch.arange(mask.shape[1], device=mask.device)
+            own = counted.clamp(min=0) if name == "position_ids" else whole
+            return own[..., -1:] if cached else own
+        new = prompt[..., -1:] + first[..., -1 if cached else self.length :] - self._last[name]
+        return new if cached else torch.cat([prompt, new], -1)
+
+
+class _Called(Exception):
+    """Ends a `generate` where it calls the model."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self.call = call
 
 
 def image_inputs(inputs: Mapping[str, Any]) -> Call:

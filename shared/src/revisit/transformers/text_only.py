@@ -1,5 +1,6 @@
 """The prompts of a generation without their images."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,14 +39,17 @@ def without_images(
     kept = attention_mask.bool() & (input_ids >= 0) & ~torch.isin(input_ids, ids.long())
     if vision.shape == input_ids.shape:
         kept &= ~vision.to(kept.device)
-    lengths = kept.sum(1, keepdim=True)
-    if not lengths.all():
-        empty = (lengths == 0).flatten().nonzero().flatten().tolist()
+    if empty := (~kept.any(1)).nonzero().flatten().tolist():
         raise ValueError(
             f"prompts {empty} of the batch hold an image and no text: nothing is left to read "
             "without it"
         )
-    mask = torch.arange(int(lengths.max()), device=kept.device) >= lengths.max() - lengths
-    texts = torch.zeros_like(mask, dtype=input_ids.dtype)
-    texts[mask] = input_ids[kept]
-    return texts, mask.long()
+    return pad_left([ids[there] for ids, there in zip(input_ids, kept, strict=True)])
+
+
+def pad_left(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Token ids (P, L) of texts of different length, 0 on padding, and mask (P, L) int64."""
+    length = max(map(len, texts))
+    ids = torch.stack([torch.nn.functional.pad(text, (length - len(text), 0)) for text in texts])
+    starts = ids.new_tensor([[length - len(text)] for text in texts])
+    return ids, (torch.arange(length, device=ids.device) >= starts).long()

@@ -11,12 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 import revisit
-from revisit.config import DecoderConfig, ReVisiTConfig, RITUALConfig
+from revisit.config import CODEConfig, DecoderConfig, ICDConfig, ReVisiTConfig, RITUALConfig
+from revisit.decoders.code import QUESTION
 from revisit.decoders.transformations import second_image
 from revisit.evaluation.answering import Answer, unusable_images
 from revisit.evaluation.run import Run, decoder_settings
 from revisit.transformers.checkpoint import check_files, check_layers, reading
 from revisit.transformers.model_parts import Model
+from revisit.transformers.other_prompts import describe, described, instructed
 from revisit.transformers.published import published_layers
 
 # Of `from_pretrained`, which warns of the older name.
@@ -70,9 +72,12 @@ class TransformersCaptioner:
         self.config: DecoderConfig | None = config
         self.arguments: dict[str, Any] = arguments
 
-    def inputs(self, images: Images, questions: Sequence[str]) -> Mapping[str, Any]:
+    def inputs(
+        self, images: Images, questions: Sequence[str], system: str | None = None
+    ) -> Mapping[str, Any]:
         """What `generate` is given of some RGB images and the question about each: a row for each
-        in `input_ids` (B, T), padded on the left."""
+        in `input_ids` (B, T), padded on the left. `system` takes the place of the system message
+        that the model is usually given."""
         raise NotImplementedError
 
     def answer(self, images: Images, questions: Sequence[str]) -> list[Answer]:
@@ -95,17 +100,31 @@ class TransformersCaptioner:
     def _answer(
         self, images: Images, questions: Sequence[str], inputs: Mapping[str, Any]
     ) -> list[Answer]:
-        second = {}
-        if isinstance(self.config, RITUALConfig):
-            seed = self.config.seed
-            turned = [image and second_image(image, seed) for image in images]
-            second = {"second_inputs": self.inputs(turned, questions)}
+        second = self._second_inputs(images, questions, inputs)
         drawing = self._draw_anew()
         sequences = self.model.generate(**inputs, **second, **self.arguments, **drawing)
         new = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         counts = token_counts(new, self._ends())
         return [Answer(text.strip(), n) for text, n in zip(texts, counts, strict=True)]
+
+    def _second_inputs(
+        self, images: Images, questions: Sequence[str], inputs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What `generate` is given for the second stream of the decoder in force."""
+        config, second = self.config, None
+        if isinstance(config, RITUALConfig):
+            turned = [image and second_image(image, config.seed) for image in images]
+            second = self.inputs(turned, questions)
+        elif isinstance(config, ICDConfig):
+            second = self.inputs(images, questions, config.prefix)
+        elif isinstance(config, CODEConfig) and any(images):
+            asked = self.inputs(images, [QUESTION] * len(images))
+            padding = {key: value for key, value in self.arguments.items() if "pad" in key}
+            given = [config.description] * len(images) if config.description else None
+            texts = given or describe(self.model, self.tokenizer, asked, **padding)
+            second = described(self.model, self.tokenizer, inputs, texts)
+        return {} if second is None else {"second_inputs": second}
 
     def _draw_anew(self) -> dict[str, Any]:
         """What lets `selection="random"` follow from the batch's seed, and not from how many
@@ -139,10 +158,10 @@ class StockCaptioner(TransformersCaptioner):
         }
         super().__init__(model, self.processor, settings, run)
 
-    def inputs(self, images: Images, questions: Sequence[str]) -> Any:
+    def inputs(self, images: Images, questions: Sequence[str], system: str | None = None) -> Any:
         """What the model reads of the images and the question about each, a row for each."""
         shown = [[] if image is None else [image] for image in images]
-        inputs = chat_inputs(self.processor, shown, questions)
+        inputs = chat_inputs(self.processor, shown, questions, system)
         return inputs.to(self.model.device, self.model.dtype)
 
 
@@ -186,21 +205,25 @@ def load_model(name: str, device: str, dtype: str = "auto") -> tuple[Model, Any]
     return (model if device == "auto" else model.to(device)).eval(), processor
 
 
-def chat_prompt(processor: Any, images: int, question: str) -> str:
+def chat_prompt(processor: Any, images: int, question: str, system: str | None = None) -> str:
     """The text of a conversation in which the user shows some images and asks about them."""
     content = [{"type": "image"} for _ in range(images)] + [{"type": "text", "text": question}]
-    prompt: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
+    messages = [{"role": "user", "content": content}]
+    if system is not None:
+        return instructed(processor, [messages], system)[0]
+    prompt: str = processor.apply_chat_template(messages, add_generation_prompt=True)
     return prompt
 
 
 def chat_inputs(
-    processor: Any, images: Sequence[Sequence[Image.Image]], questions: Sequence[str]
+    processor: Any,
+    images: Sequence[Sequence[Image.Image]],
+    questions: Sequence[str],
+    system: str | None = None,
 ) -> Any:
     """What a model is given to read: a row for each question and the images that it is about."""
     prompts = [
-        chat_prompt(processor, len(shown), question)
+        chat_prompt(processor, len(shown), question, system)
         for shown, question in zip(images, questions, strict=True)
     ]
     begin = processor.tokenizer.bos_token

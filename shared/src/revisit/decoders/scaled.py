@@ -1,0 +1,34 @@
+"""Layers that are published for models of 32, in a model of another number."""
+
+import warnings
+
+_LAYERS = 32
+
+
+def scaled(layers: range, count: int, name: str) -> tuple[int, ...]:
+    """Hidden states published for a decoder of 32 layers, for one of `count` layers.
+
+    They are as far up, and below the last hidden state, which alone is normed. Where `count` is not
+    32, a warning says which they are; `name` is the decoder's.
+    """
+    if count == _LAYERS:
+        return tuple(layers)
+    ends = (round(layer * count / _LAYERS) for layer in (layers[0], layers[-1]))
+    first, last = (min(end, count - 1) for end in ends)
+    warnings.warn(
+        f"{name} is published with hidden states {layers[0]} to {layers[-1]} of {_LAYERS} layers: "
+        f"of {count} layers it reads {first} to {last}",
+        stacklevel=2,
+    )
+    return tuple(range(first, last + 1))
+
+
+def below_last(layer: int, count: int, name: str) -> int:
+    """The number of a layer, from 0, or the last one's where the decoder has no more."""
+    if layer < count:
+        return layer
+    warnings.warn(
+        f"{name} begins at layer {layer}, and the model has {count}: it begins at {count - 1}",
+        stacklevel=2,
+    )
+    return count - 1
