@@ -211,6 +211,9 @@ def test_a_gpu_computes_the_whole_vocabulary_in_the_first_step_where_it_fits():
     small.close()
     assert projected(likely([4, 6]), [other]) == [6]  # what is held is not computed again
     assert projected(likely([4, 6]), [certain]) == list(range(30))
+    exact = Cache(Counted(30), columns(30))
+    exact.on_cpu = False
+    assert projected(likely([4, 6]), [session(exact)]) == list(range(30)) and not exact.left
 
 
 def test_the_temporaries_follow_the_device():

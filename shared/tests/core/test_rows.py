@@ -150,13 +150,16 @@ SETTINGS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", [*SETTINGS, "all in turn"])
-def test_what_pytorch_is_set_to_changes_no_bit(name, dtype):
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_pytorch_is_set_to_changes_no_bit(dense, name, dtype):
     states, logits = random(40, WIDTH).to(dtype), random(4, 2, VOCABULARY) * 3
     weight = random(VOCABULARY, WIDTH).to(dtype)
 
     def decide(contexts, weight):
         head = LMHead(weight)
-        cache = Cache(head, 20 * 40 * weight.element_size())  # fills up, and something stays absent
+        # Either both tables hold all tokens, or they fill up and something stays absent.
+        cache = Cache(head, (2 * VOCABULARY if dense else 20) * 40 * weight.element_size())
+        cache.on_cpu = not dense
         made = []
         for turn, some in enumerate(logits):
             with contexts[turn % len(contexts)]():

@@ -60,6 +60,6 @@ def _refine(scores: Tensor, session: Session) -> Step:
     p = onepass.prepare(log_p, config.divergence, config.alpha)
     parts = [onepass.distances(p, block, config.divergence) for block in columns.blocks(kept)]
     distances = torch.cat(parts)
-    choice = select(distances, config.selection, session.generator)  # the vision state
+    choice = select(distances, config.selection, session.generator)  # picks the vision token
     log_q = columns.at(kept, choice).float().log_softmax(0)
     return Step(scores.index_copy_(0, tokens, log_p + log_q), tokens, choice, distances)

@@ -75,7 +75,7 @@ def step(
     with without_autocast(head.device):
         log_q = head.project(vocabulary, states).float().log_softmax(0)
     distances = divergence(log_p, log_q, config.divergence)
-    choice = select(distances, config.selection, generator)  # the vision state
+    choice = select(distances, config.selection, generator)  # picks the vision token
     scores = torch.full_like(logits, -math.inf)
     scores[vocabulary] = log_p + log_q[:, choice]
     return Step(scores, vocabulary, choice, distances)
