@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from transformers import LogitsProcessor, LogitsProcessorList
 
 import revisit
 from releases import RELEASE
 from revisit import DoLaConfig, LMHead, ReVisiTConfig, ReVisiTLogitsProcessor
+from revisit.transformers import recorder
 from revisit.transformers.model_parts import calibrated
-from small_llama import IMAGE, LAYERS, PROMPTS, batch, make_model
+from small_llama import IMAGE, LAYERS, PROMPTS, batch, hooks, make_model
 
 REFUSED = {"a layer twice": [0, 1, 1, 2, 3], "a layer never": [0, 1, 3]}
 NUMBERED = {"another order": [0, 2, 1, 3], "one layer for all": [1, 1, 1, 1]}
@@ -68,6 +70,44 @@ def test_a_config_that_says_how_often_layers_are_looped_numbers_them():
     assert (len(decoder.layers), decoder.depth) == (LAYERS, 8)
 
 
+# Hooks
+
+
+def test_the_layers_are_hooked_for_the_prefill_only():
+    model = make_model()
+    before, counts = hooks(model.model), []
+    with revisit.attach(model, ReVisiTConfig(layers="all")):
+
+        class Count(LogitsProcessor):
+            def __call__(self, input_ids, scores):
+                counts.append(hooks(model.model))
+                return scores
+
+        model.generate(
+            **batch(PROMPTS),
+            max_new_tokens=3,
+            logits_processor=LogitsProcessorList([Count()]),
+        )
+    assert counts == [before] * 3
+
+
+def test_an_exception_while_the_hooks_are_set_leaves_none():
+    model = make_model()
+    before = hooks(model)
+    processor = revisit.ReVisiTLogitsProcessor(model, ReVisiTConfig(layers="all"))
+    processor.decoder.layers[2].register_forward_pre_hook = None  # the third hook fails
+    try:
+        with (
+            pytest.raises(TypeError),
+            processor.generation({"input_ids": torch.tensor(PROMPTS[:1])}),
+        ):
+            pass
+    finally:
+        del processor.decoder.layers[2].register_forward_pre_hook
+    assert hooks(model) == before
+    assert recorder.eager._users == 0
+
+
 # Mixed precision
 
 
@@ -100,13 +140,13 @@ def test_mixed_precision_does_not_change_the_dtype_of_vision_states(dtype, preci
         with torch.autocast("cpu", precision, enabled=not inside):
             if not inside:
                 model(**inputs)
-            recorder = generation.recorder
-            found = recorder.last[0], recorder.logits[0], "Llama"
+            recording = generation.recorder
+            found = recording.last[0], recording.logits[0], "Llama"
             head = processor.head()
             assert calibrated(head, model.config, *found) == head
             with pytest.raises(ValueError, match="Pass lm_head"):
                 calibrated(LMHead(1.1 * head.weight, scale=1.1), model.config, *found)
-        assert recorder.states[0].dtype == dtype
+        assert recording.states[0].dtype == dtype
 
 
 def test_dola_reads_a_model_that_accelerate_prepared():

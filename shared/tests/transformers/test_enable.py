@@ -1,0 +1,264 @@
+"""`enable`, `disable`, `attach` and `blocks.py`: which calls of a model decode with ReVisiT."""
+
+import asyncio
+import copy
+import io
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial
+
+import pytest
+import torch
+
+import revisit
+from revisit import ReVisiTConfig
+from routes import CONFIG, attached, both_routes, enabled, plain
+from small_llama import PROMPTS, hooks, make_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"num_beams": 3, "do_sample": True},
+        {"do_sample": True, "top_k": 5, "temperature": 0.7},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"use_cache": False},
+    ],
+    ids=str,
+)
+def test_enable_gives_what_attach_gives(model, arguments):
+    sequences = []
+    for route in (attached, enabled, plain):
+        torch.manual_seed(7)
+        sequences.append(route(model, PROMPTS, **arguments).tolist())
+    assert sequences[0] == sequences[1]
+    assert sequences[0] != sequences[2]
+
+
+def test_enabling_twice_changes_the_settings(model):
+    other = ReVisiTConfig(alpha=0.3)
+    expected = [attached(model, PROMPTS, config).tolist() for config in (CONFIG, other)]
+    assert expected[0] != expected[1]
+    before = dict(vars(model))
+    revisit.enable(model, CONFIG)
+    assert plain(model, PROMPTS).tolist() == expected[0]
+    revisit.enable(model, other)
+    assert plain(model, PROMPTS).tolist() == expected[1]
+    revisit.disable(model)
+    revisit.disable(model)
+    assert vars(model) == before
+
+
+def test_the_innermost_settings_count(model):
+    other = ReVisiTConfig(alpha=0.3)
+    expected = [attached(model, PROMPTS, config).tolist() for config in (CONFIG, other)]
+    revisit.enable(model, CONFIG)
+    with revisit.attach(model, other):
+        assert plain(model, PROMPTS).tolist() == expected[1]
+        with revisit.attach(model, CONFIG):
+            assert plain(model, PROMPTS).tolist() == expected[0]
+        revisit.disable(model)
+        assert plain(model, PROMPTS).tolist() == expected[1]
+
+
+def test_what_cannot_work_is_refused_when_it_is_asked_for(model):
+    for route in (revisit.enable, lambda *given: revisit.attach(*given).__enter__()):
+        with pytest.raises(ValueError, match="out of range"):
+            route(model, ReVisiTConfig(layers=[99]))
+        with pytest.raises(ValueError, match="pass the model itself"):
+            route(torch.nn.Linear(2, 2), CONFIG)
+    assert "generate" not in vars(model)
+
+
+def test_settings_are_as_enabled_in_every_thread_and_as_attached_in_one(model):
+    expected, greedy = attached(model, PROMPTS).tolist(), plain(model, PROMPTS).tolist()
+    assert expected != greedy
+    seen = []
+
+    def elsewhere():
+        thread = threading.Thread(target=lambda: seen.append(plain(model, PROMPTS).tolist()))
+        thread.start()
+        thread.join()
+
+    with revisit.attach(model, CONFIG):
+        elsewhere()
+    revisit.enable(model, CONFIG)
+    elsewhere()
+    revisit.disable(model)
+    assert seen == [greedy, expected]
+
+
+def answers(model, count=3):
+    """A generator that holds a block open, as a server's streamed response does."""
+    with revisit.attach(model, CONFIG):
+        for _ in range(count):
+            yield plain(model, PROMPTS).tolist()
+
+
+def elsewhere(step):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(step).result()
+
+
+@pytest.mark.parametrize(
+    "run", [elsewhere, lambda step: Context().run(step), lambda step: copy_context().run(step)]
+)
+@pytest.mark.parametrize("left", ["to the end", "closed", "thrown away"])
+def test_a_generator_may_go_on_in_other_contexts(model, run, left):
+    expected, greedy = attached(model, PROMPTS).tolist(), plain(model, PROMPTS).tolist()
+    before, generator = dict(vars(model)), answers(model)
+    assert [run(generator.__next__) for _ in range(2)] == [expected] * 2
+    assert elsewhere(lambda: plain(model, PROMPTS).tolist()) == greedy
+    if left == "to the end":
+        assert run(partial(list, generator)) == [expected]
+    elif left == "closed":
+        run(generator.close)
+    del generator
+    assert vars(model) == before
+    assert plain(model, PROMPTS).tolist() == greedy
+
+
+def test_blocks_that_are_left_out_of_order_leave_the_model_as_it_was(model):
+    expected, greedy = attached(model, PROMPTS).tolist(), plain(model, PROMPTS).tolist()
+    before, first, second = dict(vars(model)), answers(model), answers(model)
+    assert next(first) == next(second) == expected
+    first.close()
+    assert next(second) == expected
+    second.close()
+    assert vars(model) == before
+    assert plain(model, PROMPTS).tolist() == greedy
+
+
+def test_tasks_decode_by_their_own_blocks(model):
+    expected, greedy = attached(model, PROMPTS).tolist(), plain(model, PROMPTS).tolist()
+    before = dict(vars(model))
+
+    async def inside():
+        with revisit.attach(model, CONFIG):
+            await asyncio.sleep(0)
+            seen = [plain(model, PROMPTS).tolist()]
+            seen.append(await asyncio.to_thread(lambda: plain(model, PROMPTS).tolist()))
+            late = asyncio.create_task(outside())
+        return [*seen, await late]
+
+    async def outside():
+        await asyncio.sleep(0)
+        return plain(model, PROMPTS).tolist()
+
+    async def both():
+        return await asyncio.gather(inside(), outside())
+
+    assert asyncio.run(both()) == [[expected, expected, greedy], greedy]
+    assert vars(model) == before
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved])
+def test_a_copy_of_an_enabled_model_is_enabled_and_on_its_own(copied):
+    model = make_model()
+    expected, greedy = attached(model, PROMPTS).tolist(), plain(model, PROMPTS).tolist()
+    revisit.enable(model, CONFIG)
+    other = copied(model)
+    assert plain(other, PROMPTS).tolist() == expected
+    revisit.disable(other)
+    assert plain(other, PROMPTS).tolist() == greedy
+    assert plain(model, PROMPTS).tolist() == expected
+    # It reads its own weights.
+    revisit.enable(other, CONFIG)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    assert plain(other, PROMPTS).tolist() == expected
+
+
+def test_weights_that_change_after_enabling_are_read_as_they_are():
+    model = make_model()
+    revisit.enable(model, CONFIG)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+    expected = attached(model, PROMPTS).tolist()
+    assert plain(model, PROMPTS).tolist() == expected
+
+
+@both_routes
+def test_the_model_is_left_as_it_was(model, route):
+    before = dict(vars(model))
+    with revisit.attach(model, CONFIG):
+        route(model, PROMPTS)
+    assert vars(model) == before
+    with pytest.raises(RuntimeError, match="inside"), revisit.attach(model, CONFIG):
+        raise RuntimeError("inside")
+    assert vars(model) == before
+
+
+def test_somebody_else_s_generate_is_kept_and_called(model):
+    model = make_model()
+    calls = []
+
+    def own(*args, **kwargs):
+        calls.append(1)
+        return type(model).generate(model, *args, **kwargs)
+
+    model.generate = own
+    expected = attached(make_model(), PROMPTS).tolist()
+    assert enabled(model, PROMPTS).tolist() == expected
+    assert calls == [1]
+    assert model.generate is own
+
+
+needs_stance = pytest.mark.skipif(
+    not hasattr(getattr(torch, "compiler", None), "set_stance"), reason="needs PyTorch 2.6"
+)
+
+
+@needs_stance
+def test_a_model_wrapped_by_torch_compile_is_enabled_as_the_model_is():
+    model = make_model()
+    expected = attached(model, PROMPTS).tolist()
+    compiled = torch.compile(model, backend="eager")
+    revisit.enable(compiled, CONFIG)
+    assert plain(compiled, PROMPTS).tolist() == plain(model, PROMPTS).tolist() == expected
+    revisit.disable(compiled)
+    assert plain(model, PROMPTS).tolist() != expected
+
+
+@both_routes
+@pytest.mark.parametrize("when", ["prefill", "step"])
+def test_after_an_exception_no_hook_is_left(model, route, when):
+    before, attributes = hooks(model), dict(vars(model))
+
+    def fail(*_):
+        raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        if when == "prefill":
+            handle = model.model.layers[2].register_forward_hook(fail)
+            try:
+                route(model, PROMPTS)
+            finally:
+                handle.remove()
+        else:
+            route(model, PROMPTS, stopping_criteria=[fail])
+    assert hooks(model) == before
+    assert vars(model) == attributes
+    expected = route(make_model(), PROMPTS).tolist()
+    assert route(model, PROMPTS).tolist() == expected
