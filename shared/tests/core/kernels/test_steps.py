@@ -298,6 +298,24 @@ def test_prompts_come_and_go():
         trial.check(logits)
 
 
+def test_prompts_are_moved_where_what_is_free_is_in_pieces():
+    trial = Trial([(20, config()), (30, config(divergence="js")), (60, config())], columns=60)
+    states = torch.randn(60, D)
+    logits = drift(3, 3)
+    trial.check(logits[0])
+    for slot in (0, 2):
+        trial.steps.close(slot)
+    # More than what is free at either end, less than both.
+    slot = trial.steps.take(60, settings := config(alpha=1e-3), columns=100 * 64 * 4)
+    assert trial.steps._prompts[1].start == 0
+    trial.steps.states(slot).copy_(states)
+    trial.steps.start(slot)
+    trial.prompts[slot] = states.to(DEVICE), settings, None
+    trial.batch([1, slot])  # prompt 1 has the columns that it had
+    for each in logits[1:]:
+        trial.check(each[:2])
+
+
 def test_what_cannot_be_done_is_refused():
     trial = Trial([(20, config()), (36, config())], [0, 1])
     steps, states = trial.steps, torch.randn(20, D, device=DEVICE)

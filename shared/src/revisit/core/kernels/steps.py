@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from revisit.core.kernels import step_kernels as kernels
 _NEVER = -(2**30)  # the ticket of a token that has no column
 _GRAIN = 64  # elements: where vision states and columns begin, and what columns are rounded up to
 _MOST = 2048  # columns that a prompt computes in a step, at most
+_PIECE = 2**24  # elements of the pool that are moved at a time
 
 
 class Sizes(NamedTuple):
@@ -37,10 +39,12 @@ class Decided(NamedTuple):
     bad: Tensor  # int32: 1 the logits hold NaN, 2 no token is possible, else 0
 
 
-class _Prompt(NamedTuple):
+@dataclass(eq=False)
+class _Prompt:
     start: int  # elements of the pool
-    end: int
+    elements: int
     size: int  # M
+    ring: int  # columns that it keeps
     generator: torch.Generator | None  # of selection="random"
 
 
@@ -110,7 +114,7 @@ class Steps:
         """Whether a prompt of so many vision states can be opened now."""
         if not 0 < count <= self.longest or len(self._prompts) == self._slots:
             return False
-        return self._place(self._elements(count)) is not None
+        return self._elements(count, self._ring(count, self.column_bytes)) <= self._free()
 
     @torch.inference_mode()
     def open(
@@ -126,37 +130,63 @@ class Steps:
         Raises:
             ValueError: there is no room (see `has_room`), or the states do not fit the head.
         """
-        count, width = states.shape
-        if width != self.head.width or not 0 < count <= self.longest:
+        if states.shape[1] != self.head.width:
             raise ValueError(
-                f"vision states must be (M, {self.head.width}), 1 to {self.longest} of them, got "
-                f"{tuple(states.shape)}"
+                f"vision states must be (M, {self.head.width}), got {tuple(states.shape)}"
             )
-        start = self._place(self._elements(count))
-        if start is None or len(self._prompts) == self._slots:
+        slot = self.take(len(states), config, generator)
+        self.states(slot).copy_(states)
+        self.start(slot)
+        return slot
+
+    @torch.inference_mode()
+    def take(
+        self,
+        count: int,
+        config: ReVisiTConfig,
+        generator: torch.Generator | None = None,
+        columns: int | None = None,
+    ) -> int:
+        """Room for a prompt of `count` vision states, which come later; returns its slot.
+
+        They are written to `states(slot)`, asked for anew each time; `start(slot)` ends that.
+
+        Args:
+            columns: bytes of columns that this prompt keeps, in place of what all are allowed.
+
+        Raises:
+            ValueError: there is no room.
+        """
+        if not 0 < count <= self.longest:
+            raise ValueError(f"a prompt has vision states, 1 to {self.longest} of them, got {count}")
+        ring = self._ring(count, self.column_bytes if columns is None else columns)
+        elements, width = self._elements(count, ring), self.head.width
+        if elements > self._free() or len(self._prompts) == self._slots:
             raise ValueError("no slot, or no memory, is free for another prompt: close one first")
-        columns, ring = start + _up(count * width), self._ring(count)
+        start = self._place(elements)
         slot = next(slot for slot in range(self._slots) if slot not in self._prompts)
         drawn = generator if config.selection == "random" else None
-        self._prompts[slot] = _Prompt(start, start + self._elements(count), count, drawn)
-        self._pool[start : start + count * width].copy_(states.reshape(-1))
-        dense = ring == self.head.size
+        self._prompts[slot] = _Prompt(start, elements, count, ring, drawn)
         shift = math.log(config.alpha) if config.alpha else -math.inf
-        room = 0 if dense else min(ring // 2, _MOST)
-        facts = [start, count, columns, _up(count), ring, room]
+        room = 0 if ring == self.head.size else min(ring // 2, _MOST)
+        facts = [start, count, start + _up(count * width), _up(count), ring, room]
         facts += [("ag", "js").index(config.divergence), _bits(shift)]
         facts += [_bits(-1.0 if config.selection == "max" else 1.0)]
         self._send(self._buffers["facts"][slot, : len(facts)], facts)
         self._buffers["issued"][slot].zero_()
         self._buffers["table"][slot].fill_(_NEVER)
-        if dense:
-            self._project_all(slot)
         return slot
+
+    @torch.inference_mode()
+    def start(self, slot: int) -> None:
+        """The vision states of a prompt are there; columns that all fit are computed now."""
+        if self._prompts[slot].ring == self.head.size:
+            self._project_all(slot)
 
     def states(self, slot: int) -> Tensor:
         """The vision states (M, d) of the prompt in this slot, where they are kept."""
-        start, _, count, _ = self._prompts[slot]
-        return self._pool[start : start + count * self.head.width].view(count, -1)
+        prompt = self._prompts[slot]
+        return self._pool[prompt.start :][: prompt.size * self.head.width].view(prompt.size, -1)
 
     def close(self, slot: int) -> None:
         """The prompt in this slot ended; `batch` comes before the next step if a row was of it."""
@@ -216,10 +246,16 @@ class Steps:
             kernels.read_logits[R, NB](logits, logits.stride(0), self.scores, self._buffers["tops"],
                                        V, NB, B, num_warps=8)  # fmt: skip
 
-    def decide(self, rows: int) -> Tensor:
-        """The other five kernels, for so many rows; returns the scores (R, V)."""
+    def decide(self, rows: int, longest: int | None = None) -> Tensor:
+        """The other five kernels, for so many rows; returns the scores (R, V).
+
+        Args:
+            longest: vision states of a prompt of this batch, at most, where that is known: fewer
+                programs are launched. A graph that is replayed for other batches leaves it out.
+        """
         R, V, d, stride = self.rows, self.head.size, self.head.width, self.head.weight.stride(0)
         NB, NT = triton.cdiv(V, self.sizes.block), triton.cdiv(self.longest, self.sizes.tile)
+        tiles = triton.cdiv(longest or self.longest, self.sizes.tile)
         over = {"PB": triton.next_power_of_2(NB), "B": self.sizes.block, "num_warps": 8}
         head = {"SCALE": self.head.scale, "CAP": self.head.softcap, "BM": self.sizes.tile}
         blocks = self._of("scores", "batch", "facts", "table", "issued", "tops", "counts")
@@ -232,7 +268,7 @@ class Steps:
                 *blocks, *lists, self._buffers["jobs"], _MOST, V, R, NB, **over
             )
             self._project(_MOST, *self._of("batch", "decided", "jobs"))
-            kernels.compare_states[rows, NT](
+            kernels.compare_states[rows, tiles](
                 *product, *lists, *nearest, V, d, stride, self.longest, NT,
                 BK=64, BT=self.sizes.chunk, BS=64, num_warps=8, **head,
             )  # fmt: skip
@@ -274,24 +310,43 @@ class Steps:
         self._buffers["table"][slot].copy_(every)
         self._buffers["issued"][slot].fill_(V)
 
-    def _ring(self, count: int) -> int:
-        """Columns that a prompt of so many vision states keeps, whatever other prompts do."""
+    def _ring(self, count: int, columns: int) -> int:
+        """Columns in so many bytes for a prompt of `count` vision states, whatever others do."""
         free = self._pool.numel() - _up(count * self.head.width)
-        allowed = self.column_bytes // self.head.dtype.itemsize
-        return min(self.head.size, min(free, allowed) // _up(count))
+        allowed = columns // self.head.dtype.itemsize
+        return max(0, min(self.head.size, min(free, allowed) // _up(count)))
 
-    def _elements(self, count: int) -> int:
+    def _elements(self, count: int, ring: int) -> int:
         """Elements of the pool that such a prompt takes: vision states, then columns."""
-        return _up(count * self.head.width) + self._ring(count) * _up(count)
+        return _up(count * self.head.width) + ring * _up(count)
 
-    def _place(self, elements: int) -> int | None:
-        """Where so many elements of the pool are free."""
+    def _free(self) -> int:
+        """Elements of the pool that no prompt takes, in as many pieces as there are."""
+        return self._pool.numel() - sum(prompt.elements for prompt in self._prompts.values())
+
+    def _place(self, elements: int) -> int:
+        """Where so many elements of the pool are in one piece; prompts are moved if need be."""
         start = 0
         for prompt in sorted(self._prompts.values(), key=lambda prompt: prompt.start):
             if prompt.start - start >= elements:
                 return start
-            start = prompt.end
-        return start if self._pool.numel() - start >= elements else None
+            start = prompt.start + prompt.elements
+        return start if self._pool.numel() - start >= elements else self._compact()
+
+    def _compact(self) -> int:
+        """Move prompts to the front of the pool; returns where they end."""
+        end = 0
+        for slot, prompt in sorted(self._prompts.items(), key=lambda item: item[1].start):
+            if prompt.start > end:
+                for at in range(0, prompt.elements, _PIECE):  # old and new place may overlap
+                    piece = slice(at, min(at + _PIECE, prompt.elements))
+                    moved = self._pool[prompt.start :][piece].clone()
+                    self._pool[end:][piece] = moved
+                prompt.start = end
+                columns = end + _up(prompt.size * self.head.width)
+                self._send(self._buffers["facts"][slot, :3], [end, prompt.size, columns])
+            end += prompt.elements
+        return end
 
     def _send(self, buffer: Tensor, values: Sequence[int]) -> None:
         """Numbers to the device, without waiting for it."""
