@@ -98,6 +98,7 @@ def main() -> None:
     answers = {
         "tokens": tokens,
         "runner": type(engines.serving(llm).runner).__name__ if args.v2 else None,
+        "steps": type(engines.serving(llm).steps).__name__ if args.v2 else None,
         "rows": max(widths, default=None),
         "compiled": llm.llm_engine.vllm_config.compilation_config.mode.name,
     }

@@ -27,8 +27,7 @@ def nothing_left(llm):
     llm.llm_engine.step()  # tells the worker which requests have ended
     serving = engines.serving(llm)
     assert not (serving.asking or serving.prompts or serving.reading or serving.lost)
-    assert serving.arena.free == [range(serving.arena.table.numel())]
-    assert serving.cache.left == serving.cache.size
+    assert serving.steps.cache.left == serving.steps.cache.size
 
 
 @pytest.mark.parametrize("layers", ["last", "all", [0, 1, 3, 4]], ids=str)
@@ -130,7 +129,7 @@ def test_in_half_precision_every_step_is_that_of_the_formulas(started):
         refined = original(logits, context)
         for name, row, mine in zip(names, before, refined, strict=True):
             if prompt := serving.prompts.get(name):
-                states = prompt.session.columns.states
+                states = prompt.opened.columns.states
                 assert states.dtype == torch.bfloat16
                 alone = step(row, states, serving.head, prompt.config)
                 assert torch.equal(mine > LEFT_OUT, alone.scores > -torch.inf)
@@ -327,8 +326,8 @@ def test_a_request_of_which_no_token_is_possible_fails_alone(started, references
 
 
 BROKEN = {
-    "a session": ("revisit.vllm.serving.Session", "MemoryError: no room"),
-    "a step": ("revisit.vllm.serving.refine", "MemoryError: no room"),
+    "a session": ("revisit.vllm.plain.Session", "MemoryError: no room"),
+    "a step": ("revisit.vllm.plain.refine", "MemoryError: no room"),
     "the vision tokens": ("revisit.vllm.serving.vision_positions", "MemoryError: no room"),
     "their hidden states": ("revisit.vllm.serving.put", "MemoryError: no room"),
 }

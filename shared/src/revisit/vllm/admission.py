@@ -7,14 +7,18 @@ from typing import Any
 
 from revisit.config import ReVisiTConfig
 from revisit.core.layers import resolve_layers
+from revisit.vllm.memory import longest_prompt, prompt_bytes
 
 KEY = "revisit"
 PROCESSOR = "revisit.vllm:ReVisiT"
+# Tested with all of this: what is read of vLLM is not its public interface.
 RELEASES = ("0.32.0", "0.33.0")
-"""Those that all of this was tested with: what is read of vLLM is not its public interface."""
 
 # What requests keep together, where `cache_bytes` is not named.
 _BYTES = 2**30
+
+# What `admit` adds to the settings of a request: how many vision tokens its prompt has.
+_TOKENS = "vision_tokens"
 
 # A request shares the engine's forward pass and memory, and there is no way back for a trace.
 _OF_ENGINE = ("layers", "cache_bytes")
@@ -39,16 +43,16 @@ def check_release() -> None:
         )
 
 
-def gives_processor(given: Any) -> bool:
-    """Whether ReVisiT is among the logits processors that an engine is given, if any."""
+def gives_processor(processors: Any) -> bool:
+    """Whether ReVisiT is among the logits processors of an engine, None if it has none."""
     return any(
         each == PROCESSOR or getattr(each, "__module__", "") == "revisit.vllm.processor"
-        for each in given or ()
+        for each in processors or ()
     )
 
 
 def is_served(vllm_config: Any) -> bool:
-    """Whether an engine was given ReVisiT's logits processor."""
+    """Whether an engine has ReVisiT's logits processor."""
     return gives_processor(getattr(vllm_config.model_config, "logits_processors", None))
 
 
@@ -59,15 +63,15 @@ def engine_settings(vllm_config: Any) -> ReVisiTConfig:
         ValueError: a setting is unknown or outside its range.
     """
     additional = vllm_config.additional_config
-    given = additional.get(KEY, {}) if isinstance(additional, Mapping) else {}
+    named = additional.get(KEY, {}) if isinstance(additional, Mapping) else {}
     allowed = (*_OF_ENGINE, *_OF_REQUEST)
-    if not isinstance(given, Mapping):
-        raise ValueError(f"additional_config['revisit'] must be an object, got {given!r}")
-    if unknown := sorted(set(map(str, given)) - set(allowed)):
+    if not isinstance(named, Mapping):
+        raise ValueError(f"additional_config['revisit'] must be an object, got {named!r}")
+    if unknown := sorted(set(map(str, named)) - set(allowed)):
         raise ValueError(
             f"additional_config['revisit'] has no settings {unknown}; there are {sorted(allowed)}"
         )
-    return ReVisiTConfig(**{"cache_bytes": _BYTES, **given})
+    return ReVisiTConfig(**{"cache_bytes": _BYTES, **named})
 
 
 def check_engine(vllm_config: Any) -> ReVisiTConfig:
@@ -88,6 +92,9 @@ def check_engine(vllm_config: Any) -> ReVisiTConfig:
         "a model that takes no images": not model.is_multimodal_model,
         "sleep mode (it takes the weights away)": model.enable_sleep_mode,
         "a weight transfer (it replaces the LM head)": vllm_config.weight_transfer_config,
+        "batch-sharded sampling (a rank alone would see a step fail)": (
+            getattr(parallel, "enable_batch_sharded_sampling", False)
+        ),
         "a scheduler that is none of vLLM's (a request that fails could not be ended)": (
             not issubclass(vllm_config.scheduler_config.get_scheduler_cls(), Scheduler)
         ),
@@ -96,6 +103,11 @@ def check_engine(vllm_config: Any) -> ReVisiTConfig:
         raise ValueError(f"ReVisiT cannot be served with {', '.join(reasons)}")
     settings = engine_settings(vllm_config)
     resolve_layers(settings.layers, model.hf_text_config.num_hidden_layers, False)
+    if not longest_prompt(vllm_config, settings):
+        raise ValueError(
+            f"cache_bytes={settings.cache_bytes} has room for no image: the least are "
+            f"{prompt_bytes(1, vllm_config, settings)}, and ReVisiT's default {_BYTES}"
+        )
     return settings
 
 
@@ -125,10 +137,10 @@ def asked_settings(asked: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
                 f"{name} is the engine's, for all requests, and here {getattr(engine, name)!r}: it "
                 'stands under "revisit" in its --additional-config'
             )
-    own = {name: value for name, value in asked.items() if name not in _OF_ENGINE}
-    if unknown := sorted(set(map(str, own)) - set(_OF_REQUEST)):
+    named = {name: value for name, value in asked.items() if name not in _OF_ENGINE}
+    if unknown := sorted(set(map(str, named)) - set(_OF_REQUEST)):
         raise ValueError(f"no settings {_short(unknown)}; there are {sorted(_OF_REQUEST)}")
-    settings = replace(engine, **own)
+    settings = replace(engine, **named)
     if not -(2**63) <= settings.seed < 2**63:
         raise ValueError("seed must fit 64 bits")
     return settings
@@ -181,27 +193,42 @@ def admit(request: Any, vllm_config: Any) -> None:
     settings = check_settings(params.extra_args, vllm_config)
     left = {name: value for name, value in params.extra_args.items() if name != KEY}
     if settings is not None:
-        _check_prompt(request, settings)
-        if _has_vision(request):
-            left[KEY] = {name: getattr(settings, name) for name in _OF_REQUEST}
+        tokens = len(vision_positions(request.mm_features))
+        _check_prompt(request, tokens, settings, vllm_config)
+        if tokens:
+            named = {name: getattr(settings, name) for name in _OF_REQUEST}
+            left[KEY] = {**named, _TOKENS: tokens}
             # Of what a prefix cache serves nobody would see the hidden states.
             params.skip_reading_prefix_cache = True
     params.extra_args = left
 
 
-def _check_prompt(request: Any, settings: ReVisiTConfig) -> None:
+def _check_prompt(request: Any, tokens: int, settings: ReVisiTConfig, vllm_config: Any) -> None:
     if getattr(request, "resumable", False):
         raise _refusal("a prompt that is streamed in is not supported: send it whole")
-    if not _has_vision(request) and settings.no_vision == "error":
+    if not tokens and settings.no_vision == "error":
         raise _refusal(
             "the prompt has no image or video to revisit: give it one, or ask for plain decoding "
             'with "no_vision": "plain"'
+        )
+    if (needed := prompt_bytes(tokens, vllm_config, settings)) > settings.cache_bytes:
+        raise _refusal(
+            f"the prompt has {tokens} vision tokens, which take {needed} bytes, and this engine "
+            f"has cache_bytes={settings.cache_bytes} for all requests: send smaller images, or "
+            "start it with more or with fewer layers"
         )
 
 
 def admitted_settings(params: Any, engine: ReVisiTConfig) -> ReVisiTConfig:
     """The settings that `admit` left in the sampling parameters of a request that asks."""
-    return replace(engine, **params.extra_args[KEY])
+    admitted = params.extra_args[KEY]
+    return replace(engine, **{name: admitted[name] for name in _OF_REQUEST})
+
+
+def vision_tokens(params: Any) -> int:
+    """How many vision tokens `admit` counted for the request of these sampling parameters."""
+    count: int = params.extra_args[KEY][_TOKENS]
+    return count
 
 
 def vision_positions(features: Any) -> list[int]:
@@ -215,10 +242,6 @@ def vision_positions(features: Any) -> list[int]:
             else:
                 places.update((at.is_embed.nonzero().flatten() + at.offset).tolist())
     return sorted(places)
-
-
-def _has_vision(request: Any) -> bool:
-    return any(feature.modality in _MODALITIES for feature in request.mm_features or ())
 
 
 def _refusal(message: str) -> Exception:

@@ -1,6 +1,6 @@
 """A request that lost a step of ReVisiT fails, and nobody else's: from the worker to the client.
 
-worker      `agreed`: the ranks decide alike; `marked`: what they decided goes with the output
+worker      `agreed`: the ranks decide together; `marked`: what they decided goes with the output
 scheduler   `finish`: ends those requests with vLLM's finish reason "error", which it counts
 front end   `as_error`: who waits for the answer is told why, over HTTP with status 500
 """
@@ -11,6 +11,12 @@ from http import HTTPStatus
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from revisit.core.step import FAULTS
+
+# The requests of some rows, and a fault (rows,) int32 of each.
+Faults = list[tuple[list[str], Tensor]]
 
 _MARK = "revisit_lost"
 _PREFIX = "ReVisiT failed in a worker, and this request was not decoded plainly instead: "
@@ -35,23 +41,36 @@ def agreed(lost: Mapping[str, str]) -> Mapping[str, str]:
     return {request: why for each in every for request, why in each.items()}
 
 
-def marked(output: Any, lost: Mapping[str, str]) -> Any:
-    """What a model runner returns, with the requests that lost a step."""
+def marked(output: Any, lost: Mapping[str, str], faults: Faults) -> Any:
+    """What a model runner returns, with the requests that lost a step.
+
+    Args:
+        lost: known now.
+        faults: of the rows of this step, 0 or a key of `core.step.FAULTS`. They may be on their way
+            to the host, where they are once the tokens of this step are.
+    """
     from vllm.v1.outputs import AsyncModelRunnerOutput
 
-    if not lost or output is None:
+    if not (lost or faults) or output is None:
         return output
     if isinstance(output, AsyncModelRunnerOutput):
         original = output.get_output
-        output.get_output = lambda: marked(original(), lost)
+        output.get_output = lambda: marked(original(), lost, faults)
         return output
-    output = copy(output)  # vLLM shares the empty one
-    setattr(output, _MARK, lost)
+    bad = {
+        request: FAULTS[fault]
+        for requests, of_rows in faults
+        for request, fault in zip(requests, of_rows.tolist(), strict=True)
+        if fault
+    }
+    if bad or lost:
+        output = copy(output)  # vLLM shares the empty one
+        setattr(output, _MARK, {**bad, **lost})
     return output
 
 
 def finish(scheduler: Any, output: Any) -> list[tuple[int, Any]]:
-    """End the requests that lost a step: for each the index of its client, and what it is told."""
+    """End the requests that lost a step: for each the index of its client, and its output."""
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.request import RequestStatus
 

@@ -1,11 +1,10 @@
-"""The memory of a worker's requests: taken whole when it starts, so that vLLM counts it.
+"""How much memory the prompts of an engine take, and how it is kept out of vLLM's KV cache.
 
-vLLM gives its KV cache what its profiling finds free. What is there before that, or is asked for
-meanwhile, is counted as the model's (`determine_available_memory`, of the worker).
+Vision states, and the columns that are computed of them, lie in the `cache_bytes` of the engine. A
+worker takes them, and on a GPU the kernels' tables, when its model is loaded. vLLM gives its KV
+cache what its profiling then finds free (`determine_available_memory`, of the worker).
 """
 
-import logging
-import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -14,15 +13,33 @@ import torch
 from torch import Tensor
 
 from revisit.config import ReVisiTConfig
-from revisit.core.columns import Cache
-from revisit.core.head import LMHead
-from revisit.core.rows import refine
-from revisit.core.session import Session
+from revisit.core.layers import resolve_layers
 
-log = logging.getLogger("vllm.revisit")
+_GRAIN = 64  # vision states that a prompt takes are rounded up to
 
-# Vision states that a step is rehearsed with: more are taken in parts.
-_STATES = 128
+
+def state_bytes(vllm_config: Any) -> int:
+    """Bytes of one vision state and of what is computed of it.
+
+    A column is as long as a prompt has vision states, and a state as wide as the LM head: about as
+    many tokens ever become plausible. So columns get as much as vision states.
+    """
+    model = vllm_config.model_config
+    size: int = 2 * model.hf_text_config.hidden_size * model.dtype.itemsize
+    return size
+
+
+def longest_prompt(vllm_config: Any, settings: ReVisiTConfig) -> int:
+    """Vision states that find room in an engine, at most."""
+    return settings.cache_bytes // state_bytes(vllm_config) // _GRAIN * _GRAIN
+
+
+def prompt_bytes(tokens: int, vllm_config: Any, settings: ReVisiTConfig) -> int:
+    """Bytes that a prompt with so many vision tokens takes, at most."""
+    count = vllm_config.model_config.hf_text_config.num_hidden_layers
+    # Whether LM head and embedding are tied is known once the weights are there.
+    layers = max(len(resolve_layers(settings.layers, count, tied)) for tied in (False, True))
+    return -(-tokens * layers // _GRAIN) * _GRAIN * state_bytes(vllm_config)
 
 
 def put(values: list[int], device: torch.device) -> Tensor:
@@ -30,80 +47,6 @@ def put(values: list[int], device: torch.device) -> Tensor:
     pinned = device.type == "cuda"
     tensor = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
     return tensor.to(device, non_blocking=True)
-
-
-def reserve(size: int, device: torch.device) -> Tensor | None:
-    """So many bytes of a GPU: while they are held, vLLM leaves them out of its KV cache.
-
-    Given back, they stay PyTorch's, for what is asked for in parts later. A CPU's are counted by
-    `leave_room`.
-    """
-    return None if device.type == "cpu" else torch.empty(size, dtype=torch.uint8, device=device)
-
-
-class Arena:
-    """Room for vision states, one request's behind the other's.
-
-    What finds none lies in the memory of the host: decoding is slower then, and the same.
-
-    Args:
-        size: bytes.
-
-    Attributes:
-        table: flat, all of it.
-        free: runs of it that nobody has, ascending.
-    """
-
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.table = torch.empty(size // dtype.itemsize, dtype=dtype, device=device)
-        self.free = [range(self.table.numel())]
-        self._told = False
-
-    def take(self, *shape: int) -> Tensor:
-        """A tensor of this shape, for the caller to fill and to `give` back."""
-        count = math.prod(shape)
-        for index, run in enumerate(self.free):
-            if len(run) >= count:
-                self.free[index : index + 1] = [run[count:]] if len(run) > count else []
-                return self.table[run.start : run.start + count].view(shape)
-        if not self._told:
-            self._told = True
-            log.warning(
-                "ReVisiT: the vision states of all requests find no room in %d MiB, and go to the "
-                "host's memory, which is slower: raise cache_bytes, or lower max_num_seqs",
-                self.table.nbytes >> 20,
-            )
-        pinned = self.table.device.type == "cuda"
-        return torch.empty(shape, dtype=self.table.dtype, pin_memory=pinned)
-
-    def give(self, taken: Tensor) -> None:
-        """Nobody reads it any more."""
-        if taken.untyped_storage().data_ptr() == self.table.untyped_storage().data_ptr():
-            start = taken.storage_offset()
-            self.free = _merged([*self.free, range(start, start + taken.numel())])
-
-
-def _merged(runs: list[range]) -> list[range]:
-    """Runs in order, neighbours as one."""
-    merged: list[range] = []
-    for run in sorted(runs, key=lambda each: each.start):
-        if merged and merged[-1].stop == run.start:
-            merged[-1] = range(merged[-1].start, run.stop)
-        else:
-            merged.append(run)
-    return merged
-
-
-@torch.inference_mode()
-def rehearse(head: LMHead, config: ReVisiTConfig, rows: int) -> None:
-    """A step as large as one may be, for vLLM to profile: every token is plausible.
-
-    Rows are taken one after another, so that one of them stands for all.
-    """
-    states = torch.zeros((_STATES, head.width), dtype=head.dtype, device=head.device)
-    session = Session(states, Cache(head, head.size * _STATES * head.dtype.itemsize), config)
-    logits = torch.zeros((rows, head.size), device=head.device)
-    refine(logits, [session] + [None] * (rows - 1))
 
 
 def leave_room(worker: Any, size: int) -> None:

@@ -1,13 +1,12 @@
 """What vLLM loads in each of its processes (entry point `vllm.general_plugins`).
 
 A process that admits requests (`InputProcessor`) checks them here; one that runs the model joins
-its runner here, once the model is loaded; one that schedules ends here what failed there. An engine
-that was not given ReVisiT stays as it is, but for refusing who asks for it.
+its runner here, once the model is loaded; one that schedules lets requests wait for room, and ends
+what failed. An engine without ReVisiT stays as it is, but for refusing who asks for it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import wraps
 from typing import Any
 
 from revisit.vllm.admission import (
@@ -19,9 +18,9 @@ from revisit.vllm.admission import (
     gives_processor,
     is_served,
 )
-from revisit.vllm.failure import as_error, finish, marked
-
-_MARK = "_revisit"
+from revisit.vllm.failure import as_error, finish
+from revisit.vllm.room import hold_back
+from revisit.vllm.wrapping import wrap
 
 
 def install() -> None:
@@ -35,31 +34,17 @@ def install() -> None:
         with suppress(ImportError, AttributeError):
             from vllm.engine.arg_utils import EngineArgs
 
-            _wrap(EngineArgs, "create_engine_config", _refuse_release)
+            wrap(EngineArgs, "create_engine_config", _refuse_release)
         return
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.input_processor import InputProcessor
     from vllm.v1.worker.gpu_worker import Worker
 
-    _wrap(InputProcessor, "__init__", _begin_admission)
-    _wrap(InputProcessor, "process_inputs", _admit)
-    _wrap(Worker, "load_model", _join)
-    _wrap(Scheduler, "update_from_output", _finish)
-
-
-def installed() -> bool:
-    """Whether this process has loaded the plugin."""
-    from vllm.v1.worker.gpu_worker import Worker
-
-    return hasattr(Worker.load_model, _MARK)
-
-
-def _wrap(owner: type, name: str, wrapper: Callable[[Any], Any]) -> None:
-    original = getattr(owner, name)
-    if not hasattr(original, _MARK):
-        wrapped = wraps(original)(wrapper(original))
-        setattr(wrapped, _MARK, True)
-        setattr(owner, name, wrapped)
+    wrap(InputProcessor, "__init__", _begin_admission)
+    wrap(InputProcessor, "process_inputs", _admit)
+    wrap(Worker, "load_model", _join)
+    wrap(Scheduler, "__init__", _hold_back)
+    wrap(Scheduler, "update_from_output", _finish)
 
 
 def _refuse_release(original: Any) -> Any:
@@ -81,8 +66,8 @@ def _begin_admission(original: Any) -> Any:
         if is_served(vllm_config):
             check_engine(vllm_config)
         # An engine without the processor refuses requests for ReVisiT.
-        _wrap(GenerateBaseServing, "_check_model", _check_early)
-        _wrap(RequestOutputCollector, "put", _raise)
+        wrap(GenerateBaseServing, "_check_model", _check_early)
+        wrap(RequestOutputCollector, "put", _raise)
         original(self, vllm_config, *args, **kwargs)
 
     return __init__
@@ -149,14 +134,23 @@ def _raise(original: Any) -> Any:
     return put
 
 
+def _hold_back(original: Any) -> Any:
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        if is_served(self.vllm_config):
+            hold_back(self)
+
+    return __init__
+
+
 def _finish(original: Any) -> Any:
     def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
         from vllm.v1.engine import EngineCoreOutputs
 
         failed = finish(self, output)
         outputs = original(self, scheduled, output)
-        for client, told in failed:
-            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(told)
+        for client, ended in failed:
+            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(ended)
         return outputs
 
     return update_from_output
@@ -166,52 +160,8 @@ def _join(original: Any) -> Any:
     def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         if is_served(self.vllm_config):
+            from revisit.vllm.join import join
+
             join(self)
 
     return load_model
-
-
-def join(worker: Any) -> None:
-    """Let a worker's model runner, its model just loaded, tell of its passes.
-
-    Raises:
-        ValueError: the model cannot be served with ReVisiT.
-    """
-    from revisit.vllm.memory import leave_room
-    from revisit.vllm.processor import ReVisiT
-    from revisit.vllm.runner import face
-    from revisit.vllm.serving import Serving
-
-    config, runner = worker.vllm_config, worker.model_runner
-    serving = Serving(face(runner, config.use_v2_model_runner), check_engine(config))
-    for processor in serving.runner.processors():
-        if isinstance(processor, ReVisiT):
-            processor.serving = serving
-    if serving.head.device.type == "cpu":
-        leave_room(worker, serving.bytes)
-    execute, sample, profile = runner.execute_model, runner.sample_tokens, runner.profile_run
-
-    @wraps(profile)
-    def profile_run(*args: Any, **kwargs: Any) -> None:
-        profile(*args, **kwargs)
-        serving.rehearse()
-
-    @wraps(execute)
-    def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("dummy_run"):
-            return execute(scheduled, *args, **kwargs)
-        serving.before(scheduled)
-        output = execute(scheduled, *args, **kwargs)
-        if output is None:  # there is something to sample
-            serving.after()
-        return output
-
-    @wraps(sample)
-    def sample_tokens(*args: Any, **kwargs: Any) -> Any:
-        return marked(sample(*args, **kwargs), serving.lost_on_any_rank())
-
-    def reload_weights(*_: Any, **__: Any) -> None:
-        raise ValueError("ReVisiT has read the LM head: start the engine anew with other weights")
-
-    runner.profile_run, runner.execute_model = profile_run, execute_model
-    runner.sample_tokens, runner.reload_weights = sample_tokens, reload_weights

@@ -7,9 +7,9 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
-from revisit.vllm import plugin
 from revisit.vllm.admission import asks, check_engine
 from revisit.vllm.serving import Serving
+from revisit.vllm.wrapping import installed
 
 
 class ReVisiT(LogitsProcessorV1, LogitsProcessorV2):  # type: ignore[misc]
@@ -21,7 +21,7 @@ class ReVisiT(LogitsProcessorV1, LogitsProcessorV2):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, *_: Any) -> None:
         """Raises ValueError where the engine cannot serve ReVisiT."""
-        if not plugin.installed():
+        if not installed():
             raise ValueError(
                 "vLLM did not load ReVisiT's plugin: install the package revisit-decoding, and "
                 "name 'revisit' in VLLM_PLUGINS where that is set"
@@ -34,7 +34,7 @@ class ReVisiT(LogitsProcessorV1, LogitsProcessorV2):  # type: ignore[misc]
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """V1: rows are told by the runner itself."""
+        """V1: the runner itself says which row is whose."""
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """V2: whether the request asks for it."""

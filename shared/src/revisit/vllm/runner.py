@@ -1,47 +1,39 @@
-"""What a model runner of vLLM tells of the pass that it ran, whichever of the two it is."""
+"""What ReVisiT reads of a pass, whichever of vLLM's two model runners runs it."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-
-class Span(NamedTuple):
-    """Tokens of one request in a pass: they are computed side by side with other requests'."""
-
-    request: str
-    start: int  # the first one's place in the request
-    begin: int  # its row in the hidden states of the pass
-    length: int
+from revisit.vllm.runner_v1 import RunnerV1
+from revisit.vllm.runner_v2 import RunnerV2
+from revisit.vllm.span import Span
 
 
 class Runner(Protocol):
-    """One of `RunnerV1` and `RunnerV2`; all but `rows` is asked between pass and sampling."""
+    """One of `RunnerV1` and `RunnerV2`. Nothing here waits for a GPU."""
 
     runner: Any
 
     def processors(self) -> list[Any]:
         """The logits processors that the runner calls."""
 
+    def ran(self) -> None:
+        """A pass has run and nothing was sampled yet: what follows is about this pass."""
+
     def hidden_states(self) -> tuple[Tensor, list[Tensor]]:
-        """Of the pass that ran: (tokens, d) after the final norm, and those of the inner layers."""
+        """(tokens, d) after the final norm, and those of the inner layers; until it samples."""
 
     def spans(self) -> Iterator[Span]:
-        """What the pass that ran has computed, request by request."""
+        """What the pass has computed, request by request."""
 
     def unfinished(self) -> set[str]:
-        """Requests of which the pass that ran leaves tokens to read: what it samples is dropped."""
+        """Requests of which the pass leaves tokens to read: what it samples is dropped."""
 
     def rows(self, count: int, context: Any) -> list[str]:
         """The request of each of `count` rows of logits."""
 
 
-def face(runner: Any, v2: bool) -> Runner:
-    """The face of vLLM's model runner."""
-    if v2:
-        from revisit.vllm.runner_v2 import RunnerV2
-
-        return RunnerV2(runner)
-    from revisit.vllm.runner_v1 import RunnerV1
-
-    return RunnerV1(runner)
+def reader(runner: Any, v2: bool) -> Runner:
+    """Reads vLLM's model runner."""
+    return RunnerV2(runner) if v2 else RunnerV1(runner)

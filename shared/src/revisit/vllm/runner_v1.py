@@ -1,15 +1,15 @@
-"""What vLLM's first model runner tells (vllm/v1/worker/gpu_model_runner.py)."""
+"""What vLLM's first model runner holds (vllm/v1/worker/gpu_model_runner.py)."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
-from revisit.vllm.runner import Span
+from revisit.vllm.span import Span
 
 
 class RunnerV1:
-    """The face of a `GPUModelRunner`, or of what is derived from it."""
+    """Reads a `GPUModelRunner`, or of what is derived from it."""
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner
@@ -18,13 +18,16 @@ class RunnerV1:
         """The logits processors that the runner calls."""
         return list(self.runner.input_batch.logitsprocs.non_argmax_invariant)
 
+    def ran(self) -> None:
+        """A pass has run and nothing was sampled yet: what follows is about this pass."""
+
     def hidden_states(self) -> tuple[Tensor, list[Tensor]]:
-        """Of the pass that ran: (tokens, d) after the final norm, and those of the inner layers."""
+        """(tokens, d) after the final norm, and those of the inner layers; until it samples."""
         state = self.runner.execute_model_state
         return state.hidden_states, state.aux_hidden_states or []
 
     def spans(self) -> Iterator[Span]:
-        """What the pass that ran has computed, request by request."""
+        """What the pass has computed, request by request."""
         batch = self.runner.input_batch
         bounds = self.runner.query_start_loc.np[: batch.num_reqs + 1].tolist()
         starts = batch.num_computed_tokens_cpu[: batch.num_reqs].tolist()
@@ -32,7 +35,7 @@ class RunnerV1:
             yield Span(request, start, bounds[row], bounds[row + 1] - bounds[row])
 
     def unfinished(self) -> set[str]:
-        """Requests of which the pass that ran leaves tokens to read: what it samples is dropped."""
+        """Requests of which the pass leaves tokens to read: what it samples is dropped."""
         batch = self.runner.input_batch
         mask = self.runner.discard_request_mask.np[: batch.num_reqs]
         if not mask.any():
@@ -41,5 +44,4 @@ class RunnerV1:
 
     def rows(self, count: int, context: Any) -> list[str]:
         """The request of each of `count` rows of logits."""
-        requests: list[str] = self.runner.input_batch.req_ids
-        return requests
+        return list(self.runner.input_batch.req_ids)  # vLLM changes its own

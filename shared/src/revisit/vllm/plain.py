@@ -1,0 +1,97 @@
+"""Steps of a worker's requests in plain PyTorch, where the kernels do not run."""
+
+import torch
+from torch import Tensor
+
+from revisit.config import ReVisiTConfig
+from revisit.core.columns import Cache
+from revisit.core.head import LMHead
+from revisit.core.left_out import fill_left_out
+from revisit.core.rows import refine
+from revisit.core.session import Session
+
+# Vision states that a step is rehearsed with: more are taken in parts.
+_STATES = 128
+
+
+class Plain:
+    """Prompts and their steps, row after row.
+
+    Args:
+        settings: the engine's; half of `cache_bytes` is for vision states, half for columns.
+        prompts: at a time, at most.
+
+    Attributes:
+        bytes: that it may take: `cache_bytes`, and the places of columns in the host's memory.
+        reserved: on a GPU `cache_bytes`, so that vLLM leaves them out of its KV cache; given back
+            to PyTorch when the first prompt comes, which takes them in parts.
+    """
+
+    def __init__(self, head: LMHead, settings: ReVisiTConfig, prompts: int) -> None:
+        self.head, self.settings, self.prompts = head, settings, prompts
+        self.cache = Cache(head, settings.cache_bytes // 2)
+        self.bytes = settings.cache_bytes + prompts * 8 * head.size
+        self.reserved = None
+        if head.device.type != "cpu":
+            self.reserved = torch.empty(settings.cache_bytes, dtype=torch.uint8, device=head.device)
+
+    def __str__(self) -> str:
+        return "plain PyTorch"
+
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """A step as large as one may be, for vLLM to profile: every token is plausible.
+
+        Rows are taken one after another, so that one of them stands for all.
+        """
+        head = self.head
+        cache = Cache(head, head.size * _STATES * head.dtype.itemsize)
+        states = torch.zeros((_STATES, head.width), dtype=head.dtype, device=head.device)
+        logits = torch.zeros((self.prompts, head.size), device=head.device)
+        refine(logits, [Session(states, cache, self.settings)] + [None] * (self.prompts - 1))
+
+    def open(self, count: int, config: ReVisiTConfig, generator: torch.Generator) -> Session:
+        """A prompt of `count` vision states, to be written to `states`."""
+        self.reserved = None
+        size = (count, self.head.width)
+        states = torch.empty(size, dtype=self.head.dtype, device=self.head.device)
+        session = Session(states, self.cache, config)
+        session.generator = generator
+        return session
+
+    def states(self, session: Session) -> Tensor:
+        """The vision states (M, d) of a prompt."""
+        return session.columns.states
+
+    def start(self, session: Session) -> None:
+        """Its vision states are there."""
+
+    def close(self, session: Session) -> None:
+        """It has ended."""
+        session.close()
+
+    def refine(self, logits: Tensor, rows: list[Session | None]) -> tuple[Tensor, Tensor]:
+        """Refined logits (rows, V) float32, none left out, and the fault of each row, as `Kernels`.
+
+        A row of which no token is possible stays as it came.
+        """
+        faults = torch.zeros(len(rows), dtype=torch.int32)
+        try:
+            refined, _ = refine(logits, rows)
+        except ValueError:
+            for row, session in enumerate(rows):
+                if session and logits[row].isnan().any():
+                    faults[row] = 1
+                elif session and logits[row].isneginf().all():
+                    faults[row] = 2
+            if not faults.any():
+                raise
+            each = zip(rows, faults.tolist(), strict=True)
+            rows = [None if fault else session for session, fault in each]
+            refined, _ = refine(logits, rows)
+        # Row by row: temporaries of all rows at once would take more memory than all else does.
+        for row, session in enumerate(rows):
+            if session:
+                one = slice(row, row + 1)
+                refined[one] = fill_left_out(refined[one], logits[one])
+        return refined, faults
