@@ -19,31 +19,31 @@ FAMILIES = ("qwen", "llava")
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
     """A folder with a tiny model, by family."""
-    import tiny_models
+    import vllm_models
 
     parent = tmp_path_factory.mktemp("models")
-    return {family: tiny_models.make(family, parent / family) for family in FAMILIES}
+    return {family: vllm_models.make(family, parent / family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")
 def references(folders):
     """What Transformers generates, by family."""
-    import tiny_models
+    import vllm_models
 
-    return {family: tiny_models.Reference(folder) for family, folder in folders.items()}
+    return {family: vllm_models.Reference(folder) for family, folder in folders.items()}
 
 
 @pytest.fixture(scope="session")
 def started(folders):
     """Starts an engine, or gives the one that was started with the same options."""
-    import engines
+    import vllm_engines
 
     running = {}
 
     def start(family, layers="last", **options):
         key = (family, str(layers), str(sorted(options.items())))
         if key not in running:
-            running[key] = engines.start(folders[family], layers, **options)
+            running[key] = vllm_engines.start(folders[family], layers, **options)
         return running[key]
 
     return start
@@ -52,7 +52,8 @@ def started(folders):
 @pytest.fixture(scope="session")
 def server(folders, tmp_path_factory):
     """The address of a server of the tiny Qwen2.5-VL, all layers, on this machine."""
-    import a_server
+    import vllm_server
 
-    with a_server.served(folders["qwen"], tmp_path_factory.mktemp("server") / "log") as address:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with vllm_server.served(folders["qwen"], log) as address:
         yield address

@@ -7,6 +7,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 from vllm import SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
@@ -14,12 +15,12 @@ from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.core.sched.scheduler import Scheduler
 
-import engines
 import revisit.vllm
+import vllm_engines as engines
 from revisit import ReVisiTConfig
 from revisit.vllm import plugin
-from revisit.vllm.admission import admit, asked_settings, check_engine
-from tiny_models import QUESTIONS, Question
+from revisit.vllm.admission import admit, asked_settings, check_engine, vision_tokens
+from vllm_models import QUESTIONS, Question
 
 REFUSED = {
     "not an object": (5, "must be an object or true, got 5"),
@@ -83,7 +84,8 @@ PLAIN = SimpleNamespace(additional_config={}, model_config=SimpleNamespace(logit
 
 def test_an_engine_that_was_not_given_the_processor_refuses_to_be_asked(started):
     config = started("qwen", "last").llm_engine.vllm_config
-    image = SimpleNamespace(modality="image")
+    place = SimpleNamespace(offset=1, length=64, is_embed=None)
+    image = SimpleNamespace(modality="image", mm_position=place)
     request = SimpleNamespace(
         sampling_params=SamplingParams(extra_args={"revisit": True}), mm_features=[image]
     )
@@ -91,6 +93,16 @@ def test_an_engine_that_was_not_given_the_processor_refuses_to_be_asked(started)
         admit(request, PLAIN)
     admit(request, config)
     assert request.sampling_params.skip_reading_prefix_cache
+    assert vision_tokens(request.sampling_params) == 64
+
+
+def test_a_prompt_that_would_never_find_room_is_refused(started):
+    config = started("qwen", "last").llm_engine.vllm_config
+    place = SimpleNamespace(offset=0, length=3 * 2**20, is_embed=None)
+    video = SimpleNamespace(modality="video", mm_position=place)
+    params = SamplingParams(extra_args={"revisit": True})
+    with pytest.raises(VLLMValidationError, match=r"has 3145728 vision tokens, .* smaller images"):
+        admit(SimpleNamespace(sampling_params=params, mm_features=[video]), config)
 
 
 @pytest.mark.parametrize("beams", [False, True])
@@ -187,6 +199,7 @@ ENGINES = {
     "prefill context parallelism": {"parallel": {"prefill_context_parallel_size": 2}},
     "a KV transfer": {"kv_transfer_config": object()},
     "LoRA adapters": {"lora_config": object()},
+    "batch-sharded sampling": {"parallel": {"enable_batch_sharded_sampling": True}},
     "an encoder-decoder": {"model": {"is_encoder_decoder": True}},
     "a model that takes no images": {"model": {"is_multimodal_model": False}},
     "sleep mode": {"model": {"enable_sleep_mode": True}},
@@ -196,6 +209,9 @@ ENGINES = {
     "has no settings ['alhpa']": {"additional_config": {"revisit": {"alhpa": 1}}},
     "has no settings ['trace']": {"additional_config": {"revisit": {"trace": True}}},
     "layers must be one of": {"additional_config": {"revisit": {"layers": "every"}}},
+    "cache_bytes=9 has room for no image: the least are 32768": {
+        "additional_config": {"revisit": {"cache_bytes": 9}}
+    },
     "layers [9] are out of range": {"additional_config": {"revisit": {"layers": [9]}}},
 }
 
@@ -204,8 +220,9 @@ ENGINES = {
 def test_an_engine_that_cannot_serve_it_is_refused(message):
     changed = ENGINES[message]
     model = {"is_encoder_decoder": False, "is_multimodal_model": True, "enable_sleep_mode": False}
-    parallel = {"pipeline_parallel_size": 1}
-    text = SimpleNamespace(num_hidden_layers=4)
+    parallel = {"pipeline_parallel_size": 1, "enable_batch_sharded_sampling": None}
+    text = SimpleNamespace(num_hidden_layers=4, hidden_size=64)
+    model["dtype"] = torch.float32
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(**parallel | changed.get("parallel", {})),
         model_config=SimpleNamespace(hf_text_config=text, **model | changed.get("model", {})),

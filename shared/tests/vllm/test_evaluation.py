@@ -7,11 +7,12 @@ from functools import partial
 import pytest
 import vllm
 from PIL import Image
+from vllm import LLM
 
 from revisit.commands import eval
 from revisit.commands.engines import requests
-from revisit.vllm import serving
-from tiny_models import DEMO, IMAGES
+from revisit.vllm import plain
+from vllm_models import DEMO, IMAGES
 
 TRAINED = DEMO / "qwen-tiny"
 COUNT = 10
@@ -40,12 +41,26 @@ def chair(photos, tmp_path):
     return run
 
 
+@pytest.fixture(scope="module")
+def engines():
+    """Engines by their options: they start once."""
+    running = {}
+
+    def start(model, **options):
+        key = (model, json.dumps(options, default=str))
+        if key not in running:
+            options |= {"enforce_eager": True, "skip_mm_profiling": True}
+            running[key] = LLM(model, **options)
+        return running[key]
+
+    return start
+
+
 @pytest.fixture
-def eager(monkeypatch):
+def eager(engines, monkeypatch):
     """vLLM as it starts fast, in this process and in little memory."""
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    quick = partial(vllm.LLM, enforce_eager=True, skip_mm_profiling=True)
-    monkeypatch.setattr(vllm, "LLM", quick)
+    monkeypatch.setattr(vllm, "LLM", engines)
 
 
 REVISIT = ("--decoder", "revisit", "--relative_top", "1e-3")
@@ -102,7 +117,7 @@ def test_a_request_that_lost_a_step_is_no_answer(
     image = sorted(folder.iterdir())[3]
     Image.open(image).resize((112, 56)).save(image)  # it alone has fewer vision tokens
     expected = chair(TRAINED, *REVISIT, "--data_path", folder, "--engine", "vllm", out="whole")
-    sizes, original = [], serving.refine
+    sizes, original = [], plain.refine
 
     def refine(scores, sessions):
         sizes[:] = sizes or {len(each.columns.states) for each in sessions if each}
@@ -111,7 +126,7 @@ def test_a_request_that_lost_a_step_is_no_answer(
             raise ValueError("it lost a step")
         return original(scores, sessions)
 
-    monkeypatch.setattr(serving, "refine", refine)
+    monkeypatch.setattr(plain, "refine", refine)
     flags = (*REVISIT, "--data_path", folder, "--engine", "vllm")
     found = chair(TRAINED, *flags, status=1)
     assert found == ({k: v for k, v in expected.items() if k != 4} if which == "one" else {})

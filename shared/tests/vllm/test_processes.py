@@ -10,20 +10,34 @@ import httpx
 import openai
 import pytest
 
-from an_engine import elsewhere
 from revisit import ReVisiTConfig
-from serve_and_fail import SEED
-from tiny_models import QUESTIONS, STEPS, mixed
+from vllm_models import QUESTIONS, STEPS, mixed
+from vllm_process import generate_elsewhere
+from vllm_server import FAILING_SEED
 
 
-@pytest.mark.parametrize("family, layers", [("qwen", "all"), ("llava", "last")])
-def test_model_runner_v2_equals_transformers(family, layers, folders, references, tmp_path):
-    asked = mixed(layers, QUESTIONS[:4])
-    expected = references[family].all(asked)
-    answers = elsewhere(folders[family], layers, tmp_path, "--v2", "--broken")
-    assert answers["runner"] == "RunnerV2"
-    assert answers["tokens"] == expected
-    fails_after_two_tokens(answers["broken"], layers, references[family])
+def test_model_runner_v2_equals_transformers(folders, references, tmp_path):
+    asked = mixed("last", QUESTIONS[:4])
+    answers = generate_elsewhere(folders["llava"], "last", tmp_path, "--v2", "--plain", "--broken")
+    assert (answers["runner"], answers["decoded by"]) == ("RunnerV2", "Plain")
+    assert answers["tokens"] == references["llava"].all(asked)
+    fails_after_two_tokens(answers["broken"], "last", references["llava"])
+
+
+def test_the_kernels_in_model_runner_v2_equal_transformers(folders, references, tmp_path):
+    """In Triton's interpreter, where a step takes a second; at last with a row that holds NaN."""
+    steps, reference = 5, references["qwen"]
+    flags = ("--v2", "--questions", "1", "--steps", str(steps), "--spoiled", "3")
+    answers = generate_elsewhere(folders["qwen"], "all", tmp_path, *flags)
+    assert (answers["runner"], answers["decoded by"]) == ("RunnerV2", "Kernels")
+    assert answers["tokens"] == reference.all(mixed("all", QUESTIONS[:1]), steps)
+    config = ReVisiTConfig(layers="all", alpha=1e-3)
+    expected = reference.all([(question, config) for question in QUESTIONS[2:4]], steps)
+    ends = [reason for _, reason, _ in answers["spoiled"]]
+    assert sorted(ends) == ["error", "length"]
+    for right, (tokens, reason, why) in zip(expected, answers["spoiled"], strict=True):
+        assert tokens == (right if reason == "length" else right[:2])
+        assert reason == "length" or "the model's logits hold NaN" in why
 
 
 def fails_after_two_tokens(broken, layers, reference):
@@ -34,11 +48,14 @@ def fails_after_two_tokens(broken, layers, reference):
     assert (plain, ended) == (reference(QUESTIONS[1], None), "length")
 
 
+NGRAMS = {"method": "ngram", "num_speculative_tokens": 3}
+
+
 def test_speculative_decoding_by_ngrams_equals_transformers(folders, references, tmp_path):
-    ngrams = {"method": "ngram", "num_speculative_tokens": 3}
     lookup = {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
-    options = json.dumps({"speculative_config": {**ngrams, **lookup}})
-    answers = elsewhere(folders["qwen"], "last", tmp_path, "--v2", "--options", options)
+    options = json.dumps({"speculative_config": {**NGRAMS, **lookup}})
+    flags = ("--v2", "--plain", "--options", options)
+    answers = generate_elsewhere(folders["qwen"], "last", tmp_path, *flags)
     assert answers["runner"] == "RunnerV2"
     assert answers["rows"] > 8  # drafts beside the tokens of eight requests
     asked = mixed("last", QUESTIONS[:4])
@@ -52,7 +69,7 @@ def test_speculative_decoding_by_ngrams_equals_transformers(folders, references,
 def test_a_compiled_model_equals_transformers(folders, references, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     options = json.dumps({"enforce_eager": False})
-    answers = elsewhere(folders["qwen"], "all", tmp_path, "--options", options)
+    answers = generate_elsewhere(folders["qwen"], "all", tmp_path, "--options", options)
     assert answers["compiled"] not in ("NONE", None)
     assert answers["tokens"] == references["qwen"].all(mixed("all", QUESTIONS[:4]))
 
@@ -61,7 +78,7 @@ def test_a_compiled_model_equals_transformers(folders, references, tmp_path, mon
 def two_ranks(folders, tmp_path_factory):
     """What two ranks of tensor parallelism generate, at last with a step that fails on one."""
     into = tmp_path_factory.mktemp("ranks")
-    return elsewhere(folders["qwen"], "all", into, "--ranks", "2", "--broken")
+    return generate_elsewhere(folders["qwen"], "all", into, "--ranks", "2", "--broken")
 
 
 def test_two_ranks_of_tensor_parallelism_equal_transformers(two_ranks, references):
@@ -176,7 +193,7 @@ def failures(server):
 def test_a_request_that_lost_a_step_is_answered_500_with_what_went_wrong(stream, server, expected):
     before = failures(server)
     config = ReVisiTConfig(layers="all", alpha=1e-3)
-    lost = {"vllm_xargs": {"revisit": json.dumps({"alpha": 1e-3, "seed": SEED})}, "n": 2}
+    lost = {"vllm_xargs": {"revisit": json.dumps({"alpha": 1e-3, "seed": FAILING_SEED})}, "n": 2}
     body = {"model": "tiny", "messages": QUESTIONS[0].chat(), "max_tokens": 4, "stream": stream}
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(ask, server, QUESTIONS[1])

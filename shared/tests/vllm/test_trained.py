@@ -1,15 +1,11 @@
 """The demo's trained models caption in vLLM as they do in Transformers, word for word."""
 
-import json
-from dataclasses import asdict
-
 import pytest
 
-import engines
-import trained_models
-from an_engine import elsewhere
+import vllm_engines as engines
+import vllm_trained as trained_models
 from revisit import ReVisiTConfig
-from trained_models import STEPS
+from vllm_trained import STEPS
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +26,7 @@ def asked(layers, images):
     return [(image, config) for image in images for config in settings]
 
 
-@pytest.mark.parametrize("layers", ["last", "all"])
-@pytest.mark.parametrize("family", ["qwen", "llava"])
+@pytest.mark.parametrize("family, layers", [("qwen", "all"), ("llava", "last")])
 def test_captions_of_trained_models_equal_those_of_transformers(family, layers, models):
     model = models[family]
     llm = engines.start(model.folder, layers, max_num_seqs=32, limit_mm_per_prompt={"image": 1})
@@ -42,17 +37,3 @@ def test_captions_of_trained_models_equal_those_of_transformers(family, layers, 
     assert all(len(tokens) < STEPS for tokens in got)  # captions that end by themselves
     changed = [got[place] != got[place - place % 5] for place in range(len(got))]
     assert 0.2 < sum(changed) / len(changed) < 0.8
-
-
-@pytest.mark.parametrize("family, layers", [("qwen", "all"), ("llava", "last")])
-def test_captions_of_trained_models_in_model_runner_v2_are_the_same(
-    family, layers, models, tmp_path
-):
-    model = models[family]
-    requests = asked(layers, trained_models.captions()[:2])
-    told = tmp_path / "asked.json"
-    shown = [(model.shown(image), config and asdict(config)) for image, config in requests]
-    told.write_text(json.dumps(shown))
-    answers = elsewhere(model.folder, layers, tmp_path, "--v2", "--trained", told)
-    assert answers["runner"] == "RunnerV2"
-    assert answers["tokens"] == [model.tokens(*each) for each in requests]

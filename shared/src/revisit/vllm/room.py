@@ -26,19 +26,22 @@ def hold_back(scheduler: Any) -> None:
         params = request.sampling_params
         return prompt_bytes(vision_tokens(params), config, settings) if asks(params) else 0
 
+    def has_room(request: Any) -> bool:
+        coming = takes(request) if request.status != RequestStatus.RUNNING else 0
+        return not coming or coming + sum(map(takes, scheduler.running)) <= settings.cache_bytes
+
     @wraps(allocate)
     def allocate_slots(request: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal warned
-        if request.status != RequestStatus.RUNNING and (coming := takes(request)):
-            if coming + sum(map(takes, scheduler.running)) > settings.cache_bytes:
-                if not warned:
-                    log.warning(
-                        "ReVisiT: requests wait until others leave room for their vision states "
-                        "in %d MiB: raise cache_bytes, or choose fewer layers",
-                        settings.cache_bytes >> 20,
-                    )
-                warned = True
-                return None  # as where the KV cache has no block
-        return allocate(request, *args, **kwargs)
+        if has_room(request):
+            return allocate(request, *args, **kwargs)
+        if not warned:
+            log.warning(
+                "ReVisiT: requests wait until others leave room for their vision states in %d MiB: "
+                "raise cache_bytes, or choose fewer layers",
+                settings.cache_bytes >> 20,
+            )
+        warned = True
+        return None  # as where the KV cache has no block
 
     manager.allocate_slots = allocate_slots

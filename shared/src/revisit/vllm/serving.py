@@ -226,7 +226,9 @@ class Serving:
             with self._losing(self.asking):
                 requests = self.runner.rows(logits.shape[0], context)
                 rows = [self._opened(request) for request in requests]
-                refining = {name for name, row in zip(requests, rows, strict=True) if row is not None}
+                refining = {
+                    name for name, row in zip(requests, rows, strict=True) if row is not None
+                }
                 if refining:
                     with self._losing(refining):
                         refined, faults = self.steps.refine(logits, rows)

@@ -158,7 +158,9 @@ class Steps:
             ValueError: there is no room.
         """
         if not 0 < count <= self.longest:
-            raise ValueError(f"a prompt has vision states, 1 to {self.longest} of them, got {count}")
+            raise ValueError(
+                f"a prompt has vision states, 1 to {self.longest} of them, got {count}"
+            )
         ring = self._ring(count, self.column_bytes if columns is None else columns)
         elements, width = self._elements(count, ring), self.head.width
         if elements > self._free() or len(self._prompts) == self._slots:

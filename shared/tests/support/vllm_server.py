@@ -1,6 +1,10 @@
-"""A server of vLLM on this machine, in processes of its own."""
+"""vLLM's server with ReVisiT, in processes of its own.
+
+As a program it is vLLM's server, in whose worker a step with a seed of `FAILING_SEED` fails.
+"""
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -10,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+FAILING_SEED = 404
 SECONDS = 240
 
 
@@ -32,12 +37,10 @@ def served(folder: Path, log: Path, layers: str = "all") -> Iterator[str]:
         "--additional-config": f'{{"revisit": {{"layers": "{layers}"}}}}',
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    program = Path(__file__).with_name("serve_and_fail.py")
     with log.open("w") as lines:
         process = subprocess.Popen(
-            [sys.executable, program, "--enforce-eager", "--skip-mm-profiling", *words],
-            env=environment,
+            [sys.executable, __file__, "--enforce-eager", "--skip-mm-profiling", *words],
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
             stdout=lines,
             stderr=subprocess.STDOUT,
         )
@@ -60,3 +63,19 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.5)
     raise AssertionError(log.read_text()[-6000:])
+
+
+if __name__ in ("__main__", "__mp_main__"):  # the server, and the processes that it starts
+    from revisit.vllm import plain
+
+    original = plain.refine
+
+    def refine(logits, sessions):
+        if any(session and session.config.seed == FAILING_SEED for session in sessions):
+            raise MemoryError("no room")
+        return original(logits, sessions)
+
+    plain.refine = refine
+
+if __name__ == "__main__":
+    runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")

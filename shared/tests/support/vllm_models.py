@@ -20,10 +20,14 @@ from revisit import ReVisiTConfig
 
 DEMO = Path(__file__).parents[3] / "prerequisites" / "demo"
 IMAGES = sorted((DEMO / "coco" / "val2014").glob("*.jpg"))
-TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json"),
+TOKENIZER = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
     "special_tokens_map.json",
-)
+]
 _QWEN = json.loads((DEMO / "qwen-tiny" / "config.json").read_text())
 VOCABULARY, IMAGE_ID, EOS = (
     _QWEN[name] for name in ("vocab_size", "image_token_id", "eos_token_id")

@@ -7,8 +7,8 @@ from typing import Any
 from vllm import LLM, SamplingParams
 
 from revisit import ReVisiTConfig
-from tiny_models import STEPS, Question
-from trained_models import Shown
+from vllm_models import STEPS, Question
+from vllm_trained import Shown
 
 OPTIONS = {
     "dtype": "float32",
@@ -35,8 +35,8 @@ def start(folder: Path, layers: str | Sequence[int] = "last", **options: Any) ->
     )
 
 
-def asking(config: ReVisiTConfig | None) -> dict[str, Any] | None:
-    """What a request says that asks for these settings."""
+def extra_args(config: ReVisiTConfig | None) -> dict[str, Any] | None:
+    """Extra arguments of a request with these settings."""
     if config is None:
         return None
     names = ("alpha", "divergence", "selection", "seed")
@@ -46,7 +46,7 @@ def asking(config: ReVisiTConfig | None) -> dict[str, Any] | None:
 def params(config: ReVisiTConfig | None, steps: int = STEPS, **settings: Any) -> SamplingParams:
     """Greedy, the same number of tokens whatever they are."""
     greedy = {"temperature": 0, "max_tokens": steps, "ignore_eos": True, **settings}
-    return SamplingParams(extra_args=asking(config), **greedy)
+    return SamplingParams(extra_args=extra_args(config), **greedy)
 
 
 def outcomes(
@@ -56,7 +56,7 @@ def outcomes(
     priority: list[int] | None = None,
     **settings: Any,
 ) -> list[tuple[list[int], str | None, Any]]:
-    """Of all requests, sent at once: new tokens, why they ended, and what is said of it."""
+    """Of all requests, sent at once: new tokens, finish_reason and stop_reason."""
     prompts = [question.for_vllm() for question, _ in asked]
     each = [params(config, steps, **settings) for _, config in asked]
     done = llm.generate(prompts, each, use_tqdm=False, priority=priority)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import revisit
 from revisit import ReVisiTConfig
-from tiny_models import DEMO, IMAGES
+from vllm_models import DEMO, IMAGES
 
 QUESTION = "Please describe this image in detail."
 VISION_TOKENS = 64  # of an image, in both models
