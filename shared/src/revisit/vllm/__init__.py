@@ -2,14 +2,16 @@
 
 vLLM gives a logits processor neither the model nor its hidden states. So three things meet here:
 
-    plugin.py      what vLLM loads in each of its processes: it lets in requests, and joins a worker
+    plugin.py      what vLLM loads in each of its processes, and what that wraps (wrapping.py)
     admission.py   the settings of engine and request, and what is refused, with HTTP 400
+    room.py        in the scheduler: requests wait for room in the engine's memory (memory.py)
+    join.py        in a worker: its model runner calls `Serving` around each pass
     processor.py   the logits processor that vLLM is given
-    serving.py     the sessions of a worker's requests, from the first chunk of a prompt to its end
-    memory.py      where they are kept, as vLLM's profiling sees it
-    failure.py     how a request ends of which a step went wrong
-    runner_v1.py, runner_v2.py   what vLLM's two model runners tell of a pass, behind one face
+    serving.py     a worker's requests, from the first chunk of a prompt to their end
+    plain.py, kernels.py         their steps, in plain PyTorch or in the kernels of a GPU
+    runner_v1.py, runner_v2.py   what is read of a pass of vLLM's two model runners (span.py)
     head.py        the LM head as vLLM holds it
+    failure.py     how a request ends of which a step went wrong
 """
 
 from typing import TYPE_CHECKING, Any

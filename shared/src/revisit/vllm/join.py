@@ -7,7 +7,8 @@ from revisit.vllm.admission import check_engine
 from revisit.vllm.failure import marked
 from revisit.vllm.memory import leave_room
 from revisit.vllm.processor import ReVisiT
-from revisit.vllm.runner import reader
+from revisit.vllm.runner_v1 import RunnerV1
+from revisit.vllm.runner_v2 import RunnerV2
 from revisit.vllm.serving import Serving
 
 
@@ -18,7 +19,8 @@ def join(worker: Any) -> None:
         ValueError: the model cannot be served with ReVisiT.
     """
     config, runner = worker.vllm_config, worker.model_runner
-    serving = Serving(reader(runner, config.use_v2_model_runner), check_engine(config))
+    reader = RunnerV2(runner) if config.use_v2_model_runner else RunnerV1(runner)
+    serving = Serving(reader, check_engine(config))
     for processor in serving.runner.processors():
         if isinstance(processor, ReVisiT):
             processor.serving = serving

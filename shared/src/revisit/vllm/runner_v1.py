@@ -9,7 +9,7 @@ from revisit.vllm.span import Span
 
 
 class RunnerV1:
-    """Reads a `GPUModelRunner`, or of what is derived from it."""
+    """Reads a `GPUModelRunner`, or a class derived from it. Nothing here waits for a GPU."""
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner

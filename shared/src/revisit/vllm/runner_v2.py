@@ -10,7 +10,7 @@ from revisit.vllm.span import Span
 
 
 class RunnerV2:
-    """Reads a `GPUModelRunner`, or of what is derived from it."""
+    """Reads a `GPUModelRunner`, or a class derived from it. Nothing here waits for a GPU."""
 
     def __init__(self, runner: Any) -> None:
         self.runner = runner

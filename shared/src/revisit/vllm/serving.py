@@ -9,9 +9,9 @@ import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from torch import Generator, Tensor
+from torch import Tensor
 
 from revisit.config import ReVisiTConfig
 from revisit.core.kernels import available
@@ -22,28 +22,14 @@ from revisit.vllm.failure import Faults, agreed
 from revisit.vllm.head import check_head, is_tied, lm_head
 from revisit.vllm.memory import longest_prompt, put
 from revisit.vllm.plain import Plain
-from revisit.vllm.runner import Runner
+from revisit.vllm.runner_v1 import RunnerV1
+from revisit.vllm.runner_v2 import RunnerV2
 from revisit.vllm.span import Span
 
+if TYPE_CHECKING:  # it imports Triton
+    from revisit.vllm.kernels import Kernels
+
 log = logging.getLogger("vllm.revisit")
-
-
-class Steps(Protocol):
-    """One of `Plain` and `Kernels`, which say what these do."""
-
-    bytes: int
-
-    def rehearse(self) -> None: ...
-
-    def open(self, count: int, config: ReVisiTConfig, generator: Generator) -> Any: ...
-
-    def states(self, opened: Any) -> Tensor: ...
-
-    def start(self, opened: Any) -> None: ...
-
-    def close(self, opened: Any) -> None: ...
-
-    def refine(self, logits: Tensor, rows: list[Any]) -> tuple[Tensor, Tensor]: ...
 
 
 class Prompt:
@@ -56,7 +42,9 @@ class Prompt:
             which all that was read is given up.
     """
 
-    def __init__(self, config: ReVisiTConfig, positions: list[int], steps: Steps) -> None:
+    def __init__(
+        self, config: ReVisiTConfig, positions: list[int], steps: "Plain | Kernels"
+    ) -> None:
         self.config = config
         self.positions = positions
         self.steps = steps
@@ -119,7 +107,7 @@ class Serving:
         ValueError: the model's LM head or inner layers cannot be read.
     """
 
-    def __init__(self, runner: Runner, config: ReVisiTConfig) -> None:
+    def __init__(self, runner: RunnerV1 | RunnerV2, config: ReVisiTConfig) -> None:
         model = runner.runner.get_model()
         self.runner = runner
         self.config = config
@@ -138,10 +126,10 @@ class Serving:
         self.lost: dict[str, str] = {}
         self.faults: Faults = []
 
-    def _steps(self) -> Steps:
+    def _steps(self) -> "Plain | Kernels":
         config = self.runner.runner.vllm_config
         prompts, longest = config.scheduler_config.max_num_seqs, longest_prompt(config, self.config)
-        steps: Steps
+        steps: Plain | Kernels
         if available(self.head):
             from revisit.vllm.kernels import Kernels
 
