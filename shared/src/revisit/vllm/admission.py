@@ -33,7 +33,7 @@ _MODALITIES = ("image", "video")
 
 
 def check_release() -> None:
-    """Raise RuntimeError where vLLM is another release than those that were tested."""
+    """Raise RuntimeError where vLLM is a release that was not tested."""
     import vllm
 
     if vllm.__version__.partition("+")[0] not in RELEASES:
@@ -171,7 +171,7 @@ def check_settings(extra: Any, vllm_config: Any) -> ReVisiTConfig | None:
 def check_http(request: Any, vllm_config: Any) -> None:
     """`check_settings` for a request over HTTP, before its prompt is looked at.
 
-    vLLM's beam search asks for one token at a time, with sampling parameters of its own.
+    vLLM's beam search asks for one token at a time, with other sampling parameters.
 
     Raises:
         VLLMValidationError: the same, or it asks for beam search too.

@@ -2,7 +2,7 @@
 
 worker      `agreed`: the ranks decide together; `marked`: what they decided goes with the output
 scheduler   `finish`: ends those requests with vLLM's finish reason "error", which it counts
-front end   `as_error`: who waits for the answer is told why, over HTTP with status 500
+front end   `as_error`: who waits for the answer gets an error, over HTTP with status 500
 """
 
 from collections.abc import Mapping

@@ -89,19 +89,18 @@ def check_head(head: LMHead, model: Any) -> None:
     directions = torch.randn((len(_SIZES), head.width), generator=generator)
     states = directions * torch.tensor(_SIZES).unsqueeze(1)
     states = states.to(head.device, head.dtype)
-    own = model.compute_logits(states)
-    if own is None:  # the first of the ranks has them, and checks
+    logits = model.compute_logits(states)
+    if logits is None:  # the first of the ranks has them, and checks
         return
-    words = torch.arange(head.size, device=head.device)
-    found = head.project(words, states).T.float()
-    own = own.float()
-    if own.shape == found.shape:
-        error = float(((found - own).abs().amax(1) / own.abs().amax(1).clamp(min=1e-6)).max())
-        if error <= _ROUNDING.get(head.dtype, _HALF_ROUNDING):
+    tokens = torch.arange(head.size, device=head.device)
+    products, logits = head.project(tokens, states).T.float(), logits.float()
+    if logits.shape == products.shape:
+        differences = (products - logits).abs().amax(1) / logits.abs().amax(1).clamp(min=1e-6)
+        if (error := float(differences.max())) <= _ROUNDING.get(head.dtype, _HALF_ROUNDING):
             return
         how = f"off by {error:.1%}"
     else:
-        how = f"of shape {tuple(own.shape)}, not {tuple(found.shape)}"
+        how = f"of shape {tuple(logits.shape)}, not {tuple(products.shape)}"
     raise ValueError(
         f"the logits of {type(model).__name__} are not its LM head's product with a hidden state, "
         f"scaled or capped as its logits processor says ({how}): ReVisiT cannot project vision "

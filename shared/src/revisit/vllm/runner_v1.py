@@ -44,4 +44,4 @@ class RunnerV1:
 
     def rows(self, count: int, context: Any) -> list[str]:
         """The request of each of `count` rows of logits."""
-        return list(self.runner.input_batch.req_ids)  # vLLM changes its own
+        return list(self.runner.input_batch.req_ids)  # vLLM changes its list

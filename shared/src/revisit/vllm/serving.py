@@ -26,8 +26,10 @@ from revisit.vllm.runner_v1 import RunnerV1
 from revisit.vllm.runner_v2 import RunnerV2
 from revisit.vllm.span import Span
 
-if TYPE_CHECKING:  # it imports Triton
-    from revisit.vllm.kernels import Kernels
+if TYPE_CHECKING:
+    from revisit.vllm import kernels  # it imports Triton
+
+    Steps = Plain | kernels.Kernels
 
 log = logging.getLogger("vllm.revisit")
 
@@ -38,13 +40,11 @@ class Prompt:
     Attributes:
         positions: of its N vision tokens, ascending.
         read: how many of them were read, from the first on.
-        opened: what `steps` calls it; None before the first is read, and after a preemption, by
-            which all that was read is given up.
+        opened: what `steps` calls it; None before the first is read, and after a preemption,
+            which gives up what was read.
     """
 
-    def __init__(
-        self, config: ReVisiTConfig, positions: list[int], steps: "Plain | Kernels"
-    ) -> None:
+    def __init__(self, config: ReVisiTConfig, positions: list[int], steps: "Steps") -> None:
         self.config = config
         self.positions = positions
         self.steps = steps
@@ -58,7 +58,7 @@ class Prompt:
         return self.read == len(self.positions)
 
     def record(self, span: Span, layers: list[Tensor]) -> None:
-        """Keep the hidden states of those vision tokens that a pass has computed.
+        """Keep the hidden states of the vision tokens that a pass has computed.
 
         Args:
             layers: J of (tokens, d), of all requests in the pass.
@@ -126,10 +126,10 @@ class Serving:
         self.lost: dict[str, str] = {}
         self.faults: Faults = []
 
-    def _steps(self) -> "Plain | Kernels":
+    def _steps(self) -> "Steps":
         config = self.runner.runner.vllm_config
         prompts, longest = config.scheduler_config.max_num_seqs, longest_prompt(config, self.config)
-        steps: Plain | Kernels
+        steps: Steps
         if available(self.head):
             from revisit.vllm.kernels import Kernels
 
