@@ -19,7 +19,7 @@ import revisit.vllm
 import vllm_engines as engines
 from revisit import ReVisiTConfig
 from revisit.vllm import plugin
-from revisit.vllm.admission import admit, asked_settings, check_engine, vision_tokens
+from revisit.vllm.admission import admit, admitted_bytes, asked_settings, check_engine
 from vllm_models import QUESTIONS, Question
 
 REFUSED = {
@@ -93,7 +93,7 @@ def test_an_engine_that_was_not_given_the_processor_refuses_to_be_asked(started)
         admit(request, PLAIN)
     admit(request, config)
     assert request.sampling_params.skip_reading_prefix_cache
-    assert vision_tokens(request.sampling_params) == 64
+    assert admitted_bytes(request.sampling_params) == 64 * 2 * 64 * 4
 
 
 def test_a_prompt_that_would_never_find_room_is_refused(started):

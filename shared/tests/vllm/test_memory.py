@@ -4,7 +4,6 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-import torch
 from vllm import SamplingParams
 from vllm.v1.request import RequestStatus
 
@@ -60,19 +59,16 @@ class Manager:
 
 
 def test_running_requests_get_blocks_and_waiting_ones_where_others_leave_room():
-    text = SimpleNamespace(num_hidden_layers=4, hidden_size=64)
+    settings = {"cache_bytes": 5 * IMAGE // 2}
     scheduler = SimpleNamespace(
-        vllm_config=SimpleNamespace(
-            model_config=SimpleNamespace(hf_text_config=text, dtype=torch.float32),
-            additional_config={"revisit": {"layers": "all", "cache_bytes": 5 * IMAGE // 2}},
-        ),
+        vllm_config=SimpleNamespace(additional_config={"revisit": settings}),
         kv_cache_manager=Manager(),
         running=[],
     )
     hold_back(scheduler)
 
     def allocate(images, status):
-        extra = {"revisit": {"vision_tokens": 64 * images}} if images else {}
+        extra = {"revisit": {"prompt_bytes": images * IMAGE}} if images else {}
         request = SimpleNamespace(sampling_params=SamplingParams(extra_args=extra), status=status)
         blocks = scheduler.kv_cache_manager.allocate_slots(request)
         if blocks and status != RequestStatus.RUNNING:

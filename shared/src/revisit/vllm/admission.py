@@ -17,8 +17,8 @@ RELEASES = ("0.32.0", "0.33.0")
 # What requests keep together, where `cache_bytes` is not named.
 _BYTES = 2**30
 
-# What `admit` adds to the settings of a request: how many vision tokens its prompt has.
-_TOKENS = "vision_tokens"
+# What `admit` adds to the settings of a request: the memory that its prompt takes.
+_PROMPT_BYTES = "prompt_bytes"
 
 # A request shares the engine's forward pass and memory, and there is no way back for a trace.
 _OF_ENGINE = ("layers", "cache_bytes")
@@ -193,19 +193,20 @@ def admit(request: Any, vllm_config: Any) -> None:
     settings = check_settings(params.extra_args, vllm_config)
     left = {name: value for name, value in params.extra_args.items() if name != KEY}
     if settings is not None:
-        tokens = len(vision_positions(request.mm_features))
-        _check_prompt(request, tokens, settings, vllm_config)
-        if tokens:
+        taken = _check_prompt(request, settings, vllm_config)
+        if taken:
             named = {name: getattr(settings, name) for name in _OF_REQUEST}
-            left[KEY] = {**named, _TOKENS: tokens}
+            left[KEY] = {**named, _PROMPT_BYTES: taken}
             # Of what a prefix cache serves nobody would see the hidden states.
             params.skip_reading_prefix_cache = True
     params.extra_args = left
 
 
-def _check_prompt(request: Any, tokens: int, settings: ReVisiTConfig, vllm_config: Any) -> None:
+def _check_prompt(request: Any, settings: ReVisiTConfig, vllm_config: Any) -> int:
+    """Bytes that a prompt takes with its vision tokens; 0 where it has none and none is needed."""
     if getattr(request, "resumable", False):
         raise _refusal("a prompt that is streamed in is not supported: send it whole")
+    tokens = len(vision_positions(request.mm_features))
     if not tokens and settings.no_vision == "error":
         raise _refusal(
             "the prompt has no image or video to revisit: give it one, or ask for plain decoding "
@@ -217,6 +218,7 @@ def _check_prompt(request: Any, tokens: int, settings: ReVisiTConfig, vllm_confi
             f"has cache_bytes={settings.cache_bytes} for all requests: send smaller images, or "
             "start it with more or with fewer layers"
         )
+    return needed
 
 
 def admitted_settings(params: Any, engine: ReVisiTConfig) -> ReVisiTConfig:
@@ -225,10 +227,10 @@ def admitted_settings(params: Any, engine: ReVisiTConfig) -> ReVisiTConfig:
     return replace(engine, **{name: admitted[name] for name in _OF_REQUEST})
 
 
-def vision_tokens(params: Any) -> int:
-    """How many vision tokens `admit` counted for the request of these sampling parameters."""
-    count: int = params.extra_args[KEY][_TOKENS]
-    return count
+def admitted_bytes(params: Any) -> int:
+    """Bytes that the prompt of a request takes; 0 for one that does not ask for ReVisiT."""
+    size: int = params.extra_args[KEY][_PROMPT_BYTES] if asks(params) else 0
+    return size
 
 
 def vision_positions(features: Any) -> list[int]:

@@ -8,8 +8,7 @@ import logging
 from functools import wraps
 from typing import Any
 
-from revisit.vllm.admission import asks, engine_settings, vision_tokens
-from revisit.vllm.memory import prompt_bytes
+from revisit.vllm.admission import admitted_bytes, engine_settings
 
 log = logging.getLogger("vllm.revisit")
 
@@ -18,17 +17,16 @@ def hold_back(scheduler: Any) -> None:
     """Let a scheduler of vLLM count the memory of requests with ReVisiT."""
     from vllm.v1.request import RequestStatus
 
-    config, manager = scheduler.vllm_config, scheduler.kv_cache_manager
-    settings, allocate = engine_settings(config), manager.allocate_slots
+    manager, allocate = scheduler.kv_cache_manager, scheduler.kv_cache_manager.allocate_slots
+    room = engine_settings(scheduler.vllm_config).cache_bytes
     warned = False
 
-    def takes(request: Any) -> int:
-        params = request.sampling_params
-        return prompt_bytes(vision_tokens(params), config, settings) if asks(params) else 0
-
     def has_room(request: Any) -> bool:
-        coming = takes(request) if request.status != RequestStatus.RUNNING else 0
-        return not coming or coming + sum(map(takes, scheduler.running)) <= settings.cache_bytes
+        running = request.status == RequestStatus.RUNNING
+        if running or not (coming := admitted_bytes(request.sampling_params)):
+            return True
+        taken = sum(admitted_bytes(other.sampling_params) for other in scheduler.running)
+        return bool(coming + taken <= room)
 
     @wraps(allocate)
     def allocate_slots(request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -39,7 +37,7 @@ def hold_back(scheduler: Any) -> None:
             log.warning(
                 "ReVisiT: requests wait until others leave room for their vision states in %d MiB: "
                 "raise cache_bytes, or choose fewer layers",
-                settings.cache_bytes >> 20,
+                room >> 20,
             )
         warned = True
         return None  # as where the KV cache has no block

@@ -48,13 +48,11 @@ class RunnerV2:
     def rows(self, count: int, context: Any) -> list[str]:
         """The request of each of `count` rows of logits: several of one beside its draft tokens."""
         slots = context.idx_mapping_np.tolist()
-        if len(slots) != count:
-            if self.runner.adaptive_verification is not None:  # decides on the GPU how many
-                slots = context.expanded_idx_mapping.tolist()
-            else:
-                batch = self.batch
-                counts = np.diff(batch.cu_num_logits_np).tolist()
-                of = dict(zip(batch.idx_mapping_np.tolist(), counts, strict=True))
-                slots = [slot for slot in slots for _ in range(of[slot])]
+        if len(slots) != count and getattr(self.runner, "adaptive_verification", None):
+            slots = context.expanded_idx_mapping.tolist()  # the GPU alone knows how many
+        elif len(slots) != count:
+            counts = np.diff(self.batch.cu_num_logits_np).tolist()
+            rows = dict(zip(self.batch.idx_mapping_np.tolist(), counts, strict=True))
+            slots = [slot for slot in slots for _ in range(rows[slot])]
         names = self.runner.req_states.index_to_req_id
         return [names[slot] for slot in slots]
