@@ -1,12 +1,15 @@
 """Other decoders than ReVisiT on LLaVA-1.5, against whole passes without caches."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 
 import revisit
 from llava import IMAGE_TOKEN_INDEX, pad_prompts
 from revisit import RITUALConfig
-from whole_passes import ASKED, CONFIGS, expected, formula, premature, with_noise
+from whole_passes import ASKED, CONFIGS, added, expected, formula, premature, steered, with_noise
 
 IMAGE = IMAGE_TOKEN_INDEX
 PROMPTS = [
@@ -62,8 +65,20 @@ def reference(model, name, prompt, images, **settings):
         output = model(ids, images=given, use_cache=False, output_hidden_states=True)
         return output.logits[0, -1].double(), output.hidden_states
 
+    layers, nothing = model.model.layers, torch.zeros(0, dtype=torch.long)
+    text = [word for word in prompt if word != IMAGE]
+    steering = nullcontext
+    if name == "VISTA" and len(images):
+        directions = added(
+            layers,
+            lambda: whole(prompt, nothing, images),
+            lambda: whole(text, nothing, images[:0]),
+        )
+        steering = partial(steered, layers, directions)
+
     def decide(tokens):
-        logits, states = whole(prompt, tokens, images)
+        with steering():
+            logits, states = whole(prompt, tokens, images)
         if name == "VCD":
             noisy = [with_noise(image) for image in images]
             second, _ = whole(prompt, tokens, torch.stack(noisy) if noisy else images)
@@ -78,8 +93,13 @@ def reference(model, name, prompt, images, **settings):
             layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
             normed = [model.model.norm(states[k][0, -1]).double() for k in layers]
             second = torch.stack([model.lm_head.weight.double() @ state for state in normed])
+        elif name == "VISTA":
+            count = model.config.num_hidden_layers
+            inner = states[min(round(26 / 32 * count), count - 1) : count]
+            weight = model.lm_head.weight.double()
+            second = torch.stack([weight @ state[0, -1].double() for state in inner])
         elif name == "M3ID":
-            second, _ = whole([word for word in prompt if word != IMAGE], tokens, images[:0])
+            second, _ = whole(text, tokens, images[:0])
         else:
             weight = model.lm_head.weight.double()
             layers = range(0, max(1, model.config.num_hidden_layers // 2), 2)

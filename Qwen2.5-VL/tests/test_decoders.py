@@ -1,11 +1,14 @@
 """Other decoders than ReVisiT on Qwen2.5-VL, against whole passes without caches."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 
 import revisit
 from prompts import BOTH, END, FILM, IMAGE, NOTHING, ONE, PAD, START, THREE, VIDEO, batch
-from whole_passes import ASKED, CONFIGS, expected, formula, premature, with_noise
+from whole_passes import ASKED, CONFIGS, added, expected, formula, premature, steered, with_noise
 
 PROMPTS = [NOTHING, ONE, THREE, FILM, BOTH]
 BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
@@ -62,8 +65,16 @@ def reference(model, name, prompt, **settings):
         output = model(**given, use_cache=False, output_hidden_states=True)
         return output.logits[0, -1].double(), output.hidden_states
 
+    layers, nothing = model.model.layers, torch.zeros(0, dtype=torch.long)
+    text = [word for word in prompt[0] if word not in (IMAGE, VIDEO, START, END)]
+    steering = nullcontext
+    if name == "VISTA" and text != prompt[0]:
+        directions = added(layers, lambda: whole(nothing), lambda: whole(nothing, words=text))
+        steering = partial(steered, layers, directions)
+
     def decide(tokens):
-        logits, states = whole(tokens)
+        with steering():
+            logits, states = whole(tokens)
         if name == "VCD":
             second, _ = whole(tokens, **noisy(inputs))
         elif name == "RITUAL":
@@ -76,9 +87,13 @@ def reference(model, name, prompt, **settings):
             layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
             normed = [model.model.norm(states[k][0, -1]).double() for k in layers]
             second = torch.stack([model.lm_head.weight.double() @ state for state in normed])
+        elif name == "VISTA":
+            count = model.config.num_hidden_layers
+            inner = states[min(round(26 / 32 * count), count - 1) : count]
+            weight = model.lm_head.weight.double()
+            second = torch.stack([weight @ state[0, -1].double() for state in inner])
         elif name == "M3ID":
-            gone = (IMAGE, VIDEO, START, END)
-            second, _ = whole(tokens, words=[word for word in prompt[0] if word not in gone])
+            second, _ = whole(tokens, words=text)
         else:
             weight = model.lm_head.weight.double()
             layers = range(0, model.config.num_hidden_layers // 2, 2)

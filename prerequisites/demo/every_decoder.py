@@ -43,6 +43,7 @@ NAMES = {
     "code": "CODE",
     "icd": "ICD",
     "deco": "DeCo",
+    "vista": "VISTA",
 }
 ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 LAYERS = ("last", "all", "low", "high")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from revisit.config import ReVisiTConfig as ReVisiTConfig
     from revisit.config import RITUALConfig as RITUALConfig
     from revisit.config import VCDConfig as VCDConfig
+    from revisit.config import VISTAConfig as VISTAConfig
     from revisit.core.head import LMHead as LMHead
     from revisit.transformers.enable import attach as attach
     from revisit.transformers.enable import disable as disable
@@ -31,6 +32,7 @@ __all__ = [
     "ReVisiTConfig",
     "ReVisiTLogitsProcessor",
     "VCDConfig",
+    "VISTAConfig",
     "attach",
     "disable",
     "enable",
@@ -48,6 +50,7 @@ _HOME = {
     "ReVisiTConfig": "revisit.config",
     "ReVisiTLogitsProcessor": "revisit.transformers.processor",
     "VCDConfig": "revisit.config",
+    "VISTAConfig": "revisit.config",
     "attach": "revisit.transformers.enable",
     "disable": "revisit.transformers.enable",
     "enable": "revisit.transformers.enable",

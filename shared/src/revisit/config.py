@@ -253,8 +253,39 @@ class DeCoConfig:
         object.__setattr__(self, "layers", _layers(self.layers, get_args(PublishedLayers)))
 
 
+@dataclass(frozen=True)
+class VISTAConfig:
+    """How VISTA decodes (`revisit.decoders.vista` has its formulas).
+
+    Args:
+        weight: in [0, 1], the share of the logits of inner layers; 0 is none.
+        layers: indices of hidden states below the last one, or "published": 26 to 31 of 32 layers,
+            scaled to the model's own number.
+        steering: >= 0, how far each layer is turned towards what the image adds; 0 is not at all.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    weight: float = 0.3
+    layers: PublishedLayers | Sequence[int] = "published"
+    steering: float = 0.17
+
+    def __post_init__(self) -> None:
+        _check_share("weight", self.weight)
+        object.__setattr__(self, "layers", _layers(self.layers, get_args(PublishedLayers)))
+        _check_weight("steering", self.steering)
+
+
 OtherConfig = (
-    VCDConfig | RITUALConfig | M3IDConfig | DoLaConfig | CODEConfig | ICDConfig | DeCoConfig
+    VCDConfig
+    | RITUALConfig
+    | M3IDConfig
+    | DoLaConfig
+    | CODEConfig
+    | ICDConfig
+    | DeCoConfig
+    | VISTAConfig
 )
 DecoderConfig = ReVisiTConfig | OtherConfig
 
@@ -266,6 +297,7 @@ OTHERS: dict[str, type[OtherConfig]] = {
     "code": CODEConfig,
     "icd": ICDConfig,
     "deco": DeCoConfig,
+    "vista": VISTAConfig,
 }
 """The decoders beside ReVisiT, as flags name them, and their settings."""
 

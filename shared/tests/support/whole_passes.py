@@ -1,6 +1,7 @@
 """Decoders by whole passes: two forward passes a step over all tokens so far, without caches."""
 
 import math
+from contextlib import contextmanager
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
@@ -13,6 +14,7 @@ from revisit import (
     M3IDConfig,
     RITUALConfig,
     VCDConfig,
+    VISTAConfig,
 )
 
 SHARE = 0.02
@@ -24,6 +26,7 @@ CONFIGS = {
     "CODE": CODEConfig(k=2.0),
     "ICD": ICDConfig(beta=SHARE),
     "DeCo": DeCoConfig(top_p=0.98, top_k=40),
+    "VISTA": VISTAConfig(steering=0.4),
 }
 SUPPRESSED = [0, 1, 2]  # so that no sequence ends
 ASKED = {"max_new_tokens": 5, "suppress_tokens": SUPPRESSED}
@@ -66,7 +69,7 @@ def expected(decide, vocabulary, **settings):
 def formula(name, logits, second, step):
     """The decoder's scores in float64, from both streams' logits (V,).
 
-    DoLa's second ones are those of one layer, DeCo's (J, V) those of several.
+    DoLa's second ones are those of one layer, DeCo's and VISTA's (J, V) those of several.
     """
     share = SHARE
     if name in ("VCD", "ICD"):
@@ -82,6 +85,8 @@ def formula(name, logits, second, step):
         decided = (2 - share) * logits - (1 - share) * second
     elif name == "DeCo":
         return corrected(logits, second)
+    elif name == "VISTA":
+        return 0.7 * logits + 0.3 * second.mean(0)
     else:
         decided = logits.log_softmax(0) - second.log_softmax(0)
     return decided.masked_fill(logits.softmax(0) < share * logits.softmax(0).max(), -math.inf)
@@ -120,3 +125,47 @@ def with_noise(image):
     share = 0.7447987
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     return math.sqrt(share) * image + math.sqrt(1 - share) * noise
+
+
+@contextmanager
+def steered(layers, directions):
+    """VISTA's passes: each layer's MLP is turned towards its direction (d), in float64."""
+
+    def turn(direction, output):
+        x, v = output.double(), direction.double()
+        pull = 0.4 * (1 + (-(x @ v) / x.norm(dim=-1) / v.norm()).clamp(min=0)).unsqueeze(-1)
+        turned = x / x.norm(dim=-1, keepdim=True) + pull * v / v.norm()
+        length = x.norm(dim=-1, keepdim=True) / turned.norm(dim=-1, keepdim=True)
+        return (length * turned).to(output.dtype)
+
+    hooks = [
+        layer.mlp.register_forward_hook(lambda _m, _a, output, v=direction: turn(v, output))
+        for layer, direction in zip(layers, directions, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def added(layers, seeing, blind):
+    """VISTA's directions (layers, d), from a pass with the image and one without it."""
+    difference = last_outputs(layers, seeing) - last_outputs(layers, blind)
+    difference[0, 0] += 1
+    return difference
+
+
+def last_outputs(layers, run):
+    """The layers' outputs (layers, d) at the last position of the pass that `run` makes."""
+    found = []
+
+    def keep(_layer, _args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        found.append(hidden[0, -1].double())
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)

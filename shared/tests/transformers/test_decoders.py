@@ -8,6 +8,7 @@ import copy
 import math
 import threading
 import time
+from contextlib import nullcontext
 from functools import cache, partial
 from itertools import chain
 
@@ -30,6 +31,7 @@ from revisit import (
     ReVisiTConfig,
     RITUALConfig,
     VCDConfig,
+    VISTAConfig,
 )
 from revisit.core.head import LMHead
 from revisit.transformers.layer_logits import _layer_logits
@@ -122,6 +124,7 @@ class Reference(LogitsProcessor):
         self.name = name
         self.inputs = inputs
         self.length = inputs["input_ids"].shape[1]
+        self.directions = None  # VISTA's
 
     def whole(self, tokens, inputs=None):
         """float64 logits (V,) after the prompt and `tokens`, and hidden states of the last one."""
@@ -148,10 +151,24 @@ class Reference(LogitsProcessor):
             if hasattr(part, "rope_deltas"):
                 part.rope_deltas = None
 
+    def steering(self):
+        """What VISTA does in each pass; nothing where there is no image."""
+        if self.name != "VISTA" or IMAGE not in self.inputs["input_ids"]:
+            return nullcontext()
+        layers, nothing = text_decoder(self.model).layers, torch.zeros(0, dtype=torch.long)
+        if self.directions is None:
+            self.directions = whole_passes.added(
+                layers,
+                lambda: self.whole(nothing),
+                lambda: self.whole(nothing, self.without_images()),
+            )
+        return whole_passes.steered(layers, self.directions)
+
     def row(self, tokens):
-        logits, states = self.whole(tokens)
+        with self.steering():
+            logits, states = self.whole(tokens)
         name = self.name.split(",")[0]
-        if name in ("DoLa", "DeCo"):
+        if name in ("DoLa", "DeCo", "VISTA"):
             other = self.layer_logits(name, logits, states)
         elif name == "M3ID":
             other, _ = self.whole(tokens, self.without_images())
@@ -175,6 +192,9 @@ class Reference(LogitsProcessor):
             with torch.no_grad():
                 normed = [decoder.module.norm(states[layer]) for layer in layers]
             return torch.stack([weight @ state.double() for state in normed])
+        if name == "VISTA":
+            layers = range(min(round(26 / 32 * count), count - 1), count)
+            return torch.stack([weight @ states[layer].double() for layer in layers])
         start = 2 if is_tied(self.model) else 0
         low = range(start, count // 2 + (start == 2), 2)
         layers = range(count // 2, count, 2) if self.name == "DoLa, high" else low
@@ -322,6 +342,7 @@ OFF = {
     "CODE": CODEConfig(k=0),
     "ICD": ICDConfig(alpha=0, beta=SHARE),
     "DeCo": DeCoConfig(alpha=0),
+    "VISTA": VISTAConfig(weight=0, steering=0),
 }
 
 

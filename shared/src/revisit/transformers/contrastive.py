@@ -150,7 +150,7 @@ class M3IDLogitsProcessor(SecondStreamLogitsProcessor):
         vision_mask: Tensor | None,
         second_inputs: Mapping[str, Any] | None,
     ) -> SecondStream:
-        return _without_images(self, inputs, vision_mask, second_inputs)
+        return text_only_stream(self, inputs, vision_mask, second_inputs)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return m3id.combine(logits, second, step, self.config.gamma, self.config.beta)
@@ -286,7 +286,7 @@ def _with_second_images(
     return OtherImages(processor.model, inputs, images, processor.name)
 
 
-def _without_images(
+def text_only_stream(
     processor: DecoderLogitsProcessor,
     inputs: Mapping[str, Any],
     vision_mask: Tensor | None,

@@ -22,6 +22,7 @@ from revisit.config import (
     ReVisiTConfig,
     RITUALConfig,
     VCDConfig,
+    VISTAConfig,
 )
 from revisit.core.head import LMHead
 from revisit.transformers.blocks import changes, close_block, open_block
@@ -42,6 +43,7 @@ from revisit.transformers.layer_logits import DeCoLogitsProcessor, DoLaLogitsPro
 from revisit.transformers.model_parts import Model
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.refusals import refuse_open_batching
+from revisit.transformers.steering import VISTALogitsProcessor
 
 _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     ReVisiTConfig: ReVisiTLogitsProcessor,
@@ -52,6 +54,7 @@ _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     CODEConfig: CODELogitsProcessor,
     ICDConfig: ICDLogitsProcessor,
     DeCoConfig: DeCoLogitsProcessor,
+    VISTAConfig: VISTALogitsProcessor,
 }
 
 

@@ -81,7 +81,7 @@ class DeCoLogitsProcessor(LayerLogitsProcessor):
     config: DeCoConfig
 
     def chosen_layers(self) -> tuple[int, ...]:
-        return _below_last(self.config.layers, deco.LAYERS, self.decoder.depth, self.name)
+        return below_last(self.config.layers, deco.LAYERS, self.decoder.depth, self.name)
 
     def norm(self) -> nn.Module:
         return final_norm(self.decoder, self.name)
@@ -198,7 +198,7 @@ class LayerLogitsGeneration(Generation):
                 self.logits = logits[:, -1].detach().to(self._precision)
 
 
-def _below_last(
+def below_last(
     layers: str | Sequence[int], published: range, count: int, name: str
 ) -> tuple[int, ...]:
     """The hidden states that a decoder's settings name, all below the last one, n = `count`."""
