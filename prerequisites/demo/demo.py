@@ -117,7 +117,7 @@ def report(rows: list[list[str]], images: int) -> str:
     return (
         f"{markdown(HEADER, rows)}\n\n"
         f"{images} held-out drawn scenes in `prerequisites/demo/coco`, two tiny models of 1.6 and "
-        "1.3 million parameters, trained for this demo; `revisit-chair --lemmatizer noun`. "
+        "1.3 million parameters, trained for this demo; `revisit score chair --lemmatizer noun`. "
         "Percent, Len in words; *twice*: captions that name an object twice; seconds on one thread "
         "each. Differences to greedy decoding with their 95% paired bootstrap interval over "
         f"images. The chosen setting was chosen on other scenes ({choices}): {rules}. *Published* "

@@ -1,7 +1,7 @@
 """Every decoder, and ReVisiT by other settings than the chosen one: two tables from one run.
 
 `nox -s demo -- --decoder all`. Each captions the demo's images through the evaluation script that
-users run on COCO; what is told of it is what `revisit-compare` tells.
+users run on COCO; what is told of it is what `revisit compare` tells.
 """
 
 from __future__ import annotations
@@ -221,10 +221,11 @@ def report(out: Path, images: int) -> str:
         f"{selections(ablated)}\n\n"
         "## What the numbers are\n\n"
         f"{images} held-out drawn scenes in `prerequisites/demo/coco`, at most {LONGEST} tokens a "
-        "caption; `revisit-chair --lemmatizer noun`; percent, Len in words; *twice*: captions that "
-        "name an object twice. Differences to greedy decoding with their 95% paired bootstrap "
-        "interval over images. *s/token*: the processor's seconds a token over those of greedy "
-        "decoding, the median of rounds in which each way captioned the same images in turn:\n\n"
+        "caption; `revisit score chair --lemmatizer noun`; percent, Len in words; *twice*: "
+        "captions that name an object twice. Differences to greedy decoding with their 95% paired "
+        "bootstrap interval over images. *s/token*: the processor's seconds a token over those of "
+        "greedy decoding, the median of rounds in which each way captioned the same images in "
+        "turn:\n\n"
         f"{took}\n\n"
         f"Both models ran at once, each in a process of its own. Settings: {settings_of_others()}. "
         "The demo shows how the decoders work, not what they gain on a large model: see "

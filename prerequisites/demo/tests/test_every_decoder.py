@@ -10,7 +10,7 @@ import every_decoder
 import timing
 from every_decoder import AGAIN, LAYERS, NAMES, ablations, jobs, report, timing_file, ways
 from jobs import COCO, FAMILIES, GREEDY, Decoder, read_json
-from revisit.commands import score
+from revisit.commands.main import main as program
 from revisit.config import OTHERS
 
 TRUTH = {1: ["dog"], 2: ["cat"], 3: ["pizza"], 4: ["dog", "cat"]}
@@ -50,7 +50,7 @@ def write_result(folder: Path, way: Decoder) -> None:
     cache.write_text(json.dumps({"objects": {str(i): each for i, each in TRUTH.items()}}))
     flags = ["--cache", str(cache), "--lemmatizer", "noun"]
     saved = ["--save_path", str(folder / "chair.json")]
-    assert score.chair(["--cap_file", str(captions), *flags, *saved]) == 0
+    assert program(["score", "chair", "--cap_file", str(captions), *flags, *saved]) == 0
 
 
 def write_all(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""`revisit-compare`: what it tells of results, and which it does not compare."""
+"""`revisit compare`: what it tells of results, and which it does not compare."""
 
 import csv
 import json
@@ -6,8 +6,7 @@ import statistics
 
 import pytest
 
-from revisit.commands import score
-from revisit.commands.compare import main
+from revisit.commands.main import main as program
 from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.results.result import name_of, read_result
 
@@ -22,7 +21,7 @@ START = {
 
 @pytest.fixture
 def result(tmp_path):
-    """Score captions by `revisit-chair`, as a run with these settings made them."""
+    """Score captions by `revisit score chair`, as a run with these settings made them."""
 
     def make(name, captions, settings=None, objects=OBJECTS, runs=()):
         file = tmp_path / f"{name}.jsonl"
@@ -35,7 +34,7 @@ def result(tmp_path):
         cache.write_text(json.dumps({"objects": {str(i): o for i, o in objects.items()}}))
         out = tmp_path / f"{name}.json"
         flags = ["--cache", str(cache), "--save_path", str(out), "--lemmatizer", "noun"]
-        assert score.chair(["--cap_file", str(file), *flags]) == 0
+        assert program(["score", "chair", "--cap_file", str(file), *flags]) == 0
         return out
 
     return make
@@ -43,7 +42,7 @@ def result(tmp_path):
 
 @pytest.fixture
 def answered(tmp_path):
-    """Score answers by `revisit-pope`."""
+    """Score answers by `revisit score pope`."""
 
     def make(name, answers, questions=None, settings=None):
         labels = questions or {1: "yes", 2: "no", 3: "yes", 4: "no"}
@@ -57,21 +56,22 @@ def answered(tmp_path):
             (tmp_path / f"{name}.jsonl.run.json").write_text(json.dumps(record))
         out = tmp_path / f"{name}.json"
         files = ["--questions", str(asked), "--answers", str(said)]
-        assert score.pope([*files, "--save_path", str(out)]) == 0
+        assert program(["score", "pope", *files, "--save_path", str(out)]) == 0
         return out
 
     return make
 
 
 @pytest.fixture
-def table(tmp_path, capsys):
+def table(capsys):
     """Compare results; the value is the CSV's rows by column, and what was printed."""
 
     def compare(*files):
-        out = tmp_path / "table.csv"
         capsys.readouterr()
-        assert main([*map(str, files), "--csv", str(out)]) == 0
-        return list(csv.DictReader(out.read_text().splitlines())), capsys.readouterr().out
+        assert program(["compare", *map(str, files)]) == 0
+        printed = capsys.readouterr().out
+        assert program(["compare", *map(str, files), "--format", "csv"]) == 0
+        return list(csv.DictReader(capsys.readouterr().out.splitlines())), printed
 
     return compare
 
@@ -210,7 +210,7 @@ def test_a_mean_is_held_against_that_over_the_same_samples_only(seeded, capsys):
         seeded("greedy", 43, GREEDY, {}),
         seeded("vcd", 42, REFINED, SETTINGS),
     ]
-    assert main([*map(str, files)]) == 2
+    assert program(["compare", *map(str, files)]) == 2
     assert "the seeds 42, 43, of the second's 42" in capsys.readouterr().err
 
 
@@ -238,13 +238,13 @@ def test_what_moves_the_numbers_by_itself_has_to_be_the_same(result, capsys, oth
         result("first", GREEDY, RUN),
         result("second", **{"captions": REFINED, "settings": RUN} | other),
     ]
-    assert main([*map(str, files)]) == 2
+    assert program(["compare", *map(str, files)]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_captions_and_answers_are_not_compared(result, answered, capsys):
     both = [result("captions", GREEDY), answered("answers", dict.fromkeys(range(1, 5), "No"))]
-    assert main([*map(str, both)]) == 2
+    assert program(["compare", *map(str, both)]) == 2
     assert "one is of chair, the other of pope" in capsys.readouterr().err
 
 
@@ -259,22 +259,22 @@ def test_answers_to_other_questions_are_not_compared(answered, capsys, other, me
     said = dict.fromkeys(range(1, 5), "No")
     first = answered("first", said)
     second = answered("second", {each: "Yes" for each in other}, other)
-    assert main([str(first), str(second)]) == 2
+    assert program(["compare", str(first), str(second)]) == 2
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sentences": []}', "no json"])
 def test_what_revisit_chair_did_not_write_is_said(tmp_path, capsys, content):
     (tmp_path / "other.json").write_text(content)
-    assert main([str(tmp_path / "other.json")]) == 2
+    assert program(["compare", str(tmp_path / "other.json")]) == 2
     assert "other.json is not" in capsys.readouterr().err
 
 
 def test_a_result_is_not_overwritten(result, capsys):
     file = result("greedy", GREEDY)
     before = file.read_text()
-    assert main([str(file), "--csv", str(file)]) == 2
-    assert main([str(file), "--plot", str(file)]) == 2
+    assert program(["compare", str(file), "--report", str(file)]) == 2
+    assert program(["compare", str(file), "--plot", str(file)]) == 2
     assert file.read_text() == before
 
 
@@ -306,7 +306,7 @@ def test_a_result_of_answers_to_other_questions_than_its_own_is_refused(answered
     saved = json.loads(file.read_text())
     saved["answers"]["run"] = {"settings": {"questions": "0" * 64, "split": "random"}, "runs": []}
     file.write_text(json.dumps(saved))
-    assert main([str(file)]) == 2
+    assert program(["compare", str(file)]) == 2
     assert "answers to other questions" in capsys.readouterr().err
 
 
@@ -316,5 +316,44 @@ def test_a_result_of_captions_against_other_annotations_is_refused(result, capsy
     saved["settings"]["ground_truth"]["source"] = {"instances_val2014.json": "1" * 64}
     saved["captions"]["run"]["annotations"] = {"instances_val2014.json": "0" * 64}
     file.write_text(json.dumps(saved))
-    assert main([str(file)]) == 2
+    assert program(["compare", str(file)]) == 2
     assert "made for other annotations" in capsys.readouterr().err
+
+
+def test_a_run_s_folder_stands_for_its_result_and_captions_are_not_compared(result, capsys):
+    file = result("chair", GREEDY)
+    folder = file.parent
+    (folder / "chair-objects.json").unlink()
+    assert program(["compare", str(folder)]) == 0
+    assert "3 images" in capsys.readouterr().out
+    assert program(["compare", str(folder / "chair.jsonl")]) == 2
+    assert "holds captions or answers, and no result: `revisit score`" in capsys.readouterr().err
+    (folder / "empty").mkdir()
+    assert program(["compare", str(folder / "empty")]) == 2
+    assert "has no result" in capsys.readouterr().err
+    for split in ("popular", "random"):
+        (folder / "empty" / split).mkdir()
+        (folder / "empty" / split / "pope.json").write_text("{}")
+    assert program(["compare", str(folder / "empty")]) == 2
+    assert "several results, name one" in capsys.readouterr().err
+
+
+def test_the_formats_say_the_same(result, table, capsys):
+    files = [str(result("greedy_1", GREEDY)), str(result("refined", REFINED))]
+    rows, _ = table(*files)
+    assert program(["compare", *files, "--format", "json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in values] == [row[""] for row in rows]
+    assert values[1]["CHAIRs - baseline"] == float(rows[1]["CHAIRs - baseline"])
+    assert values[0]["CHAIRs - baseline"] is None
+    assert program(["compare", *files, "--format", "latex"]) == 0
+    latex = capsys.readouterr().out
+    assert r"greedy\_1 & " in latex and latex.count(r" \\") == 3
+
+
+def test_files_that_cannot_be_written_are_refused_first(result, capsys):
+    file = str(result("greedy", GREEDY))
+    for flag in ("--plot", "--report"):
+        assert program(["compare", file, flag, "/missing/out"]) == 2
+        err = capsys.readouterr().err
+        assert f"{flag} /missing/out: there is no folder /missing" in err

@@ -16,8 +16,8 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
-from revisit.commands import score
 from revisit.commands.eval import Family, main
+from revisit.commands.main import main as program
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Answer, unusable_images
@@ -603,14 +603,14 @@ def test_captions_are_scored_by_the_annotations_and_images_of_their_run_alone(
     file = other / "instances_val2014.json"
     file.write_text(file.read_text().replace('"category_id": 2', '"category_id": 4'))
     flags = ["--cap_file", str(run.out), "--lemmatizer", "noun", "--coco_path"]
-    assert score.chair([*flags, str(annotations)]) == 0
-    assert score.chair([*flags, str(other)]) == 2
+    assert program(["score", "chair", *flags, str(annotations)]) == 0
+    assert program(["score", "chair", *flags, str(other)]) == 2
     err = capsys.readouterr().err
     assert "was made for other annotations: its run saw a instances_val2014.json" in err
     record = run.out.with_name("captions.jsonl.run.json")
     saved = json.loads(record.read_text())
     record.write_text(json.dumps(saved | {"images": [name(n) for n in range(1, 10)]}))
-    assert score.chair([*flags, str(annotations)]) == 2
+    assert program(["score", "chair", *flags, str(annotations)]) == 2
     assert "1 images that its run was not asked about (image id 10" in capsys.readouterr().err
 
 

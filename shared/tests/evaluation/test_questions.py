@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from revisit.commands import score
 from revisit.commands.eval import Family, main
+from revisit.commands.main import main as program
 from revisit.evaluation.answering import Answer
 from revisit.evaluation.benchmarks.pope import FORM, Pope, read_labels
 from revisit.evaluation.store import read_answers
@@ -204,9 +204,9 @@ def test_answers_are_scored_by_the_questions_that_were_asked_alone(run, capsys):
     assert run("--splits", "random") == 0
     answers = ["--answers", str(run.out / "random" / "answers.jsonl")]
     asked, others = (str(run.folder / f"coco_pope_{name}.json") for name in SPLITS[::2])
-    assert score.pope(["--questions", asked, *answers]) == 0
+    assert program(["score", "pope", "--questions", asked, *answers]) == 0
     capsys.readouterr()
-    assert score.pope(["--questions", others, *answers]) == 2
+    assert program(["score", "pope", "--questions", others, *answers]) == 2
     out, err = capsys.readouterr()
     assert not out
     assert f"answers to other questions than those in {others}" in err and "split random" in err

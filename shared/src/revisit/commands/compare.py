@@ -1,81 +1,117 @@
-"""One table of several results of `revisit-chair` or `revisit-pope`: decoders, settings, models.
+"""`revisit compare`: one table of several results."""
 
-The first result is the baseline; the others are told with the paired bootstrap interval of their
-difference to it, and with what they cost beside it. What another sample of images, another length
-of captions or another scorer would move more than a decoder does (docs/evaluation.md) has to be the
-same in all of them. Results that differ by their seed alone are one row: mean and standard
-deviation over the samples.
-"""
-
-import argparse
+import csv
+import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
-from revisit.evaluation import EvaluationError
-from revisit.evaluation.pictures.tradeoff import write_tradeoff
-from revisit.evaluation.results.tables import as_csv, compare, markdown
+from cyclopts import Parameter
 
+from revisit.commands import CommandError, check_folder
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="revisit-compare",
-        description="One table of results of revisit-chair (chair.json) or of revisit-pope: "
-        "percent, Len in words, captions that name an object twice; seconds a token over the "
-        "baseline's and peak memory, where both were measured alike; the 95%% intervals of the "
-        "differences to the baseline (bootstrap over images, or questions). Results that differ by "
-        "their seed alone are one row: mean and standard deviation. Results on other images, with "
-        "captions of another length or by another scorer are refused.",
-    )
-    add = parser.add_argument
-    add("results", type=Path, nargs="+", metavar="RESULT", help="the first is the baseline")
-    add("--csv", type=Path, metavar="FILE", help="write the table as comma-separated values too")
-    add(
-        "--plot",
-        type=Path,
-        metavar="PNG",
-        help="draw quality against cost (needs matplotlib)",
-    )
-    add(
-        "--report",
-        type=Path,
-        metavar="HTML",
-        help="write a page too: the table, the images that changed most, and plots",
-    )
-    return parser
+_LATEX = str.maketrans(
+    {each: f"\\{each}" for each in "&%$#_{}"} | {"±": r"$\pm$", "~": r"\~{}", "^": r"\^{}"}
+)
 
 
-def _run(args: argparse.Namespace) -> None:
-    inputs = [each.resolve() for each in args.results]
-    for flag in ("csv", "plot", "report"):
-        path = getattr(args, flag)
-        if path and path.resolve() in inputs:
-            raise EvaluationError(f"--{flag} {path} would overwrite a result")
-    found = compare(args.results)
-    print(f"{found.title}\n\n{markdown(found.rows, found.columns)}")
-    if args.csv:
-        try:
-            args.csv.write_text(as_csv(found.rows, found.columns), encoding="utf-8")
-        except OSError as error:
-            raise EvaluationError(f"cannot write {args.csv}: {error.strerror}") from error
-    if args.plot:
-        write_tradeoff(found.rows, found.columns, args.plot)
-    if args.report:
-        from revisit.evaluation.pictures.report import compare_report
+def compare(
+    *results: Annotated[
+        Path,
+        Parameter(
+            help="files of `revisit score --save_path`, or folders of `revisit eval`; the first is "
+            "the baseline"
+        ),
+    ],
+    format: Annotated[
+        Literal["markdown", "csv", "json", "latex"] | None,
+        Parameter(help="of the table (default: drawn on a terminal, else Markdown)"),
+    ] = None,
+    plot: Annotated[
+        Path | None, Parameter(help="a PNG: quality against cost (needs matplotlib)")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        Parameter(help="an HTML page: the table, the images that changed most, and plots"),
+    ] = None,
+) -> None:
+    """One table of results: decoders, settings, models.
 
-        compare_report(args.report, args.results, [each.name for each in found.results])
+    The columns: the metrics in percent; seconds a token over the baseline's and peak memory, where
+    both were measured alike; differences to the baseline and their 95% intervals (paired bootstrap
+    over images, or questions). Results that differ by their seed alone are one row: mean and
+    standard deviation. What another sample of images, another length of captions or another scorer
+    would move more than a decoder does has to be the same in all of them.
+    """
+    from revisit.evaluation.pictures.plots import check_matplotlib
+    from revisit.evaluation.pictures.report import compare_report
+    from revisit.evaluation.pictures.tradeoff import write_tradeoff
+    from revisit.evaluation.results import tables
+
+    if not results:
+        raise CommandError("name a result, or several")
+    files = [result_in(path) for path in results]
+    for flag, path in (("--plot", plot), ("--report", report)):
+        if path is not None:
+            if path.resolve() in [file.resolve() for file in files]:
+                raise CommandError(f"{flag} {path} would overwrite a result")
+            check_folder(flag, path)
+    if plot is not None:
+        check_matplotlib("--plot")
+    found = tables.compare(files)
+    grid = tables.grid(found.rows, found.columns)
+    numbers = tables.as_csv(found.rows, found.columns)
+    notes = tables.notes(found.rows)
+    if format == "csv":
+        print(numbers, end="")
+    elif format == "json":
+        print(json.dumps(list(map(_values, csv.DictReader(io.StringIO(numbers)))), indent=1))
+    elif format == "latex":
+        print(as_latex(grid))
+    else:
+        tables.show(found.title, grid, drawn=format is None and sys.stdout.isatty())
+        print(f"\n{notes}" if notes else "", end="\n" if notes else "")
+    if notes and format in ("csv", "json", "latex"):
+        print(notes, file=sys.stderr)
+    if plot is not None:
+        write_tradeoff(found.rows, found.columns, plot)
+    if report is not None:
+        compare_report(report, files, [each.name for each in found.results])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The console script `revisit-compare`. Returns 0, or 2 where the input is bad."""
-    args = _parser().parse_args(argv)
-    try:
-        _run(args)
-    except EvaluationError as error:
-        print(f"revisit-compare: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def result_in(path: Path) -> Path:
+    """The result that a file or the folder of a run is.
+
+    Raises `CommandError` where a folder has none, or several, and for captions or answers.
+    """
+    remedy = "`revisit score` scores captions and answers (--save_path)"
+    if path.suffix == ".jsonl":
+        raise CommandError(f"{path} holds captions or answers, and no result: {remedy}")
+    if not path.is_dir():
+        return path
+    here = [each for each in sorted(path.glob("*.json")) if not each.name.endswith(".run.json")]
+    below = sorted(path.glob("*/pope.json"))
+    found = [each for each in here if each.stem in ("chair", "pope")] or below or here
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise CommandError(f"{path} has several results, name one: {', '.join(map(str, found))}")
+    raise CommandError(f"{path} has no result: {remedy}")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def as_latex(grid: Sequence[Sequence[str]]) -> str:
+    """A table for a paper that loads booktabs."""
+    head, *body = (" & ".join(cell.translate(_LATEX) for cell in row) for row in grid)
+    lines = [rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}", r"\toprule", rf"{head} \\"]
+    lines += [r"\midrule", *(rf"{row} \\" for row in body), r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines)
+
+
+def _values(row: dict[str, str]) -> dict[str, str | float | None]:
+    """A row of the CSV with its numbers as such."""
+    return {
+        name or "name": (text if not name else float(text) if text else None)
+        for name, text in row.items()
+    }

@@ -40,7 +40,7 @@ def new_app(name: str, summary: str) -> App:
         name=name,
         help=summary,
         help_format="plaintext",
-        default_parameter=Parameter(negative=(), allow_repeating=True),
+        default_parameter=Parameter(negative=(), allow_repeating=True, name_transform=str),
     )
 
 

@@ -20,6 +20,8 @@ INTERRUPTED = 130
 COMMANDS = {
     "caption": "Describe images, and say which patch each word came from.",
     "web": "Greedy decoding and ReVisiT side by side in the browser.",
+    "score": "Score a file of answers.",
+    "compare": "One table of several results.",
     "check": "Whether ReVisiT decodes a model exactly.",
     "fork": "Transformers 4.31.0 and 4.50.0 with ReVisiT inside.",
 }

@@ -1,109 +1,101 @@
-"""`revisit-chair` and `revisit-pope`: score a file of answers."""
+"""`revisit score`: score a file of answers by the published rules."""
 
-import argparse
+import json as to_json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks import chair as chair_scorer
-from revisit.evaluation.benchmarks import pope as pope_scorer
-from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
-from revisit.evaluation.results.tables import scores_table
-from revisit.evaluation.store import write_json
+from cyclopts import Parameter
+
+from revisit.commands import CommandError, check_folder
+from revisit.commands.flags import new_app
+
+Save = Annotated[
+    Path | None, Parameter(help="a JSON file for the metrics, and all that they are of")
+]
+Json = Annotated[bool, Parameter(help="print the metrics as JSON, fractions of 1")]
+
+score = new_app("score", "Score a file of answers by the published rules of its benchmark.")
 
 
-def chair(argv: Sequence[str] | None = None) -> int:
-    """The console script `revisit-chair`. Returns 0, or 2 where the input is bad."""
-    parser = argparse.ArgumentParser(
-        prog="revisit-chair",
-        description="Score captions of COCO images by CHAIR: how many of the objects that they "
-        "name are not in the image, and how many of the image's objects they name.",
-    )
-    add = parser.add_argument
-    add("--cap_file", type=Path, required=True, metavar="JSONL", help="captions, one JSON a line")
-    add("--image_id_key", default="image_id", help="key of the image id (default: %(default)s)")
-    add("--caption_key", default="caption", help="key of the caption (default: %(default)s)")
-    add(
-        "--coco_path",
-        type=Path,
-        metavar="FOLDER",
-        help="annotations of COCO 2014: every pair instances_*2014.json, captions_*2014.json in "
-        "the folder is read",
-    )
-    add(
-        "--cache",
-        type=Path,
-        metavar="JSON",
-        help="ground-truth objects; read where it exists, else made from --coco_path and written",
-    )
-    add("--save_path", type=Path, metavar="JSON", help="write metrics and every caption's objects")
-    add(
-        "--lemmatizer",
-        choices=sorted(LEMMATIZERS),
-        default="nltk",
-        help="nltk: the published pipeline, needs NLTK's data. noun: needs no data, reads every "
-        "word as a noun (default: %(default)s)",
-    )
-    args = parser.parse_args(argv)
-    return _score(
-        parser.prog,
-        args.save_path,
-        [args.cap_file, args.cache],
-        lambda: chair_scorer.score_file(
-            args.cap_file,
-            args.coco_path,
-            args.lemmatizer,
-            args.cache,
-            args.image_id_key,
-            args.caption_key,
+@score.command
+def chair(
+    *,
+    cap_file: Annotated[Path, Parameter(help="captions: JSON Lines, or a JSON list")],
+    image_id_key: Annotated[str, Parameter(help="key of the image id")] = "image_id",
+    caption_key: Annotated[str, Parameter(help="key of the caption")] = "caption",
+    coco_path: Annotated[
+        Path | None,
+        Parameter(
+            help="folder of COCO 2014's annotations: every pair instances_*2014.json, "
+            "captions_*2014.json in it is read"
         ),
-    )
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        Parameter(
+            help="a JSON file of the images' objects; read where it exists, else made from "
+            "--coco_path"
+        ),
+    ] = None,
+    lemmatizer: Annotated[
+        Literal["nltk", "noun"],
+        Parameter(
+            help="nltk: the published pipeline, needs NLTK's data. noun: needs no data, reads "
+            "every word as a noun"
+        ),
+    ] = "nltk",
+    save_path: Save = None,
+    json: Json = False,
+) -> None:
+    """CHAIR of captions of COCO images: how many of the objects that they name are not in the
+    image, and how many of the image's objects they name."""
+    from revisit.evaluation.benchmarks.chair import score_file
+
+    _check(save_path, [cap_file, *([cache] if cache else [])])
+    result = score_file(cap_file, coco_path, lemmatizer, cache, image_id_key, caption_key)
+    _finish(result, save_path, json)
+    captions = result["captions"]
+    asked = (captions["run"] or {}).get("images", [])
+    if captions["count"] < len(asked):
+        print(
+            f"WARNING: {cap_file} has {captions['count']} of the {len(asked)} captions of its run; "
+            f"{len(captions['run'].get('failed', []))} images could not be read",
+            file=sys.stderr,
+        )
 
 
-def pope(argv: Sequence[str] | None = None) -> int:
-    """The console script `revisit-pope`. Returns 0, or 2 where the input is bad."""
-    parser = argparse.ArgumentParser(
-        prog="revisit-pope",
-        description="Score the answers to POPE's questions: does the model say yes to objects "
-        "that are not in the image?",
-    )
-    add = parser.add_argument
-    add("--questions", type=Path, required=True, metavar="JSONL", help="POPE's file of questions")
-    add("--answers", type=Path, required=True, metavar="JSONL", help="question_id and answer")
-    add("--save_path", type=Path, metavar="JSON", help="write the metrics and what they are of")
-    args = parser.parse_args(argv)
-    return _score(
-        parser.prog,
-        args.save_path,
-        [args.questions, args.answers],
-        lambda: pope_scorer.score_file(args.questions, args.answers),
-    )
+@score.command
+def pope(
+    *,
+    questions: Annotated[Path, Parameter(help="POPE's file of questions and labels")],
+    answers: Annotated[Path, Parameter(help="question_id and answer, one a line")],
+    save_path: Save = None,
+    json: Json = False,
+) -> None:
+    """POPE: does the model say yes to objects that are not in the image?"""
+    from revisit.evaluation.benchmarks.pope import score_file
+
+    _check(save_path, [questions, answers])
+    _finish(score_file(questions, answers), save_path, json)
 
 
-def _score(
-    program: str,
-    save_path: Path | None,
-    inputs: Sequence[Path | None],
-    score: Callable[[], Mapping[str, Any]],
-) -> int:
-    try:
-        if save_path and save_path.resolve() in [path.resolve() for path in inputs if path]:
-            raise EvaluationError(f"--save_path {save_path} would overwrite an input")
-        result = score()
-        if save_path:
-            write_json(save_path, result)
-        print(f"percent, Len in words\n{scores_table({'': result['overall_metrics']})}")
-        captions = result.get("captions", {})
-        asked = (captions.get("run") or {}).get("images", [])
-        if captions and captions["count"] < len(asked):
-            print(
-                f"WARNING: {captions['file']} has {captions['count']} of the {len(asked)} captions "
-                f"of its run; {len(captions['run'].get('failed', []))} images could not be read",
-                file=sys.stderr,
-            )
-    except EvaluationError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _check(save_path: Path | None, inputs: Sequence[Path]) -> None:
+    if save_path is not None:
+        if save_path.resolve() in [path.resolve() for path in inputs]:
+            raise CommandError(f"--save_path {save_path} would overwrite an input")
+        check_folder("--save_path", save_path)
+
+
+def _finish(result: dict[str, Any], save_path: Path | None, json: bool) -> None:
+    """Write and print a result."""
+    from revisit.evaluation.results.tables import score_rows, show
+    from revisit.evaluation.store import write_json
+
+    if save_path is not None:
+        write_json(save_path, result)
+    if json:
+        print(to_json.dumps(result["overall_metrics"]))
+    else:
+        show("Percent; Len in words", score_rows({"": result["overall_metrics"]}))

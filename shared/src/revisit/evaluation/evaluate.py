@@ -13,7 +13,7 @@ from typing import cast
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Load, Outcome, answer_tasks, common_settings, loading
 from revisit.evaluation.benchmarks.benchmark import Section
-from revisit.evaluation.results.tables import compare, markdown, scores_table
+from revisit.evaluation.results.tables import compare, grid, notes, score_rows, show
 from revisit.evaluation.run import Dtype, Run
 from revisit.evaluation.shards import open_store
 from revisit.evaluation.store import write_json
@@ -54,7 +54,8 @@ def evaluate(runs: Sequence[Run], load: Load, own_dtype: Callable[[str], str]) -
         for section in benchmark.sections(runs[0].seed):
             comparison = compare([result_file(run, section) for run in runs])
             print(f"\n{section.name}" if section.name else "")
-            print(f"{comparison.title}\n\n{markdown(comparison.rows, comparison.columns)}")
+            show(comparison.title, grid(comparison.rows, comparison.columns))
+            print(f"\n{lacks}" if (lacks := notes(comparison.rows)) else "")
     return lacking
 
 
@@ -112,5 +113,5 @@ def _score(run: Run, section: Section, answers: Path) -> int:
         _LOG.error("%s", error)
         return 2
     write_json(result_file(run, section), result)
-    print(scores_table({str(answers): result["overall_metrics"]}))
+    show("Percent; Len in words", score_rows({str(answers): result["overall_metrics"]}))
     return 0

@@ -28,7 +28,7 @@ changes = threading.RLock()
 def open_block(processor: DecoderLogitsProcessor, opener: str) -> Block:
     """Open a block for the code that called the module `opener`."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals["__name__"] in (__name__, opener, "contextlib"):
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, opener, "contextlib"):
         frame = frame.f_back
     assert frame is not None
     block = Block(processor, frame)

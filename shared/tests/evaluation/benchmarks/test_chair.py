@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from revisit.commands.score import chair as main
+from revisit.commands.main import main as program
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.chair import (
     METRICS,
@@ -51,7 +51,10 @@ def test_published_numbers_are_reproduced(name, tmp_path):
     out = tmp_path / "out.json"
     flags = ["--cache", str(PUBLISHED / "objects.json"), "--lemmatizer", "noun"]
     captions = PUBLISHED / f"{name}.jsonl"
-    assert main(["--cap_file", str(captions), "--save_path", str(out), *flags]) == 0
+    assert (
+        program(["score", "chair", "--cap_file", str(captions), "--save_path", str(out), *flags])
+        == 0
+    )
     expected = json.loads((PUBLISHED / "expected.json").read_text())[name]
     result = json.loads(out.read_text())
     for metric in ("CHAIRs", "CHAIRi", "Recall"):
@@ -67,11 +70,10 @@ def test_published_numbers_are_reproduced(name, tmp_path):
 
 @published
 def test_two_thousand_captions_take_under_five_seconds():
-    code = "import sys; from revisit.commands.score import chair as main; sys.exit(main())"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [
-            *(sys.executable, "-c", code, "--lemmatizer", "noun"),
+            *(sys.executable, "-m", "revisit", "score", "chair", "--lemmatizer", "noun"),
             *("--cap_file", str(PUBLISHED / "Instruction1_llava.jsonl")),
             *("--cache", str(PUBLISHED / "objects.json")),
         ],
@@ -225,7 +227,12 @@ def test_ground_truth_unites_instances_and_references(annotations, tmp_path, cap
     captions = write_captions(tmp_path / "c.jsonl", {1: "a vase and a dog", 2: "a vase and a man"})
     cache, out = tmp_path / "cache.json", tmp_path / "out.json"
     flags = ["--cap_file", str(captions), "--lemmatizer", "noun", "--cache", str(cache)]
-    assert main([*flags, "--coco_path", str(annotations), "--save_path", str(out)]) == 0
+    assert (
+        program(
+            ["score", "chair", *flags, "--coco_path", str(annotations), "--save_path", str(out)]
+        )
+        == 0
+    )
     made = json.loads(cache.read_text())
     assert made["objects"]["1"] == ["dog", "vase"]
     assert made["objects"]["2"] == ["dog"]
@@ -234,7 +241,7 @@ def test_ground_truth_unites_instances_and_references(annotations, tmp_path, cap
     assert [s["hallucinated"] for s in first["sentences"]] == [
         *([], [["vase", "vase"], ["man", "person"]])
     ]
-    assert main([*flags, "--save_path", str(out)]) == 0
+    assert program(["score", "chair", *flags, "--save_path", str(out)]) == 0
     assert json.loads(out.read_text())["overall_metrics"] == first["overall_metrics"]
     assert "CHAIRs" in capsys.readouterr().out
 
@@ -246,13 +253,13 @@ def test_a_cache_of_another_lemmatizer_or_other_annotations_is_refused(
     cache = tmp_path / "cache.json"
     flags = ["--cap_file", str(captions), "--lemmatizer", "noun", "--cache", str(cache)]
     cache.write_text(json.dumps({"lemmatizer": "nltk", "objects": {"1": ["dog"]}}))
-    assert main(flags) == 2
+    assert program(["score", "chair", *flags]) == 2
     assert "was made with --lemmatizer nltk" in capsys.readouterr().err
     cache.unlink()
-    assert main([*flags, "--coco_path", str(annotations)]) == 0
+    assert program(["score", "chair", *flags, "--coco_path", str(annotations)]) == 0
     file = annotations / "captions_val2014.json"
     file.write_text(file.read_text().replace("A pet.", "A cat."))
-    assert main([*flags, "--coco_path", str(annotations)]) == 2
+    assert program(["score", "chair", *flags, "--coco_path", str(annotations)]) == 2
     assert "was not made from the annotations" in capsys.readouterr().err
 
 
@@ -264,7 +271,7 @@ def test_the_result_says_what_made_it_and_what_is_missing(tmp_path, capsys):
     cache.write_text('{"objects": {"1": ["dog"]}}')
     out = tmp_path / "out.json"
     flags = ["--cap_file", str(captions), "--lemmatizer", "noun", "--cache", str(cache)]
-    assert main([*flags, "--save_path", str(out)]) == 0
+    assert program(["score", "chair", *flags, "--save_path", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["captions"]["run"] == run
     err = capsys.readouterr().err
@@ -297,7 +304,7 @@ def test_captions_of_other_images_are_refused(annotations, tmp_path, capsys):
     captions = write_captions(tmp_path / "c.jsonl", {1: "a dog", 99: "a dog"})
     out = tmp_path / "out.json"
     flags = ["--cap_file", str(captions), "--lemmatizer", "noun", "--save_path", str(out)]
-    assert main([*flags, "--coco_path", str(annotations)]) == 2
+    assert program(["score", "chair", *flags, "--coco_path", str(annotations)]) == 2
     assert "image id 99" in capsys.readouterr().err
     assert not out.exists()
 
@@ -305,9 +312,9 @@ def test_captions_of_other_images_are_refused(annotations, tmp_path, capsys):
 def test_neither_annotations_nor_cache_is_an_error_that_says_so(tmp_path, capsys):
     captions = write_captions(tmp_path / "c.jsonl", {1: "a dog"})
     flags = ["--cap_file", str(captions), "--lemmatizer", "noun"]
-    assert main(flags) == 2
+    assert program(["score", "chair", *flags]) == 2
     assert "neither --coco_path nor --cache" in capsys.readouterr().err
-    assert main([*flags, "--cache", str(tmp_path / "none.json")]) == 2
+    assert program(["score", "chair", *flags, "--cache", str(tmp_path / "none.json")]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 
@@ -319,7 +326,7 @@ def test_a_cache_that_is_none_is_refused(content, tmp_path, capsys):
     cache = tmp_path / "objects.json"
     cache.write_text(content)
     flags = ["--cap_file", str(captions), "--cache", str(cache)]
-    assert main([*flags, "--lemmatizer", "noun"]) == 2
+    assert program(["score", "chair", *flags, "--lemmatizer", "noun"]) == 2
     assert str(cache) in capsys.readouterr().err
 
 
@@ -327,7 +334,7 @@ def test_the_result_never_overwrites_the_captions(tmp_path, capsys):
     captions = write_captions(tmp_path / "c.jsonl", {1: "a dog"})
     before = captions.read_bytes()
     flags = ["--cap_file", str(captions), "--save_path", str(captions), "--lemmatizer", "noun"]
-    assert main(flags) == 2
+    assert program(["score", "chair", *flags]) == 2
     assert "would overwrite" in capsys.readouterr().err
     assert captions.read_bytes() == before
 
@@ -335,9 +342,9 @@ def test_the_result_never_overwrites_the_captions(tmp_path, capsys):
 def test_missing_nltk_data_is_named_with_the_remedy(tmp_path):
     captions = write_captions(tmp_path / "c.jsonl", {1: "a dog"})
     code = "import sys, nltk; nltk.data.path[:] = [];"
-    code += "from revisit.commands.score import chair as main;"
+    code += "from revisit.commands.main import start; start()"
     run = subprocess.run(
-        [sys.executable, "-c", code + "sys.exit(main())", "--cap_file", str(captions)],
+        [sys.executable, "-c", code, "score", "chair", "--cap_file", str(captions)],
         capture_output=True,
         text=True,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from revisit.commands.score import pope as main
+from revisit.commands.main import main as program
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.pope import FORM, means_yes, read_labels, score
 from revisit.evaluation.store import read_answers
@@ -81,7 +81,7 @@ def test_the_program_reads_the_published_files_and_writes_the_metrics(
     answers = lines(tmp_path / "answers.jsonl", *said)
     out = tmp_path / "out.json"
     paths = ["--questions", str(questions), "--answers", str(answers), "--save_path", str(out)]
-    assert main(paths) == 0
+    assert program(["score", "pope", *paths]) == 0
     saved = json.loads(out.read_text("utf-8"))
     assert saved["count"] == 2
     assert saved["overall_metrics"] == score(read_labels(questions), read_answers(answers, FORM))
@@ -131,10 +131,15 @@ def test_the_program_says_what_is_wrong_and_overwrites_nothing(
     broken = tmp_path / "answers.jsonl"
     broken.write_text('\n{"question_id": 1,\n', encoding="utf-8")
     paths = ["--questions", str(questions), "--answers", str(broken)]
-    assert main(paths) == 2
+    assert program(["score", "pope", *paths]) == 2
     assert "line 2 is not JSON" in capsys.readouterr().err
-    assert main(["--questions", str(questions), "--answers", str(tmp_path / "none")]) == 2
+    assert (
+        program(
+            ["score", "pope", "--questions", str(questions), "--answers", str(tmp_path / "none")]
+        )
+        == 2
+    )
     before = questions.read_bytes()
-    assert main([*paths, "--save_path", str(questions)]) == 2
+    assert program(["score", "pope", *paths, "--save_path", str(questions)]) == 2
     assert "would overwrite" in capsys.readouterr().err
     assert questions.read_bytes() == before

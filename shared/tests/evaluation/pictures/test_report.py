@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from revisit.commands import compare, score
+from revisit.commands.main import main as program
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
@@ -286,7 +286,7 @@ def test_numbers_open_by_touch_on_a_phone(visit, address):
 
 @pytest.fixture
 def results(tmp_path, folder):
-    """Files of `revisit-chair`, the baseline first."""
+    """Files of `revisit score chair`, the baseline first."""
     cache = tmp_path / "objects.json"
     cache.write_text(json.dumps({"objects": {str(i): o for i, o in OBJECTS.items()}}))
     files = []
@@ -298,13 +298,13 @@ def results(tmp_path, folder):
         (tmp_path / f"{name}.jsonl.run.json").write_text(made)
         files.append(tmp_path / f"{name}.json")
         flags = ["--cache", str(cache), "--lemmatizer", "noun", "--save_path", str(files[-1])]
-        assert score.chair(["--cap_file", str(file), *flags]) == 0
+        assert program(["score", "chair", "--cap_file", str(file), *flags]) == 0
     return list(map(str, files))
 
 
 def test_revisit_compare_writes_the_report_of_its_results(results, tmp_path, runs):
     out = tmp_path / "out.html"
-    assert compare.main([*results, "--report", str(out)]) == 0
+    assert program(["compare", *results, "--report", str(out)]) == 0
     page = out.read_text("utf-8")
     names = ["greedy", "revisit (early_exit_layers last, relative_top 1e-05)"]
     group = [each._replace(name=name) for each, name in zip(runs, names, strict=False)]
@@ -330,7 +330,9 @@ def test_results_of_other_images_or_programs_are_refused(results, tmp_path):
     files[2].write_text('{"answered": []}')
     with pytest.raises(EvaluationError, match="give results of one --seed"):
         compare_report(tmp_path / "out.html", files[:2], ["a", "b"])
-    with pytest.raises(EvaluationError, match=r"answers\.json is not a result of .revisit-chair"):
+    with pytest.raises(
+        EvaluationError, match=r"answers\.json is not a result of .revisit score chair"
+    ):
         compare_report(tmp_path / "out.html", files[::2], ["a", "b"])
     with pytest.raises(EvaluationError, match="would overwrite a result"):
         compare_report(tmp_path / "a.html", [tmp_path / "a.html"], ["a"])
@@ -338,10 +340,10 @@ def test_results_of_other_images_or_programs_are_refused(results, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("out.txt", "must end in .html"), ("missing/out.html", "cannot write")],
+    [("out.txt", "must end in .html"), ("missing/out.html", "there is no folder")],
 )
 def test_a_report_that_cannot_be_written_is_told(results, tmp_path, capsys, name, message):
-    assert compare.main([*results, "--report", str(tmp_path / name)]) == 2
+    assert program(["compare", *results, "--report", str(tmp_path / name)]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -39,11 +39,11 @@ class Group(NamedTuple):
 
 
 def compare_report(path: Path, results: Sequence[Path], names: Sequence[str]) -> None:
-    """Write the report of files of `revisit-chair --save_path`, the baseline first.
+    """Write the report of files of `revisit score chair --save_path`, the baseline first.
 
     Raises:
-        EvaluationError: a file that `revisit-chair` did not write, captions of other images, no
-            matplotlib, or `path` is no .html, is one of the results, or cannot be written.
+        EvaluationError: a file that `revisit score chair` did not write, captions of other images,
+            no matplotlib, or `path` is no .html, is one of the results, or cannot be written.
     """
     if path.suffix.lower() != ".html":
         raise EvaluationError(f"--report {path}: its name must end in .html")

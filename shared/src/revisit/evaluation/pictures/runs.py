@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 
 def read_run(path: Path, name: str) -> Run:
-    """A result of `revisit-chair --save_path`; raises `EvaluationError` for another file."""
+    """A result of `revisit score chair --save_path`; raises `EvaluationError` for another file."""
     saved = read_json(path)
     try:
         sentences = sorted(saved["sentences"], key=lambda each: int(each["image_id"]))
@@ -38,8 +38,8 @@ def read_run(path: Path, name: str) -> Run:
         record = saved["captions"]["run"] or {}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvaluationError(
-            f"{path} is not a result of `revisit-chair --save_path` ({error!r}): a report shows "
-            "captions that were scored by it"
+            f"{path} is not a result of `revisit score chair --save_path` ({error!r}): a report "
+            "shows captions that were scored by it"
         ) from error
     return Run(name, counts, sentences, record)
 

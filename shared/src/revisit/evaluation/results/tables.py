@@ -1,12 +1,17 @@
-"""The table of a comparison: its rows, in Markdown and as comma-separated values."""
+"""The tables of scores and comparisons: on a terminal, in Markdown, as comma-separated values."""
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import rich.box
+import rich.console
+import rich.markup
+import rich.table
 from numpy.typing import NDArray
 
 from revisit.evaluation.benchmarks.benchmark import Columns
@@ -130,21 +135,42 @@ def _spread(samples: Values, sign: str = "", digits: int = 1) -> str:
     return mean if len(samples) == 1 else f"{mean} ± {samples.std(ddof=1):.{digits}f}"
 
 
-def markdown(found: Sequence[Row], columns: Columns) -> str:
-    """The table in Markdown, its columns lined up; below it, which costs are not told, and why."""
-    lines = [header(columns), *(cells(row, columns) for row in found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    table = "\n".join(
-        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
-        for line in [lines[0], rule, *lines[1:]]
-    )
+def grid(found: Sequence[Row], columns: Columns) -> list[list[str]]:
+    """The table as text, its header first."""
+    return [header(columns), *(cells(row, columns) for row in found)]
+
+
+def notes(found: Sequence[Row]) -> str:
+    """Which costs the table lacks, and why; empty where none."""
     reasons = dict.fromkeys(row.uncosted for row in found if row.uncosted)
-    notes = "\n".join(
+    lines = [
         f"- {', '.join(row.name for row in found if row.uncosted == reason)}: {reason}"
         for reason in reasons
+    ]
+    return "\n".join(["Without a cost:", "", *lines]) if lines else ""
+
+
+def show(title: str, table: Sequence[Sequence[str]], drawn: bool | None = None) -> None:
+    """Print a table whose first row is the header: drawn on a terminal, else in Markdown."""
+    if sys.stdout.isatty() if drawn is None else drawn:
+        drawing = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, title_justify="left")
+        for number, name in enumerate(table[0]):
+            drawing.add_column(name, justify="right" if number else "left", overflow="fold")
+        for row in table[1:]:
+            drawing.add_row(*map(rich.markup.escape, row))
+        rich.console.Console().print(drawing)
+    else:
+        print(f"{title}\n\n{markdown(table)}")
+
+
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its columns lined up."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in [table[0], rule, *table[1:]]
     )
-    return f"{table}\n\nWithout a cost:\n\n{notes}" if notes else table
 
 
 def as_csv(found: Sequence[Row], columns: Columns) -> str:
@@ -185,25 +211,13 @@ def _mean_and_sd(samples: Values) -> list[str]:
     return [f"{samples.mean():.4f}", sd]
 
 
-def scores_table(scores: Mapping[str, Mapping[str, float]]) -> str:
-    """The metrics of one result, or of several by their names, in percent, as plain text."""
+def score_rows(scores: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """The table of the metrics of one result, or of several by their names, in percent."""
     names = list(next(iter(scores.values())))
     if len(names) > 8:  # from above to below
-        rows = [
-            ["", *scores],
-            *([name, *(_percent(of[name]) for of in scores.values())] for name in names),
-        ]
-    else:
-        rows = [
-            ["", *names],
-            *([label, *map(_percent, of.values())] for label, of in scores.items()),
-        ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        line[0].ljust(widths[0])
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in rows
-    )
+        rows = [[name, *(_percent(of[name]) for of in scores.values())] for name in names]
+        return [["", *scores], *rows]
+    return [["", *names], *([label, *map(_percent, of.values())] for label, of in scores.items())]
 
 
 def _percent(value: float) -> str:
