@@ -12,7 +12,6 @@ from revisit.core.head import Head, LMHead, native, without_autocast
 from revisit.core.rows import refine
 from revisit.core.session import Session
 from revisit.core.step import step
-from test_step import BIG
 
 
 class Quantized:
@@ -47,7 +46,7 @@ class Sharded:
         return logits
 
 
-def decode(head: Head, steps=4, budget=BIG):
+def decode(head: Head, steps=4, budget=2**30):
     """Some steps of three prompts with an LM head; each row's scores, and its session."""
     generator = torch.Generator().manual_seed(0)
     cache = Cache(head, budget)
@@ -63,7 +62,7 @@ def decode(head: Head, steps=4, budget=BIG):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [Quantized, Sharded])
-@pytest.mark.parametrize("budget", [BIG, 2000])
+@pytest.mark.parametrize("budget", [2**30, 2000])
 @pytest.mark.filterwarnings("ignore:ReVisiT. cache_bytes")
 def test_a_head_of_another_kind_is_used_as_it_projects(kind, dtype, budget):
     weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(1)).to(dtype)

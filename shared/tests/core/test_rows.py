@@ -2,7 +2,7 @@
 set to."""
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytorch_settings import SETTINGS
 from revisit.config import ReVisiTConfig
 from revisit.core import columns
 from revisit.core.columns import Cache
@@ -119,33 +120,6 @@ def test_a_row_has_the_same_bits_whatever_its_neighbours_are():
         refined, _ = refine(logits, together)
         for row, session in enumerate(alone):
             assert torch.equal(refine(logits[row : row + 1], [session])[0][0], refined[row])
-
-
-@contextmanager
-def setting(change, value, back):
-    change(value)
-    try:
-        yield
-    finally:
-        change(back)
-
-
-SETTINGS = {
-    "deterministic algorithms": lambda: setting(torch.use_deterministic_algorithms, True, False),
-    "mixed precision": lambda: torch.autocast("cpu", torch.bfloat16),
-    "mixed precision, no cache": lambda: torch.autocast("cpu", torch.bfloat16, cache_enabled=False),
-    **{
-        f"default {dtype}": lambda dtype=dtype: setting(
-            torch.set_default_dtype, dtype, torch.float32
-        )
-        for dtype in (torch.float16, torch.bfloat16, torch.float64)
-    },
-    "a default device": lambda: torch.device("meta"),  # what is made there is nowhere
-    "inference mode": torch.inference_mode,
-    "no_grad": torch.no_grad,
-    "gradients": torch.enable_grad,
-    "two threads": lambda: setting(torch.set_num_threads, 2, torch.get_num_threads()),
-}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

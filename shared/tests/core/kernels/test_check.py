@@ -5,9 +5,9 @@ import warnings
 import pytest
 import torch
 
+from pytorch_settings import SETTINGS
 from revisit.core.head import LMHead
 from revisit.core.kernels import available, check
-from test_rows import SETTINGS
 
 HEAD = LMHead(torch.randn(300, 24))
 
