@@ -15,11 +15,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from revisit.commands.eval import Family, runs_of
-from revisit.commands.eval_flags import parse
+from revisit.commands.eval import Family, run_of
 from revisit.evaluation.benchmarks.chair import Chair
 from revisit.evaluation.images import open_image
-from revisit.evaluation.run import Run
 
 
 def measure(job: Mapping[str, Any]) -> None:
@@ -33,9 +31,7 @@ def measure(job: Mapping[str, Any]) -> None:
 
     script = runpy.run_path(job["script"])
     family: Family = script["FAMILY"]
-    ways: dict[str, Run] = {}
-    for name, flags in job["ways"].items():
-        (ways[name],) = runs_of(parse(["chair", *flags], "timing", family.layers), family)
+    ways = {name: run_of(["chair", *flags], family) for name, flags in job["ways"].items()}
     first = next(iter(ways.values()))
     captioner = family.load(first)
     question = Chair(data_path=Path()).question

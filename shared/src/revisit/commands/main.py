@@ -20,6 +20,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "caption": "Describe images, and say which patch each word came from.",
     "web": "Greedy decoding and ReVisiT side by side in the browser.",
+    "eval": "Ask a model what a benchmark asks, and score the answers.",
     "score": "Score a file of answers.",
     "compare": "One table of several results.",
     "check": "Whether ReVisiT decodes a model exactly.",
