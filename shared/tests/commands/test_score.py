@@ -1,6 +1,9 @@
 """`revisit score`: what it prints, and what it refuses before it scores."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +44,12 @@ def test_a_folder_that_is_not_there_is_said_before_scoring(captions, capsys, mon
     )
     assert main([*captions, "--save_path", "/missing/chair.json"]) == 2
     assert "there is no folder /missing" in capsys.readouterr().err
+
+
+def test_the_table_is_drawn_on_a_terminal(captions):
+    pty = pytest.importorskip("pty")
+    reading, writing = pty.openpty()
+    subprocess.run([sys.executable, "-m", "revisit", *captions], stdout=writing, check=True)
+    os.close(writing)
+    drawn = os.read(reading, 10_000).decode()
+    assert "CHAIRs" in drawn and "50.0" in drawn and "|" not in drawn

@@ -1,6 +1,7 @@
 """`revisit web`: the page of `revisit.commands.page`, served."""
 
 import socket
+import time
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,8 @@ def web(
         raise CommandError(f"cannot listen on {host}, port {port}: {error}") from error
     print(f"open {address} (stop with Ctrl-C)", flush=True)
     try:
-        app.block_thread()
+        while True:  # Ctrl-C ends it
+            time.sleep(3600)
     finally:
         app.close(verbose=False)
 
