@@ -1,4 +1,4 @@
-"""`revisit-eval --engine vllm` and `--engine openai` say what Transformers says, and go on."""
+"""`revisit eval --engine vllm` and `--engine openai` say what Transformers says, and go on."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def chair(photos, tmp_path):
-    """Runs `revisit-eval chair`; returns its captions by image."""
+    """Runs `revisit eval chair`; returns its captions by image."""
 
     def run(model, *flags, out="out", status=0):
         place = tmp_path / out

@@ -1,9 +1,6 @@
 """A model on a vLLM server with ReVisiT (docs/vllm.md), asked as OpenAI's API is."""
 
-import base64
-import io
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,12 +46,8 @@ class Served:
 
         self.origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self.model = model
-        self.client = openai.OpenAI(
-            base_url=base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",  # vLLM asks for none by default
-            timeout=openai.Timeout(SILENT, connect=CONNECTING),
-            max_retries=0,
-        )
+        timeout = openai.Timeout(SILENT, connect=CONNECTING)
+        self.client = requests.connect(base_url, timeout=timeout, max_retries=0)
 
     def check(self, config: ReVisiTConfig) -> None:
         """The server judges, once it is asked."""
@@ -119,11 +112,8 @@ class Served:
     def _asked(
         self, image: Image.Image, config: ReVisiTConfig | None, question: str, max_new_tokens: int
     ) -> dict[str, Any]:
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)
-        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
         content = [
-            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "image_url", "image_url": {"url": requests.png_url(image)}},
             {"type": "text", "text": question},
         ]
         extra = {}
