@@ -194,7 +194,7 @@ def test_vision_tokens_in_a_layout_that_is_not_known_are_refused(padded_llava):
 
     with pytest.raises(ValueError, match="turned, mirrored or in another order"):
         prompt_boxes(turned, [image], 16, padded_llava.model.config)
-    with pytest.raises(ValueError, match="config does not tell"):
+    with pytest.raises(ValueError, match="config does not name"):
         image_boxes(padded_llava.prepare, (8, 8), lambda *_: None)
 
 

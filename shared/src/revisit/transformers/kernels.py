@@ -70,7 +70,7 @@ class Kernels:
         Rows from which no token can be chosen become 0, with which any sampling can go on.
 
         Raises:
-            ValueError: there was such a row in an earlier step; of the last ones `end` tells.
+            ValueError: there was such a row in an earlier step; `end` raises for the last ones.
         """
         _raise(self._arrived)
         steps = self._steps
