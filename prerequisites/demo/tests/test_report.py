@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from choose_setting import ALLOWED_LOSS, ALLOWED_REPEATS, choose
-from demo import distinct, pope_entries
 from grounding import hits
-from html_report import HERE, Results, grounding, write_page
+from html_report import grounding, write_page
+from jobs import COCO, FAMILIES, decoders, folders, result_file
+from revisit.commands.main import main as program
 from scenes import THINGS, coverage, font_path, sample_scene
 from sheet import GRID, changed_words
 
@@ -27,13 +28,6 @@ def test_the_rule_takes_the_lowest_chairs_that_costs_neither_recall_nor_repeats(
     assert choose(greedy, [forgetful, weak, stammering, good, equal]) is good
     with pytest.raises(SystemExit, match="no setting is allowed"):
         choose(greedy, [forgetful, stammering])
-
-
-def test_each_question_about_an_image_is_asked_once() -> None:
-    sets = pope_entries()
-    asked = [(each["image"], each["text"]) for each in distinct(sets)]
-    assert len(set(asked)) == len(asked) < sum(map(len, sets.values()))
-    assert set(asked) == {(each["image"], each["text"]) for rows in sets.values() for each in rows}
 
 
 def test_marks_stand_where_a_changed_word_begins() -> None:
@@ -63,19 +57,12 @@ def test_a_hit_is_a_patch_that_shows_the_object_of_the_word() -> None:
         {"text": absent.name.split()[0], "patch": [0, 0, 0]},
         {"text": "and", "patch": [0, 0, 0]},
     ]
-    found = hits([{"question_id": 1, "steps": steps}])
+    found = hits([{"image_id": 1, "steps": steps}])
     chance = float((shown == thing).mean())
     assert found.tolist() == [[1.0, chance], [0.0, chance]]
 
 
-def test_the_pages_tell_the_same_of_where_chosen_tokens_lie() -> None:
-    """`grounding.py` writes the table into both, and the demo's page reads it from the first."""
-    pages = [HERE / "README.md", HERE.parents[1] / "docs" / "seeing.md"]
-    readme, seeing = (
-        page.read_text("utf-8").partition("<!-- grounding -->")[2].partition("<!--")[0]
-        for page in pages
-    )
-    assert readme == seeing
+def test_the_docs_tell_where_chosen_tokens_lie() -> None:
     head, *rows = grounding()
     assert head == ["model", "decoder", "object words", "on the object", "chance"]
     assert {(row[0], row[1].split()[1].strip(",")) for row in rows} == {
@@ -88,22 +75,24 @@ def test_the_page_tells_of_each_family_what_was_searched_and_where_tokens_lie(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("matplotlib")
-    captions = []
-    for name, said in (("greedy", "A dog and a vase."), ("ReVisiT", "A dog.")):
-        file = tmp_path / f"{name}.jsonl"
-        lines = [json.dumps({"image_id": image, "caption": said}) for image in (2, 1)]
-        file.write_text("\n".join(lines), encoding="utf-8")
-        record = {"settings": {"data_path": str(HERE / "coco" / "val2014")}, "images": []}
-        file.with_name(f"{name}.jsonl.run.json").write_text(json.dumps(record), encoding="utf-8")
-        captions.append((name, file))
-    families = [
-        Results(name, HERE / "settings" / f"{name}.json", captions) for name in ("llava", "qwen")
-    ]
-    write_page(families, HERE / "coco" / "annotations", tmp_path / "demo.html")
+    out = folders(tmp_path)
+    for family, folder in out.items():
+        for way in decoders(family):
+            text = "A dog and a vase." if way.slug == "greedy" else "A dog."
+            captions = result_file(way, folder).with_name("captions.jsonl")
+            captions.parent.mkdir()
+            lines = [json.dumps({"image_id": image, "caption": text}) for image in (2, 1)]
+            captions.write_text("\n".join(lines), encoding="utf-8")
+            record = {"settings": {"data_path": str(COCO / "val2014")}, "images": []}
+            captions.with_name("captions.jsonl.run.json").write_text(json.dumps(record))
+            flags = ["--coco_path", str(COCO / "annotations"), "--lemmatizer", "noun"]
+            flags += ["--save_path", str(result_file(way, folder))]
+            assert program(["score", "chair", "--cap_file", str(captions), *flags]) == 0
+    write_page(out, tmp_path / "demo.html")
     page = (tmp_path / "demo.html").read_text("utf-8")
-    assert all(f'-title">{name}</h2>' in page for name in ("llava", "qwen"))
-    for name in ("llava", "qwen"):
-        searched = json.loads((HERE / "settings" / f"{name}.json").read_text("utf-8"))
+    for family in FAMILIES:
+        assert f'-title">{family.name}</h2>' in page
+        searched = json.loads(family.setting.read_text("utf-8"))
         greedy = f"The dashed line: greedy, {100 * searched['greedy']['CHAIRs']:.1f}"
         assert f"on the {searched['images']} scenes of dev" in page and greedy in page
     assert all(f"<td>{row[3]}</td>" in page for row in list(grounding())[1:])
