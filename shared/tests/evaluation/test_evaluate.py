@@ -360,34 +360,6 @@ def test_a_family_sets_its_own_defaults(run):
     assert seen == ["all"]
 
 
-@pytest.mark.parametrize(
-    ("gpus", "flags", "place"),
-    [
-        (0, [], ("cpu", "float32")),
-        (0, ["--dtype", "auto"], ("cpu", "bfloat16")),
-        (1, [], ("cuda", "bfloat16")),
-        (1, ["--device", "auto"], ("auto", "bfloat16")),
-        (1, ["--device", "cuda:0", "--dtype", "float16"], ("cuda:0", "float16")),
-        (1, ["--device", "cpu"], ("cpu", "float32")),
-    ],
-)
-def test_on_a_gpu_the_dtype_is_the_checkpoints_own_unless_given(
-    run, monkeypatch, gpus, flags, place
-):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    (run.model / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    run.flags[-2:] = []  # --device
-    seen = []
-
-    def load(args):
-        seen.append((args.place.device, args.place.dtype))
-        return Sizes(args)
-
-    assert run(*flags, load=load) == 0
-    assert seen == [place]
-    assert run.record()["settings"]["dtype"] == place[1]
-
-
 def test_a_family_names_its_dtype_on_a_gpu(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     run.flags[-2:] = []
