@@ -26,12 +26,12 @@ def parsed():
         @app.command
         def it(
             *images: str,
-            use_revisit: bool = False,
+            do_sample: bool = False,
             decoder: Literal["greedy", "revisit", "vcd", "dola"] = "revisit",
             splits: Annotated[list[str], Parameter(consume_multiple=True)] = ["all"],  # noqa: B006
             settings: Annotated[Settings, FLATTENED] = Settings(),  # noqa: B008
         ) -> None:
-            more = {"images": images, "use_revisit": use_revisit, "splits": splits}
+            more = {"images": images, "do_sample": do_sample, "splits": splits}
             seen.append((to_config(decoder, settings), more))
 
         assert run(app, ["it", *argv]) == 0
@@ -56,19 +56,19 @@ def test_layers_are_written_in_every_way(parsed, flag, words, layers):
 @pytest.mark.parametrize(
     ("words", "value"),
     [
-        (["--use_revisit"], True),
-        (["--use-revisit"], True),
-        (["--use_revisit", "true"], True),
-        (["--use_revisit", "False"], False),
-        (["--use_revisit=true"], True),
-        (["--use_revisit", "--splits", "all"], True),
-        (["--use_revisit", "true", "--use_revisit", "false"], False),
+        (["--do_sample"], True),
+        (["--do-sample"], True),
+        (["--do_sample", "true"], True),
+        (["--do_sample", "False"], False),
+        (["--do_sample=true"], True),
+        (["--do_sample", "--splits", "all"], True),
+        (["--do_sample", "true", "--do_sample", "false"], False),
         ([], False),
     ],
     ids=str,
 )
 def test_a_switch_stands_alone_or_before_true_or_false(parsed, words, value):
-    assert parsed(*words)[1]["use_revisit"] is value
+    assert parsed(*words)[1]["do_sample"] is value
 
 
 def test_published_and_short_names_are_one_setting_and_the_last_counts(parsed):
@@ -76,6 +76,21 @@ def test_published_and_short_names_are_one_setting_and_the_last_counts(parsed):
     twice = ["--relative_top", "1e-3", "--alpha", "0.1", "--layers", "all", "--layers=0"]
     assert parsed(*twice)[0] == ReVisiTConfig(alpha=0.1, layers=(0,))
     assert parsed("--splits", "a", "b", "--splits", "c", "d")[1]["splits"] == ["c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("words", "decoder"),
+    [
+        (["--use_revisit"], ReVisiTConfig()),
+        (["--use-revisit", "true", "image.jpg"], ReVisiTConfig()),
+        (["--use_revisit=false"], None),
+        (["--use_revisit", "False", "--decoder", "vcd"], VCDConfig()),
+        (["--decoder", "vcd", "--use_revisit", "--do_sample"], ReVisiTConfig()),
+    ],
+    ids=str,
+)
+def test_use_revisit_is_a_decoder_and_the_last_of_both_counts(parsed, words, decoder):
+    assert parsed("--decoder", "dola", *words)[0] == decoder
 
 
 def test_the_settings_of_each_decoder_come_from_its_config(parsed):
@@ -88,10 +103,19 @@ def test_the_settings_of_each_decoder_come_from_its_config(parsed):
 
 def test_a_file_gives_the_flags_that_the_command_line_lacks(parsed, tmp_path):
     file = tmp_path / "settings.yaml"
-    file.write_text("layers: [0, 2]\nrelative_top: 1e-3\nuse_revisit: true\nsplits: [a, b]\n")
+    file.write_text("layers: [0, 2]\nrelative_top: 1e-3\ndo_sample: true\nsplits: [a, b]\n")
     config, more = parsed("image.jpg", "--config", str(file), "--alpha", "0.5")
     assert config == ReVisiTConfig(layers=(0, 2), alpha=0.5)
-    assert more == {"images": ("image.jpg",), "use_revisit": True, "splits": ["a", "b"]}
+    assert more == {"images": ("image.jpg",), "do_sample": True, "splits": ["a", "b"]}
+
+
+@pytest.mark.parametrize("words", [["--config", "{}"], ["--config={}"]], ids=str)
+def test_a_file_may_say_use_revisit(parsed, tmp_path, words):
+    file = tmp_path / "settings.yaml"
+    file.write_text("use_revisit: false\nalpha: 0.5\n")
+    named = [word.format(file) for word in words]
+    assert parsed(*named)[0] is None
+    assert parsed(*named, "--use_revisit", "true")[0] == ReVisiTConfig(alpha=0.5)
 
 
 def test_a_mistyped_name_in_a_file_is_refused(tmp_path, capsys):

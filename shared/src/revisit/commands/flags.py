@@ -104,9 +104,11 @@ def prepare(app: App, argv: Sequence[str]) -> list[str]:
         CommandError: the file of `--config` cannot be read.
     """
     groups = _grouped(argv)
-    for group in [group for group in groups if _plain(group[0]) == "--config"]:
-        app.config = _config(group)
-        groups[groups.index(group)] = group[2:]
+    for group in groups:
+        if group[0].partition("=")[0] == "--config":
+            _, *words = group[0].split("=", 1) + group[1:]
+            app.config = _config(words)
+            group[:] = words[1:]
     arguments = _arguments(app, [word for group in groups for word in group])
     several: dict[int, list[str]] = {}
     for group in groups:
@@ -152,20 +154,23 @@ def _layers(word: str) -> bool:
     return word.replace(",", "").isdecimal()
 
 
-def _config(group: Sequence[str]) -> Dict:
-    """The flags in the file behind `--config`; numbers of layers as one word, as `prepare` does."""
+def _config(words: Sequence[str]) -> Dict:
+    """The flags in the file that is named first, as `prepare` leaves those of a command line."""
     try:
-        read = yaml.safe_load(Path(group[1]).read_text(encoding="utf-8"))
+        read = yaml.safe_load(Path(words[0]).read_text(encoding="utf-8"))
         if isinstance(read, dict):
             flags = {
                 name: ",".join(map(str, value)) if _whole_numbers(value) else value
                 for name, value in read.items()
             }
-            return Dict(flags, source=group[1], use_commands_as_keys=False)
+            if type(chosen := flags.pop("use_revisit", None)) is bool:
+                flags.setdefault("decoder", "revisit" if chosen else "greedy")
+            return Dict(flags, source=words[0], use_commands_as_keys=False)
         why = "it holds no names with values"
     except (IndexError, OSError, ValueError, yaml.YAMLError) as error:
         why = str(error).partition("\n")[0]
-    raise CommandError(f"{' '.join(group[:2])}: name a YAML file of flags and their values; {why}")
+    file = words[0] if words else ""
+    raise CommandError(f"--config {file}: name a YAML file of flags and their values; {why}")
 
 
 def _whole_numbers(value: object) -> bool:

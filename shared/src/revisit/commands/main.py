@@ -29,9 +29,9 @@ COMMANDS = {
 
 def start() -> NoReturn:
     """The console script."""
-    _leave_at_ctrl_c()
+    leave_at_ctrl_c()
     status = main(sys.argv[1:])
-    _leave_at_ctrl_c()  # while threads and modules are taken down
+    leave_at_ctrl_c()  # while threads and modules are taken down
     sys.exit(status)
 
 
@@ -106,7 +106,8 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _leave_at_ctrl_c() -> None:
+def leave_at_ctrl_c() -> None:
+    """Have Ctrl-C end the process with one line, until a command runs that tidies up itself."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background
         signal.signal(signal.SIGINT, _leave)
 
