@@ -52,6 +52,9 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.ends = args, time.monotonic() + 60 * args.minutes
+        # New tokens of a generation, steps of the step alone, turns, and tokens in V_cons, about.
+        sizes = (3, 3, 1, 50) if args.tiny else (32, 40, 5, 1_000)
+        self.tokens, self.steps, self.repeats, self.candidates = sizes
         self.lines: list[str] = []
         self.cuda = args.device.startswith("cuda")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
@@ -122,7 +125,7 @@ def measure_steps(bench: Bench) -> None:
             bench.write(f"| {case} | {rows} | the kernels cannot be used here |")
             continue
         steps = opened(case, rows, head)
-        each = list(drift(case.vocabulary, bench.args.candidates, bench.args.steps + rows))
+        each = list(drift(case.vocabulary, bench.candidates, bench.steps + rows))
         logits = torch.empty(rows, case.vocabulary, device=bench.args.device)
 
         def take(number: int) -> None:
@@ -133,14 +136,14 @@ def measure_steps(bench: Bench) -> None:
         steps.step(logits)  # compiles
         replay = captured(bench, lambda: steps.step(logits))
         took = []
-        for number in range(1, bench.args.steps):
+        for number in range(1, bench.steps):
             take(number)
             took.append(1e6 * timed(bench, replay))
-        take(bench.args.steps)
+        take(bench.steps)
         kernels = profiled(bench, replay)
         cells = [f"{kernels.get(name, math.nan):.0f}" for name in names]
         took = took[len(took) // 4 :]  # the first columns are computed by then
-        bench.write(f"| {case} | {rows} | {bench.args.candidates} | {spread(took, 0)} | "
+        bench.write(f"| {case} | {rows} | {bench.candidates} | {spread(took, 0)} | "
                     f"{' | '.join(cells)} |")  # fmt: skip
 
 
@@ -191,15 +194,14 @@ def prompts(model: Any, case: Case, rows: int) -> dict[str, Tensor]:
 
 def measure_compiled(bench: Bench) -> None:
     """Part 2: greedy decoding and ReVisiT in turns, behind the same compiled decode step."""
-    tokens = bench.args.new_tokens
     table = bench.cells("A compiled decode step with a static cache; ms a token",
                         "greedy", "ReVisiT", "over greedy")  # fmt: skip
     for case, rows in table:
         try:
-            model = built(case.model, bench.args.candidates, bench.args.device, bench.dtype)
+            model = built(case.model, bench.candidates, bench.args.device, bench.dtype)
             inputs = prompts(model, case, rows)
             length = inputs["inputs_embeds"].shape[1]
-            past = StaticCache(config=model.config, max_cache_len=length + tokens)
+            past = StaticCache(config=model.config, max_cache_len=length + bench.tokens)
             with torch.no_grad():
                 model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
             torch.compiler.reset()
@@ -218,14 +220,16 @@ def measure_compiled(bench: Bench) -> None:
                 return scores
 
             def run(refine: Callable[[Tensor], Tensor]) -> None:
-                decoded(forward, past, rows, tokens, refine)
-                past.crop(-tokens)
+                decoded(forward, past, rows, bench.tokens, refine)
+                past.crop(-bench.tokens)
 
             ways = {"greedy": lambda: run(lambda logits: logits), "ReVisiT": lambda: run(refine)}
-            took = by_turns(ways, bench.args.repeats, bench.seconds)
+            took = by_turns(ways, bench.repeats, bench.seconds)
             if len(took) < 2:
                 raise torch.cuda.OutOfMemoryError
-            greedy, mine = ([1e3 * each / tokens for each in values] for values in took.values())
+            greedy, mine = (
+                [1e3 * each / bench.tokens for each in values] for values in took.values()
+            )
             over = statistics.median(mine) / statistics.median(greedy) - 1
             bench.write(f"| {case} | {rows} | {spread(greedy)} | {spread(mine)} | {over:+.1%} |")
         except torch.cuda.OutOfMemoryError:
@@ -324,21 +328,20 @@ def measure_eager(bench: Bench) -> None:
     """Part 3: repeats are interleaved; the first of them is not counted."""
     table = bench.cells("`generate` of Transformers, with prefill; ms a token, counts a step",
                         "decoder", "ms", "over greedy", "launches", "waits")  # fmt: skip
-    tokens = bench.args.new_tokens
     for case, rows in table:
-        model = built(case.model, bench.args.candidates, bench.args.device, bench.dtype)
+        model = built(case.model, bench.candidates, bench.args.device, bench.dtype)
         inputs = prompts(model, case, rows)
         ways = {
-            name: lambda name=name: generated(name, model, inputs, case, tokens)
+            name: lambda name=name: generated(name, model, inputs, case, bench.tokens)
             for name in DECODERS
         }
-        took = by_turns(ways, bench.args.repeats, bench.seconds)
+        took = by_turns(ways, bench.repeats, bench.seconds)
         greedy = statistics.median(took.get("greedy", [math.nan]))
         for name in DECODERS:
             if name not in took:
                 bench.write(f"| {case} | {rows} | {name} | out of memory | | | |")
                 continue
-            values = [1e3 * each / tokens for each in took[name]]
+            values = [1e3 * each / bench.tokens for each in took[name]]
             over = statistics.median(took[name]) / greedy - 1
             host = "| |"
             if name in ("greedy", "ReVisiT"):
@@ -362,16 +365,12 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, ...; cpu with --tiny")
     parser.add_argument("--tiny", action="store_true", help="tiny models: only shows that it runs")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="default: 1 8 32")
-    parser.add_argument("--new-tokens", type=int, default=32, help="of a generation (default: 32)")
-    parser.add_argument("--steps", type=int, default=40, help="of the step alone (default: 40)")
-    parser.add_argument("--repeats", type=int, default=5, help="medians of so many (default: 5)")
-    parser.add_argument("--candidates", type=int, default=1_000, help="tokens in V_cons, about")
     parser.add_argument("--minutes", type=float, default=28, help="then no cell is begun any more")
     parser.add_argument("--docs", nargs="?", type=Path, const=DOCS, metavar="FOLDER",
                         help="write into gpu.md in docs/, or in another folder")  # fmt: skip
     args = parser.parse_args()
-    if min(args.new_tokens, args.steps, args.repeats, args.candidates, *args.rows) < 1:
-        parser.error("numbers must be at least 1")
+    if min(args.rows) < 1:
+        parser.error("--rows must be at least 1")
     if not args.device.startswith("cuda") and not args.tiny:
         parser.error("models of seven billion weights need a GPU; on a CPU pass --tiny")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
@@ -389,7 +388,6 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Measure part by part."""
     args = options()
-    args.candidates = min(args.candidates, 50) if args.tiny else args.candidates
     bench = Bench(args)
     name = torch.cuda.get_device_name(args.device) if bench.cuda else "a CPU"
     import triton
@@ -397,8 +395,8 @@ def main() -> None:
     bench.write(
         f"Measured on {date.today()}: {name}, PyTorch {torch.__version__}, Triton "
         f"{triton.__version__}, {bench.dtype}, by `python benchmarks/gpu.py "
-        f"{' '.join(sys.argv[1:])}`. Medians of {args.repeats} repeats, or of "
-        f"{args.steps} steps for the step alone, and from the least to the greatest.",
+        f"{' '.join(sys.argv[1:])}`. Medians of {bench.repeats} repeats, or of "
+        f"{bench.steps} steps for the step alone, and from the least to the greatest.",
     )
     for part in (measure_steps, measure_compiled, measure_eager, measure_tests):
         part(bench)

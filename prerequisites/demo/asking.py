@@ -1,79 +1,31 @@
-"""What the demo asks of a model, in one process: load it once, do a list of jobs.
+"""Do jobs in a family's environment, one after another, in one process.
 
-A family's program (``ask_llava.py``, ``ask_qwen.py``) says how its model answers questions about
-images. A job is a JSON object:
+A job is a JSON object that names a family's evaluation script:
 
-{"script": PATH, "arguments": [...]}     runs the family's evaluation script as a program
-{"questions": PATH, "images": FOLDER, "out": PATH, "batch_size": N, "decoding": {...}}
-                                         answers POPE's questions; with "revisit_trace" in
-                                         "decoding" each answer says what ReVisiT did at each token
-{"timing": PATH, ...}                    measures what decoders cost: see ``timing.py``
+{"script", "arguments"}                        runs it as a program
+{"script", "arguments", "trace", "images"}     captions images, (id, file) each, and writes to the
+                                               file `trace` what ReVisiT did at each token
+{"script", "ways", "rounds", "timing"}         measures what decoders cost: see `measure`
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import runpy
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from PIL import Image
-from tqdm import tqdm
+import torch
 
+from captions import QUESTION
+from revisit.commands.eval import Family, run_of
 from revisit.evaluation.images import open_image
-from timing import measure
 
 
-class Asker(Protocol):
-    """A loaded model of one of the families."""
-
-    def answer(
-        self, images: list[Image.Image], questions: list[str], **decoding: Any
-    ) -> tuple[Any, Any]:
-        """What the model generates for each image and its question: the fork's output and, of it,
-        the answers' tokens (B, T). ``decoding`` is for the fork's ``generate``."""
-
-    def text(self, tokens: Any) -> str:
-        """The text of some tokens."""
-
-
-def answer_questions(asker: Asker, job: dict[str, Any]) -> None:
-    """Answer each question of the job's file; an answer is a line of the file ``out``."""
-    lines = Path(job["questions"]).read_text("utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    found: list[dict[str, Any]] = []
-    for start in tqdm(range(0, len(entries), job["batch_size"]), desc=job["out"], unit="batch"):
-        batch = entries[start : start + job["batch_size"]]
-        images = [open_image(Path(job["images"], entry["image"])).image for entry in batch]
-        asked = [entry["text"] for entry in batch]
-        output, tokens = asker.answer(images, asked, **job["decoding"])
-        for row, entry in enumerate(batch):
-            answer = {"question_id": entry["question_id"], "answer": asker.text(tokens[row])}
-            if "revisit_trace" in job["decoding"]:
-                steps = zip(tokens[row].tolist(), output.revisit_trace[row], strict=True)
-                answer["steps"] = [_shown(asker, token, step) for token, step in steps]
-            found.append(answer)
-    text = "".join(json.dumps(answer) + "\n" for answer in found)
-    Path(job["out"]).write_text(text, encoding="utf-8")
-
-
-def _shown(asker: Asker, token: int, step: Any) -> dict[str, Any]:
-    """A step of the trace, as far as the demo shows it."""
-    return {
-        "text": asker.text([token]),
-        "plain": asker.text([step.plain_token]),
-        "changed": step.changed,
-        "patch": step.patch,
-        "layer": step.layer,
-        "candidates": step.candidates,
-        "divergence": step.divergence,
-    }
-
-
-def run_script(script: str, arguments: list[str]) -> None:
+def run_script(script: str, arguments: Sequence[str]) -> None:
     """Run an evaluation script as a program with these arguments; SystemExit where it fails."""
     sys.argv = [script, *arguments]
     try:
@@ -83,18 +35,76 @@ def run_script(script: str, arguments: list[str]) -> None:
             raise SystemExit(f"failed: {script} {' '.join(arguments)}") from end
 
 
-def main(load: Callable[[str], Asker]) -> None:
-    """Do the jobs; ``load(checkpoint)`` is called if one of them asks questions."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="folder of the model")
-    parser.add_argument("jobs", type=Path, help="file with a JSON list of jobs")
-    args = parser.parse_args()
-    asker = None
-    for job in json.loads(args.jobs.read_text("utf-8")):
+def trace(job: Mapping[str, Any]) -> None:
+    """Write a line for each image: {"image_id", "caption", "steps"}, the tokens in order."""
+    family: Family = runpy.run_path(job["script"])["FAMILY"]
+    captioner: Any = family.load(run_of(["chair", *job["arguments"]], family))
+    found = []
+    for start in range(0, len(job["images"]), job["batch_size"]):
+        batch = job["images"][start : start + job["batch_size"]]
+        images = [open_image(file).image for _, file in batch]
+        inputs = captioner.inputs(images, [QUESTION] * len(images))
+        output = captioner.model.generate(
+            **inputs, **captioner.arguments, return_dict_in_generate=True, revisit_trace=True
+        )
+        new = output.sequences[:, inputs["input_ids"].shape[1] :]
+        for (number, _), tokens, steps in zip(batch, new, output.revisit_trace, strict=True):
+            entry = {"image_id": number, "caption": _text(captioner, tokens)}
+            pairs = zip(tokens.tolist(), steps, strict=True)
+            entry["steps"] = [
+                {
+                    "text": _text(captioner, [token]),
+                    "plain": _text(captioner, [step.plain_token]),
+                    "changed": step.changed,
+                    "patch": step.patch,
+                    "layer": step.layer,
+                }
+                for token, step in pairs
+            ]
+            found.append(entry)
+    lines = "".join(json.dumps(entry) + "\n" for entry in found)
+    Path(job["trace"]).write_text(lines, encoding="utf-8")
+
+
+def _text(captioner: Any, tokens: Any) -> str:
+    (text,) = captioner.tokenizer.batch_decode([tokens], skip_special_tokens=True)
+    return str(text).strip()
+
+
+def measure(job: Mapping[str, Any]) -> None:
+    """Caption the same images by each way in turn, round by round, all with one model.
+
+    "ways": name -> flags; "rounds": the files of each round. A way's seconds, the processor's, and
+    its tokens in each round go to the file "timing".
+    """
+    family: Family = runpy.run_path(job["script"])["FAMILY"]
+    ways = {name: run_of(["chair", *flags], family) for name, flags in job["ways"].items()}
+    captioner = family.load(next(iter(ways.values())))
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in ways}
+    rounds = [[open_image(file).image for file in files] for files in job["rounds"]]
+    captioner.answer(rounds[0], [QUESTION] * len(rounds[0]))  # what happens only once
+    for number, images in enumerate(rounds):
+        # Backwards every second time: what a way does after another one is not always the same.
+        for name in list(ways)[:: -1 if number % 2 else 1]:
+            captioner.decode(ways[name])
+            torch.manual_seed(0)
+            began = time.process_time()
+            answers = captioner.answer(images, [QUESTION] * len(images))
+            took = time.process_time() - began
+            found[name].append((took, sum(answer.tokens for answer in answers)))
+    Path(job["timing"]).write_text(json.dumps(found), encoding="utf-8")
+
+
+def main(jobs: Path) -> None:
+    """Do the jobs of a file, a JSON list."""
+    for job in json.loads(jobs.read_text("utf-8")):
         if "timing" in job:
             measure(job)
-        elif "script" in job:
-            run_script(job["script"], job["arguments"])
+        elif "trace" in job:
+            trace(job)
         else:
-            asker = asker or load(args.checkpoint)
-            answer_questions(asker, job)
+            run_script(job["script"], job["arguments"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -18,16 +18,13 @@ from jobs import (
     FAMILIES,
     GREEDY,
     HERE,
-    Decoder,
     Family,
     caption_job,
-    captions_file,
-    repeating,
+    folders,
     revisit_decoder,
     run_jobs,
-    score,
 )
-from revisit.evaluation.benchmarks import chair
+from tables import metrics
 from write_coco import write_coco
 
 LAYERS = ("last", "all")
@@ -38,12 +35,6 @@ RULE = (
     f"that name an object twice up by {100 * ALLOWED_REPEATS:g} points at most"
 )
 GRID = [(layers, alpha) for layers in LAYERS for alpha in ALPHAS]
-
-
-def scores(decoder: Decoder, coco: Path, out: Path) -> dict[str, float]:
-    """What the rule and the record look at."""
-    scored = score(captions_file(decoder, out), coco)
-    return chair.metrics(scored.counts.sum(0)) | {"twice": repeating(scored)}
 
 
 def choose(greedy: dict[str, float], grid: list[dict[str, Any]]) -> dict[str, Any]:
@@ -59,12 +50,12 @@ def choose(greedy: dict[str, float], grid: list[dict[str, Any]]) -> dict[str, An
     return min(allowed, key=lambda entry: float(entry["CHAIRs"]))
 
 
-def write_choice(family: Family, coco: Path, out: Path, images: int) -> None:
+def write_choice(family: Family, out: Path, images: int) -> None:
     """Write the chosen setting, and the scores that it was chosen by, to settings/."""
-    greedy = scores(GREEDY, coco, out)
+    greedy = metrics(GREEDY, out)
     grid: list[dict[str, Any]] = []
     for layers, alpha in GRID:
-        found = scores(revisit_decoder(layers, alpha), coco, out)
+        found = metrics(revisit_decoder(layers, alpha), out)
         grid.append({"layers": layers, "alpha": alpha, **found})
     best = choose(greedy, grid)
     chosen = {"layers": best["layers"], "alpha": best["alpha"], "divergence": "ag"}
@@ -72,7 +63,7 @@ def write_choice(family: Family, coco: Path, out: Path, images: int) -> None:
     family.setting.parent.mkdir(exist_ok=True)
     family.setting.write_text(json.dumps(chosen | record, indent=1) + "\n", encoding="utf-8")
     for name, entry in (("greedy", greedy), *((e["layers"], e) for e in grid)):
-        numbers = (f"{key} {100 * entry[key]:.1f}" for key in (*chair.METRICS, "twice"))
+        numbers = (f"{key} {100 * entry[key]:.1f}" for key in greedy)
         print(f"{name:6} {entry.get('alpha', ''):7}", *numbers)
     print(f"{family.setting}: layers {best['layers']}, alpha {best['alpha']:g}")
 
@@ -87,14 +78,13 @@ def main() -> None:
         write_coco(coco, "dev", args.images)
     out = args.out / "choice"
     ways = [GREEDY, *(revisit_decoder(*setting) for setting in GRID)]
-    jobs = {}
-    for family in FAMILIES:
-        folder = out / family.environment
-        folder.mkdir(parents=True, exist_ok=True)
-        jobs[family] = [caption_job(family, way, coco, folder, args.images) for way in ways]
+    jobs = {
+        family: [caption_job(family, way, coco, folder, args.images) for way in ways]
+        for family, folder in folders(out).items()
+    }
     run_jobs(jobs, out)
     for family in FAMILIES:
-        write_choice(family, coco, out / family.environment, args.images)
+        write_choice(family, out / family.environment, args.images)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
+import tables
 from jobs import (
     COCO,
-    FAMILIES,
     GREEDY,
     LONGEST,
     ROOT,
@@ -23,17 +24,16 @@ from jobs import (
     Family,
     caption_job,
     decoders,
-    markdown,
+    folders,
     read_json,
+    result_file,
     revisit_decoder,
     run_jobs,
 )
 from revisit.config import OTHERS
-from revisit.evaluation.benchmarks.chair import COLUMNS as CHAIR
-from revisit.evaluation.results.comparable import check_comparable, group
+from revisit.evaluation.benchmarks.chair import COLUMNS
 from revisit.evaluation.results.result import read_result
-from revisit.evaluation.results.tables import Row, cells, header, rows
-from timing import relative
+from revisit.evaluation.results.tables import Row
 
 NAMES = {
     "vcd": "VCD",
@@ -51,8 +51,7 @@ ROUNDS = 5
 """Batches that are captioned by each way in turn, to see what it costs."""
 AGAIN = "greedy-again"
 """Greedy decoding as the last way of a round: were the machine always equally fast, it costs 1."""
-SHOWN = [*CHAIR.metrics, "s/token"]
-GAPS = ("CHAIRs", "Recall")
+SHOWN = [*COLUMNS.metrics, "s/token"]
 
 
 def others() -> list[Decoder]:
@@ -87,11 +86,7 @@ def ways(family: Family) -> list[Decoder]:
 def jobs(family: Family, out: Path, images: int) -> list[dict[str, Any]]:
     """What ``asking.py`` does: captions and scores of each way, in a folder of its own, and what
     they cost."""
-    captioned = []
-    for way in ways(family):
-        job = caption_job(family, way, COCO, out, images)
-        more = ["--output_path", str(out / way.slug), "--lemmatizer", "noun"]
-        captioned.append(job | {"arguments": [*job["arguments"], *more]})
+    captioned = [caption_job(family, way, COCO, out, images) for way in ways(family)]
     timed = read_json(timing_file(out)) if timing_file(out).exists() else {}
     if {way.slug for way in ways(family)} <= timed.keys():
         return captioned
@@ -112,39 +107,36 @@ def timing_job(family: Family, out: Path, images: int) -> dict[str, Any]:
     }
     return {
         "timing": str(timing_file(out)),
-        "script": str(family.script),
+        "script": str(family.script("chair")),
         "ways": {**flags, AGAIN: flags[GREEDY.slug]},
         "rounds": [files[start : start + family.batch_size] for start in starts],
     }
 
 
+def relative(found: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
+    """Of each way the median over the rounds of its seconds a token over those of the first way.
+
+    A machine is not equally fast from one minute to the next: ratios within a round are.
+    """
+    costs = {name: [took / tokens for took, tokens in rounds] for name, rounds in found.items()}
+    first = next(iter(costs.values()))
+    return {
+        name: median(mine / theirs for mine, theirs in zip(each, first, strict=True))
+        for name, each in costs.items()
+    }
+
+
 def compared(chosen: Sequence[Decoder], out: Path) -> list[Row]:
     """Rows of these ways, with what they cost in turn; the first is the baseline."""
-    groups = group([read_result(out / way.slug / "chair.json") for way in chosen])
-    check_comparable(groups)
     costs = relative(read_json(timing_file(out)))
-    return [
-        row._replace(name=way.name, relative=np.array([costs[way.slug]]))
-        for way, row in zip(chosen, rows(groups), strict=True)
-    ]
-
-
-def table(found: Mapping[str, Sequence[Row]]) -> str:
-    """The rows of each family, in Markdown."""
-    columns = ["decoder", *SHOWN, *(f"{name} - greedy" for name in GAPS)]
-    lines = []
-    for family, some in found.items():
-        for row in some:
-            cell = dict(zip(header(CHAIR), cells(row, CHAIR), strict=True))
-            gaps = [cell[f"{name} - baseline"] for name in GAPS]
-            lines.append([family, row.name, *(cell[name] for name in SHOWN), *gaps])
-    return markdown(["model", *columns], lines)
+    rows = zip(chosen, tables.compared(chosen, out), strict=True)
+    return [row._replace(relative=np.array([costs[way.slug]])) for way, row in rows]
 
 
 def verdict(row: Row) -> str:
     """Whether a decoder hallucinates less than greedy decoding, as far as these images tell."""
     assert row.interval is not None
-    low, high = row.interval[:, CHAIR.metrics.index("CHAIRs")]
+    low, high = row.interval[:, COLUMNS.metrics.index("CHAIRs")]
     return "fewer" if high < 0 else "more" if low > 0 else "neither"
 
 
@@ -169,7 +161,7 @@ def selections(found: Mapping[str, Sequence[Row]]) -> str:
     for family, (_, least, most, random, *_) in found.items():
         said = []
         for name, better in (("CHAIRs", min), ("Recall", max), ("F1", max)):
-            column = CHAIR.metrics.index(name)
+            column = COLUMNS.metrics.index(name)
             chosen = {"min": least, "max": most, "random": random}
             values = {which: row.values[0, column] for which, row in chosen.items()}
             said.append(f"{name} by `{better(values, key=values.__getitem__)}`")
@@ -182,7 +174,7 @@ def selections(found: Mapping[str, Sequence[Row]]) -> str:
 
 def measured(family: Family, out: Path) -> str:
     """Where and how a family's costs were measured, of its run records."""
-    result = read_result(out / GREEDY.slug / "chair.json")
+    result = read_result(result_file(GREEDY, out))
     run, settings = result.runs[0], result.settings
     timed = read_json(timing_file(out))
     return (
@@ -206,7 +198,7 @@ def settings_of_others() -> str:
 
 def report(out: Path, images: int) -> str:
     """Both tables, and what their numbers are."""
-    places = {family: out / family.environment for family in FAMILIES}
+    places = folders(out)
     every = {
         family.name: compared([*decoders(family), *others()], own) for family, own in places.items()
     }
@@ -215,8 +207,8 @@ def report(out: Path, images: int) -> str:
     }
     took = "\n".join(f"- {measured(family, own)}" for family, own in places.items())
     return (
-        f"## Every decoder\n\n{table(every)}\n\n{verdicts(every)}\n\n"
-        f"## Settings of ReVisiT\n\n{table(ablated)}\n\n"
+        f"## Every decoder\n\n{tables.table(every, SHOWN)}\n\n{verdicts(every)}\n\n"
+        f"## Settings of ReVisiT\n\n{tables.table(ablated, SHOWN)}\n\n"
         "The first is the chosen setting; each other one differs from it in what its row names. "
         f"{selections(ablated)}\n\n"
         "## What the numbers are\n\n"
@@ -235,11 +227,7 @@ def report(out: Path, images: int) -> str:
 
 def run(out: Path, images: int, docs: bool) -> None:
     """Caption by every way, print both tables and write them to ``out``, or to docs/ too."""
-    todo = {}
-    for family in FAMILIES:
-        folder = out / family.environment
-        folder.mkdir(parents=True, exist_ok=True)
-        todo[family] = jobs(family, folder, images)
+    todo = {family: jobs(family, folder, images) for family, folder in folders(out).items()}
     run_jobs(todo, out)
     text = report(out, images)
     (out / "decoders.md").write_text(text, encoding="utf-8")

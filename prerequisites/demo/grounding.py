@@ -2,8 +2,8 @@
 
 For each object word of ReVisiT's captions whose object is in the image: whether the chosen vision
 token's patch shows the object, against chance, the part of the patches that show it. Layers "last"
-and "all", the chosen alpha and the published one, scenes of ``val``. The table goes into this
-folder's README and docs/seeing.md.
+and "all", the chosen alpha and the published one, scenes of ``val``. The table goes into
+docs/seeing.md.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from demo import describe_entries
 from jobs import (
-    FAMILIES,
     HERE,
-    LONGEST,
     PUBLISHED_ALPHA,
     ROOT,
     Family,
-    markdown,
-    put_between,
-    question_job,
+    folders,
+    read_lines,
     revisit_decoder,
     run_jobs,
+    trace_job,
 )
 from scenes import THINGS, coverage, sample_scene
 from sheet import GRID
+from tables import markdown, put_between
 
 LAYERS = ("last", "all")
 FIRST = {thing.name.split()[0]: index for index, thing in enumerate(THINGS)}
@@ -52,7 +50,7 @@ def hits(answers: list[dict[str, Any]]) -> np.ndarray:
     """(words, 2): whether the chosen patch shows the word's object, and the part that does."""
     found = []
     for answer in answers:
-        shown = coverage(sample_scene("val", answer["question_id"] - 1), GRID)
+        shown = coverage(sample_scene("val", answer["image_id"] - 1), GRID)
         for step in answer["steps"]:
             on_it = shown == FIRST.get(step["text"], -1)
             if on_it.any():
@@ -62,8 +60,7 @@ def hits(answers: list[dict[str, Any]]) -> np.ndarray:
 
 def row(family: Family, out: Path, layers: str, alpha: float) -> list[str]:
     """A line of the table."""
-    lines = answers_file(out, layers, alpha).read_text("utf-8").splitlines()
-    words = hits([json.loads(line) for line in lines])
+    words = hits(read_lines(answers_file(out, layers, alpha)))
     on_it, chance = 100 * words.mean(0)
     name = revisit_decoder(layers, alpha).name
     return [family.name, name, str(len(words)), f"{on_it:.1f}%", f"{chance:.1f}%"]
@@ -74,32 +71,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="scenes to caption")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where results are kept")
     args = parser.parse_args()
-    entries = describe_entries(args.images)
-    jobs = {}
-    for family in FAMILIES:
-        folder = args.out / family.environment
-        folder.mkdir(parents=True, exist_ok=True)
-        jobs[family] = [
-            question_job(
-                family,
-                revisit_decoder(*way),
-                entries,
-                answers_file(folder, *way),
-                LONGEST,
-                revisit_trace=True,
-            )
+    own = folders(args.out)
+    jobs = {
+        family: [
+            trace_job(family, revisit_decoder(*way), answers_file(folder, *way), args.images)
             for way in ways(family)
         ]
+        for family, folder in own.items()
+    }
     run_jobs(jobs, args.out)
-    rows = [
-        row(family, args.out / family.environment, *way)
-        for family in FAMILIES
-        for way in ways(family)
-    ]
+    rows = [row(family, folder, *way) for family, folder in own.items() for way in ways(family)]
     header = ["model", "decoder", "object words", "on the object", "chance"]
     text = f"{markdown(header, rows)}\n\n{args.images} scenes of `val`; by `grounding.py`.\n"
-    for page in (HERE / "README.md", ROOT / "docs" / "seeing.md"):
-        put_between(page, "grounding", text)
+    put_between(ROOT / "docs" / "seeing.md", "grounding", text)
     print(text)
 
 

@@ -15,11 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from revisit.evaluation.benchmarks import chair
-from revisit.evaluation.benchmarks.objects.coco import read_captions
-from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
-from revisit.evaluation.benchmarks.objects.truth import ground_truth
-
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COCO = HERE / "coco"
@@ -30,15 +25,20 @@ LONGEST = 48
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: the environment that runs it, its evaluation script, its tiny checkpoint."""
+    """A model family: the nox environment that runs it, the folder of its evaluation scripts and
+    what their names end in, its published layers."""
 
     name: str
     environment: str
-    script: Path
-    program: Path
-    checkpoint: Path
+    folder: str
+    suffix: str
     published_layers: str
     batch_size: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """Its tiny model."""
+        return HERE / f"{self.environment}-tiny"
 
     @property
     def setting(self) -> Path:
@@ -51,32 +51,21 @@ class Family:
         made = ROOT / ".nox" / self.environment / "bin" / "python"
         return str(made) if made.exists() else sys.executable
 
+    def script(self, benchmark: str) -> Path:
+        """The evaluation script of `"chair"` or `"pope"`."""
+        return ROOT / self.folder / "eval" / f"{benchmark}_eval_{self.suffix}.py"
+
 
 FAMILIES = (
-    Family(
-        name="LLaVA-1.5",
-        environment="llava",
-        script=ROOT / "LLaVA1.5" / "eval" / "chair_eval_llava.py",
-        program=HERE / "ask_llava.py",
-        checkpoint=HERE / "llava-tiny",
-        published_layers="last",
-        batch_size=50,
-    ),
-    Family(
-        name="Qwen2.5-VL",
-        environment="qwen",
-        script=ROOT / "Qwen2.5-VL" / "eval" / "chair_eval_qwenvl.py",
-        program=HERE / "ask_qwen.py",
-        checkpoint=HERE / "qwen-tiny",
-        published_layers="all",
-        batch_size=20,  # its vision tower attends over all images of a batch at once
-    ),
+    Family("LLaVA-1.5", "llava", "LLaVA1.5", "llava", "last", 50),
+    # Its vision tower attends over all images of a batch at once.
+    Family("Qwen2.5-VL", "qwen", "Qwen2.5-VL", "qwenvl", "all", 20),
 )
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A way to decode: its name in the table, its file name, arguments of the fork's `generate`."""
+    """A way to decode: its name in tables, its folder's name, flags of the evaluation scripts."""
 
     name: str
     slug: str
@@ -84,8 +73,8 @@ class Decoder:
 
     @property
     def flags(self) -> list[str]:
-        """The settings as flags of an evaluation script."""
-        return [word for name, value in self.settings.items() for word in (f"--{name}", str(value))]
+        """The settings as flags."""
+        return as_flags(**self.settings)
 
 
 GREEDY = Decoder("greedy", "greedy")
@@ -99,71 +88,97 @@ def revisit_decoder(layers: str, alpha: float, note: str = "") -> Decoder:
     )
 
 
+def published_decoder(family: Family) -> Decoder:
+    """ReVisiT at the default of the published code."""
+    return revisit_decoder(family.published_layers, PUBLISHED_ALPHA, " (published)")
+
+
 def decoders(family: Family) -> list[Decoder]:
     """Greedy, ReVisiT at the chosen setting, and at the published default."""
     chosen = read_json(family.setting)
-    return [
-        GREEDY,
-        revisit_decoder(chosen["layers"], chosen["alpha"], " (chosen)"),
-        revisit_decoder(family.published_layers, PUBLISHED_ALPHA, " (published)"),
-    ]
+    chosen_decoder = revisit_decoder(chosen["layers"], chosen["alpha"], " (chosen)")
+    return [GREEDY, chosen_decoder, published_decoder(family)]
 
 
-def captions_file(decoder: Decoder, out: Path) -> Path:
-    """Where a decoder's captions are."""
-    return out / f"{decoder.slug}.jsonl"
+def as_flags(**settings: Any) -> list[str]:
+    """Settings as flags of a command line."""
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def flags(family: Family, decoder: Decoder, coco: Path = COCO, **more: Any) -> list[str]:
+    """The flags of a family's evaluation scripts."""
+    common = as_flags(
+        model_path=family.checkpoint,
+        data_path=coco / "val2014",
+        seed=0,
+        batch_size=family.batch_size,
+        dtype="float32",
+        device="cpu",
+    )
+    return [*common, *as_flags(**more), *decoder.flags]
 
 
 def caption_job(
     family: Family, decoder: Decoder, coco: Path, out: Path, images: int
 ) -> dict[str, Any]:
-    """A job of ``asking.py``: run the family's evaluation script. Captions there are kept."""
-    arguments = [
-        *("--model_path", str(family.checkpoint)),
-        *("--data_path", str(coco / "val2014"), "--anno_path", str(coco / "annotations")),
-        *("--output_path", str(captions_file(decoder, out))),
-        *("--seed", "0", "--num_eval_samples", str(images), "--max_new_tokens", str(LONGEST)),
-        *("--batch_size", str(family.batch_size), "--dtype", "float32", "--device", "cpu"),
-        *decoder.flags,
-    ]
-    return {"script": str(family.script), "arguments": arguments}
+    """Caption and score by the family's script, in a folder of ``out``; see `result_file`."""
+    arguments = flags(
+        family,
+        decoder,
+        coco,
+        anno_path=coco / "annotations",
+        output_path=out / decoder.slug,
+        num_eval_samples=images,
+        max_new_tokens=LONGEST,
+        lemmatizer="noun",
+    )
+    return {"script": str(family.script("chair")), "arguments": arguments}
 
 
-def question_job(
-    family: Family,
-    decoder: Decoder,
-    entries: list[dict[str, Any]],
-    out: Path,
-    longest: int,
-    **more: Any,
-) -> dict[str, Any]:
-    """A job of ``asking.py``: answer ``entries`` into ``out``, at most ``longest`` tokens each."""
-    questions = out.with_suffix(".questions.jsonl")
-    write_lines(questions, entries)
-    settings = {"max_new_tokens": longest, "do_sample": False, **decoder.settings, **more}
+def result_file(decoder: Decoder, out: Path) -> Path:
+    """Where the score of a decoder's captions is."""
+    return out / decoder.slug / "chair.json"
+
+
+def pope_job(family: Family, decoder: Decoder, out: Path) -> dict[str, Any]:
+    """Answer POPE's questions by the family's script, in ``out / pope-<decoder>``."""
+    folder = out / f"pope-{decoder.slug}"
+    arguments = flags(
+        family, decoder, pope_path=COCO / "pope", output_path=folder, max_new_tokens=4
+    )
+    return {"script": str(family.script("pope")), "arguments": arguments}
+
+
+def trace_job(family: Family, decoder: Decoder, out: Path, images: int) -> dict[str, Any]:
+    """Caption the first ``images``, by id, into the file ``out``, with what ReVisiT did."""
+    names = sorted(image_names().items())[:images]
+    arguments = flags(family, decoder, output_path=out.with_suffix(""), max_new_tokens=LONGEST)
     return {
-        "questions": str(questions),
-        "images": str(COCO / "val2014"),
-        "out": str(out),
+        "script": str(family.script("chair")),
+        "arguments": arguments,
+        "trace": str(out),
+        "images": [[number, str(COCO / "val2014" / name)] for number, name in names],
         "batch_size": family.batch_size,
-        "decoding": settings,
     }
+
+
+def image_names() -> dict[int, str]:
+    """The files of the demo's images by their ids."""
+    images = read_json(COCO / "annotations" / "instances_val2014.json")["images"]
+    return {image["id"]: image["file_name"] for image in images}
 
 
 def run_jobs(jobs: Mapping[Family, Sequence[dict[str, Any]]], out: Path) -> None:
     """Do each family's jobs in a process of its own, all families at once, one thread each."""
     calm = os.environ | {"OMP_NUM_THREADS": "1"}
     running = []
-    for family, own in jobs.items():
+    for family, todo in jobs.items():
         folder = out / family.environment
-        (folder / "jobs.json").write_text(json.dumps(own), encoding="utf-8")
-        command = [
-            family.python,
-            *map(str, (family.program, family.checkpoint, folder / "jobs.json")),
-        ]
+        (folder / "jobs.json").write_text(json.dumps(todo), encoding="utf-8")
+        command = [family.python, str(HERE / "asking.py"), str(folder / "jobs.json")]
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
             process = subprocess.Popen(command, env=calm, stdout=log, stderr=subprocess.STDOUT)
-        print(f"{family.name}: {len(own)} jobs, {folder / 'log.txt'}", flush=True)
+        print(f"{family.name}: {len(todo)} jobs, {folder / 'log.txt'}", flush=True)
         running.append((process, family, folder))
     failed = [(family, folder) for process, family, folder in running if process.wait()]
     for family, folder in failed:
@@ -173,45 +188,12 @@ def run_jobs(jobs: Mapping[Family, Sequence[dict[str, Any]]], out: Path) -> None
         raise SystemExit(f"the same again continues; remove {out} to begin anew")
 
 
-def seconds(captions: Path) -> float:
-    """How long the captions took, from their run record; a rerun adds to it."""
-    record = read_json(captions.with_name(captions.name + ".run.json"))
-    return float(sum(run["seconds"] for run in record["runs"]))
-
-
-def score(captions: Path, coco: Path) -> chair.Score:
-    """CHAIR of a captions file, every word read as a noun; images in the order of their ids."""
-    lemmatize = LEMMATIZERS["noun"]()
-    objects = ground_truth(coco / "annotations", lemmatize)
-    return chair.score(dict(sorted(read_captions(captions).items())), objects, lemmatize)
-
-
-def repeating(scored: chair.Score) -> float:
-    """The part of the captions that name an object twice."""
-    twice = [len(set(each["node_words"])) < len(each["node_words"]) for each in scored.sentences]
-    return sum(twice) / len(twice)
-
-
-def interval(gap: Mapping[str, float]) -> str:
-    """A difference and its interval, in points of percent."""
-    difference, low, high = (100 * gap[name] for name in ("difference", "low", "high"))
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """The table in Markdown, its columns lined up so that it reads well in a terminal too."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * (w - 1) + (":" if column > 1 else "-") for column, w in enumerate(widths)]
-    lines = [header, rule, *rows]
-    return "\n".join(
-        "| "
-        + " | ".join(
-            cell.rjust(width) if column > 1 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    )
+def folders(out: Path) -> dict[Family, Path]:
+    """A folder in ``out`` for each family, made where it lacks."""
+    found = {family: out / family.environment for family in FAMILIES}
+    for folder in found.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def read_json(path: Path) -> Any:
@@ -222,18 +204,3 @@ def read_json(path: Path) -> Any:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """What the lines of a JSON Lines file hold."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def write_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Write a JSON Lines file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-
-
-def put_between(page: Path, mark: str, text: str) -> None:
-    """Replace what stands between ``<!-- mark -->`` and ``<!-- /mark -->`` in a page."""
-    before, begin, rest = page.read_text("utf-8").partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition(f"<!-- /{mark} -->\n")
-    if not end:
-        raise SystemExit(f"{page} lacks the marks <!-- {mark} --> and <!-- /{mark} -->")
-    page.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import asking
 import every_decoder
-import timing
 from every_decoder import AGAIN, LAYERS, NAMES, ablations, jobs, report, timing_file, ways
 from jobs import COCO, FAMILIES, GREEDY, Decoder, read_json
 from revisit.commands.main import main as program
@@ -162,7 +162,7 @@ def test_ways_take_turns_on_the_same_images(tmp_path: Path, capsys) -> None:
     ways = {"greedy": flags, "revisit": revisit}
     rounds = [files[:2], files[2:]]
     job = {"script": str(script), "ways": ways, "rounds": rounds}
-    timing.measure(job | {"timing": str(out)})
+    asking.measure(job | {"timing": str(out)})
     told = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
     assert [(decoder, len(sizes)) for decoder, sizes, _ in told] == [
         ("greedy", 2),  # to begin with
@@ -179,7 +179,7 @@ def test_ways_take_turns_on_the_same_images(tmp_path: Path, capsys) -> None:
 def test_a_cost_is_the_median_of_what_each_round_says() -> None:
     # The machine is three times as slow in the second round, and something else ran in the third.
     found = {"greedy": [(1, 10), (3, 10), (1, 10)], "vcd": [(4, 20), (12, 20), (90, 20)]}
-    assert timing.relative(found) == {"greedy": 1, "vcd": 2}
+    assert every_decoder.relative(found) == {"greedy": 1, "vcd": 2}
 
 
 def test_the_page_is_written_where_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:

@@ -23,6 +23,20 @@ PUBLISHED = {
 """The names of flags and of the forks' `generate` -> the settings of `ReVisiTConfig`."""
 
 
+class Number(float):
+    """A number that shows as it was written, `0.10` or `1e-5`: it names the folder of a run."""
+
+    def __new__(cls, text: str | float) -> "Number":
+        number = super().__new__(cls, text)
+        number.text = str(text).strip()
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True)
 class ReVisiTConfig:
     """How ReVisiT decodes.

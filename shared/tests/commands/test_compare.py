@@ -357,3 +357,20 @@ def test_files_that_cannot_be_written_are_refused_first(result, capsys):
         assert program(["compare", file, flag, "/missing/out"]) == 2
         err = capsys.readouterr().err
         assert f"{flag} /missing/out: there is no folder /missing" in err
+
+
+def test_the_paper_s_figures_stand_beside_a_result_of_its_setting(result, capsys):
+    model = {"model": {"name": "llava-v1.5-7b"}, "max_new_tokens": 512}
+    settings = {**model, "question": "Please describe this image in detail."}
+    greedy = result("greedy", GREEDY, settings)
+    assert program(["compare", str(greedy), "--paper"]) == 0
+    out = capsys.readouterr().out
+    assert "53.80" in out and "CHAIR (v1)" in out and "notes" in out
+    other = result("other", GREEDY, {**settings, "model": {"name": "tiny"}})
+    assert program(["compare", str(other), "--paper"]) == 0
+    assert "not the same setting: model tiny, the paper's" in capsys.readouterr().out
+
+
+def test_the_paper_is_refused_where_its_table_has_no_place(result, capsys):
+    assert program(["compare", str(result("greedy", GREEDY)), "--paper", "--format", "csv"]) == 2
+    assert "--format csv has no place" in capsys.readouterr().err

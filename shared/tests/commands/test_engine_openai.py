@@ -1,4 +1,4 @@
-"""`revisit-eval --engine openai`: images that the server refuses, and requests that it refuses."""
+"""`revisit eval --engine openai`: images that the server refuses, and requests that it refuses."""
 
 import base64
 import io

@@ -11,7 +11,7 @@ from revisit.commands.main import COMMANDS, main
 
 IMAGE = Path(__file__).parents[3] / "prerequisites" / "demo" / "coco" / "val2014"
 IMAGE /= "COCO_val2014_000000000001.jpg"
-HEAVY = ("torch", "transformers", "jinja2", "matplotlib", "nltk")
+HEAVY = ("torch", "transformers", "gradio", "matplotlib", "nltk")
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -93,3 +93,14 @@ def test_a_reader_that_stops_reading_is_no_error():
     )
     done = python(code, "fork", "--help")
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["score chair --cap_file x", "caption x.jpg", "scroe"])
+def test_a_package_that_is_not_installed_is_named(command):
+    code = (
+        "import sys; sys.modules['numpy'] = None\n"
+        "from revisit.commands.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = python(code, *command.split())
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "numpy" in done.stderr or "Did you mean" in done.stderr

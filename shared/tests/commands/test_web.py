@@ -1,8 +1,13 @@
 """`revisit web`: what is refused before a model is loaded."""
 
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
+
+pytest.importorskip("gradio", reason="the page is made with Gradio")
 
 from revisit.commands import web
 from revisit.commands.main import main
@@ -42,3 +47,17 @@ def test_a_server_that_does_not_answer_is_said(monkeypatch, capsys):
         port = closed.getsockname()[1]
     assert main(["web", "--base_url", f"http://127.0.0.1:{port}/v1", "--port", "0"]) == 2
     assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_with_one_line():
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "revisit", "web", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert serving.stdout.readline().startswith("open http://127.0.0.1:")
+    serving.send_signal(signal.SIGINT)
+    _, err = serving.communicate(timeout=30)
+    assert serving.returncode == 130
+    assert err.splitlines()[-1] == "revisit web: interrupted" and "Traceback" not in err

@@ -230,7 +230,7 @@ def test_nothing_runs_where_a_row_cannot_be_decoded():
     with pytest.raises(ValueError):
         refine(logits, [None])
     bad.close()
-    with pytest.raises(ValueError, match="the session of this prompt is closed"):
+    with pytest.raises(ValueError, match=r"^the session of this prompt is closed$"):
         refine(random(1, VOCABULARY), [bad])
 
 

@@ -307,14 +307,14 @@ def test_a_model_that_cannot_be_loaded_is_named(run, capsys):
         (["--relative_top", "1.5"], "alpha (relative_top) must be in [0, 1], got 1.5"),
         (["--relative_top", "nan"], "alpha (relative_top) must be in [0, 1], got nan"),
         (["--early_exit_layers", "middle"], "middle"),
-        (["--early_exit_layers", ""], "empty"),
-        (["--temperature", "0"], "--temperature 0: say a number in ]0, inf]"),
-        (["--top_p", "2"], "--top_p 2: say a number in ]0, 1]"),
+        (["--early_exit_layers", ""], "or a list of ints, got ''"),
+        (["--temperature", "0"], "--temperature 0.0: say a number in ]0, inf]"),
+        (["--top_p", "2"], "--top_p 2.0: say a number in ]0, 1]"),
         (["--batch_size", "0"], "--batch_size 0: say a whole number >= 1"),
-        (["--num_eval_samples", "many"], "--num_eval_samples: invalid"),
-        (["--decoder", "beam"], "invalid choice: 'beam'"),
+        (["--num_eval_samples", "many"], "--num_eval_samples: unable to convert"),
+        (["--decoder", "beam"], 'Invalid value "beam" for --decoder'),
         (["--decoder", "vcd", "--vcd_noise_step", "1000"], "--decoder vcd: noise_step must be"),
-        (["--vcd_alpha", "much"], "argument --vcd_alpha: invalid"),
+        (["--vcd_alpha", "much"], "--vcd_alpha: could not convert"),
         (["--m3id_gamma", "-1"], "--decoder m3id: gamma must be a finite number >= 0"),
         (["--dola_layers", "last"], "--decoder dola: layers='last'"),
         (["--use_revisit", "perhaps"], "neither true nor false"),
@@ -326,11 +326,7 @@ def test_bad_flags_are_refused_before_the_model_loads(run, flags, message, capsy
     def load(args):
         raise AssertionError("loaded")
 
-    try:
-        status = run(*flags, load=load)
-    except SystemExit as stop:  # argparse's own way to refuse
-        status = stop.code
-    assert status == 2
+    assert run(*flags, load=load) == 2
     assert message in capsys.readouterr().err
     assert not run.out.exists()
 
@@ -362,34 +358,6 @@ def test_a_family_sets_its_own_defaults(run):
 
     assert run("--use_revisit", load=load, layers="all") == 0
     assert seen == ["all"]
-
-
-@pytest.mark.parametrize(
-    ("gpus", "flags", "place"),
-    [
-        (0, [], ("cpu", "float32")),
-        (0, ["--dtype", "auto"], ("cpu", "bfloat16")),
-        (1, [], ("cuda", "bfloat16")),
-        (1, ["--device", "auto"], ("auto", "bfloat16")),
-        (1, ["--device", "cuda:0", "--dtype", "float16"], ("cuda:0", "float16")),
-        (1, ["--device", "cpu"], ("cpu", "float32")),
-    ],
-)
-def test_on_a_gpu_the_dtype_is_the_checkpoints_own_unless_given(
-    run, monkeypatch, gpus, flags, place
-):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    (run.model / "config.json").write_text('{"torch_dtype": "bfloat16"}')
-    run.flags[-2:] = []  # --device
-    seen = []
-
-    def load(args):
-        seen.append((args.place.device, args.place.dtype))
-        return Sizes(args)
-
-    assert run(*flags, load=load) == 0
-    assert seen == [place]
-    assert run.record()["settings"]["dtype"] == place[1]
 
 
 def test_a_family_names_its_dtype_on_a_gpu(run, monkeypatch):

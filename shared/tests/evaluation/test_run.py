@@ -2,11 +2,10 @@
 
 import pytest
 
-from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit.config import DoLaConfig, M3IDConfig, Number, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.run import (
     Generation,
-    Number,
     Place,
     decoder_settings,
     decoder_slug,

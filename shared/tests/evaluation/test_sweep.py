@@ -189,6 +189,28 @@ def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
         assert "Accuracy - baseline" in table
 
 
+def test_a_sweep_that_is_not_scored_says_so_before_it_begins(images, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    flags = ["--model_path", str(tmp_path / "model"), "--data_path", str(images)]
+    flags += ["--device", "cpu", "--sweep", "decoder=vcd"]
+    assert main(["chair", *flags], Family(Teller, str, results=tmp_path / "results")) == 0
+    assert "WARNING: no table will compare these runs" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(sweep, capsys):
+    assert sweep("--sweep", "alpha=1e-3", "--dry_run", load=None) == 0
+    plans = {
+        file: plan for each in json.loads(capsys.readouterr().out) for file, plan in each.items()
+    }
+    greedy, refined = plans.values()
+    assert [Path(file).parent.name for file in plans] == [
+        "plain-seed42",
+        "revisit-last-1e-3-ag-seed42",
+    ]
+    assert refined["settings"]["relative_top"] == 1e-3 and len(greedy["tasks"]) == 4
+    assert not sweep.results.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -208,10 +230,6 @@ def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
     ],
 )
 def test_what_cannot_be_swept_is_said_before_the_model_loads(sweep, words, message, capsys):
-    try:
-        status = sweep("--sweep", *words, load=None)
-    except SystemExit as stop:  # argparse's own way to refuse
-        status = stop.code
-    assert status == 2
+    assert sweep("--sweep", *words, load=None) == 2
     assert message in capsys.readouterr().err
     assert not sweep.results.exists() and not Path("a.jsonl").exists()

@@ -1,4 +1,4 @@
-"""`revisit-eval` in a process that a test starts, and ends."""
+"""`revisit eval` in a process that a test starts, and ends."""
 
 from forked import die
 from revisit.commands import eval as command

@@ -8,7 +8,6 @@ from vllm import LLM, SamplingParams
 
 from revisit import ReVisiTConfig
 from vllm_models import STEPS, Question
-from vllm_trained import Shown
 
 OPTIONS = {
     "dtype": "float32",
@@ -51,7 +50,7 @@ def params(config: ReVisiTConfig | None, steps: int = STEPS, **settings: Any) ->
 
 def outcomes(
     llm: LLM,
-    asked: Sequence[tuple[Question | Shown, ReVisiTConfig | None]],
+    asked: Sequence[tuple[Question, ReVisiTConfig | None]],
     steps: int = STEPS,
     priority: list[int] | None = None,
     **settings: Any,

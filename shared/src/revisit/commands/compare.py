@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from revisit.commands import CommandError, check_folder
+
+if TYPE_CHECKING:
+    from revisit.evaluation.results.result import Result
 
 _LATEX = str.maketrans(
     {each: f"\\{each}" for each in "&%$#_{}"} | {"±": r"$\pm$", "~": r"\~{}", "^": r"\^{}"}
@@ -32,6 +35,13 @@ def compare(
     plot: Annotated[
         Path | None, Parameter(help="a PNG: quality against cost (needs matplotlib)")
     ] = None,
+    paper: Annotated[
+        bool,
+        Parameter(
+            help="beside each result the paper's figures: within the 95% interval of the sample, "
+            "outside it, or of another setting, and which"
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         Parameter(help="an HTML page: the table, the images that changed most, and plots"),
@@ -52,6 +62,8 @@ def compare(
 
     if not results:
         raise CommandError("name a result, or several")
+    if paper and format is not None and format != "markdown":
+        raise CommandError(f"--paper is a second table, which --format {format} has no place for")
     files = [result_in(path) for path in results]
     for flag, path in (("--plot", plot), ("--report", report)):
         if path is not None:
@@ -73,6 +85,8 @@ def compare(
     else:
         tables.show(found.title, grid, drawn=format is None and sys.stdout.isatty())
         print(f"\n{notes}" if notes else "", end="\n" if notes else "")
+    if paper:
+        _show_paper(found.results)
     if notes and format in ("csv", "json", "latex"):
         print(notes, file=sys.stderr)
     if plot is not None:
@@ -81,19 +95,43 @@ def compare(
         compare_report(report, files, [each.name for each in found.results])
 
 
+def _show_paper(results: "Sequence[Result]") -> None:
+    """The paper's figures beside the results'."""
+    from revisit.evaluation.results.paper import beside
+    from revisit.evaluation.results.tables import show
+
+    header = ["", "the paper's table", "read in", "metric", "paper", "here", "95%", "verdict"]
+    rows = [
+        [
+            *(line.name, line.table, line.source, line.metric),
+            *(f"{line.published:.2f}", f"{line.value:.2f}"),
+            "[{:.2f}, {:.2f}]".format(*line.interval),
+            line.verdict,
+        ]
+        for line in beside(results)
+    ]
+    print()
+    if rows:
+        show("The paper's figures, percent", [header, *rows])
+    else:
+        print("The paper has no figure of this benchmark and these decoders.")
+
+
 def result_in(path: Path) -> Path:
     """The result that a file or the folder of a run is.
 
     Raises `CommandError` where a folder has none, or several, and for captions or answers.
     """
+    from revisit.evaluation.benchmarks.registry import BENCHMARKS
+
     remedy = "`revisit score` scores captions and answers (--save_path)"
     if path.suffix == ".jsonl":
         raise CommandError(f"{path} holds captions or answers, and no result: {remedy}")
     if not path.is_dir():
         return path
     here = [each for each in sorted(path.glob("*.json")) if not each.name.endswith(".run.json")]
-    below = sorted(path.glob("*/pope.json"))
-    found = [each for each in here if each.stem in ("chair", "pope")] or below or here
+    found = [each for each in here if each.stem in BENCHMARKS] or sorted(path.glob("*/pope.json"))
+    found = found or here
     if len(found) == 1:
         return found[0]
     if found:

@@ -1,30 +1,43 @@
-"""`revisit-eval chair|pope --model MODEL ...`: a benchmark, by any decoder and engine.
+"""`revisit eval chair|pope --model MODEL ...`: a benchmark, by any decoder and engine.
 
 A family's script says how its model is loaded::
 
     FAMILY = Family(load=LlavaCaptioner, own_dtype=own_dtype, results=Path("results/llava"))
 
     if __name__ == "__main__":
-        raise SystemExit(main(["chair", *sys.argv[1:]], FAMILY))
+        raise SystemExit(main(["chair", *sys.argv[1:]], FAMILY, Path(__file__).name))
 """
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from revisit.commands import eval_flags
+from cyclopts import App, Parameter
+
+from revisit.commands.flags import DECODERS, FLATTENED, decoder_flags, new_app, to_config
+from revisit.commands.main import run as run_app
 from revisit.config import DecoderConfig, NamedLayers
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Load
-from revisit.evaluation.evaluate import evaluate
-from revisit.evaluation.run import Dtype, Run
+from revisit.evaluation.benchmarks.benchmark import Benchmark
+from revisit.evaluation.benchmarks.registry import BENCHMARKS
+from revisit.evaluation.run import Dtype, Generation, Place, Run
 from revisit.evaluation.shards import this_process
 from revisit.evaluation.sweep import combinations
+
+if TYPE_CHECKING:
+    from revisit.evaluation.answering import Captioner
+
+    Name = str
+else:
+    Name = Literal[("greedy", *DECODERS)]
+
+Load = Callable[[Run], "Captioner"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,8 @@ class Family:
     """What a family's programs have of their own.
 
     Args:
-        load: called once, after everything that can be checked without the model has been.
+        load: called once, after everything that can be checked without the model has been; see
+            `revisit.evaluation.answering.Load`.
         own_dtype: from `model_path`, the dtype that `--dtype auto` means. Raises as `load` does.
         results: the folder that gets a folder for each setting, where `--output_path` is left out;
             None: one of the model's name in results/ of the working folder.
@@ -48,7 +62,7 @@ class Family:
 
 
 def main(
-    argv: Sequence[str] | None = None, family: Family | None = None, program: str = "revisit-eval"
+    argv: Sequence[str] | None = None, family: Family | None = None, program: str = "revisit eval"
 ) -> int:
     """Ask a model what a benchmark asks, and score the answers.
 
@@ -57,47 +71,142 @@ def main(
         family: None evaluates any model by its processor and chat template, or on an engine.
 
     Returns:
-        The exit status: see `evaluate`; 2 for bad arguments or input, 130 on Ctrl-C. Whatever it
-        is, the answers made so far are in the file, and the same command goes on from there.
+        The exit status: that of `revisit.evaluation.evaluate.evaluate`; 2 for bad arguments or
+        input, 130 on Ctrl-C. Whatever it is, the answers made so far are in the file, and the same
+        command goes on from there.
     """
-    family = family or _any_model()
-    flags = eval_flags.parse(sys.argv[1:] if argv is None else argv, program, family.layers)
-    with logging_to_stderr():
-        try:
-            return evaluate(runs_of(flags, family), family.load, family.own_dtype)
-        except EvaluationError as error:
-            print(f"{flags.program}: error: {error}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("interrupted; the same command continues", file=sys.stderr)
-            return 130
+    return run_app(new_eval(family, program), sys.argv[1:] if argv is None else argv)
 
 
-def runs_of(flags: eval_flags.Flags, family: Family) -> list[Run]:
-    """The runs that a command line asks for; one, where nothing is swept.
+def run_of(argv: Sequence[str], family: Family) -> Run:
+    """The run of a command line without a sweep."""
+    found: list[Run] = []
 
-    Raises `EvaluationError` where flags do not fit together or do not fit this machine.
-    """
-    import torch
+    def keep(runs: Sequence[Run], family: Family, dry_run: bool) -> int:
+        found.extend(runs)
+        return 0
 
-    process = this_process(os.environ)
-    gpus = torch.cuda.device_count()
-    decoders: Mapping[str, DecoderConfig | None] = flags.decoders()
-    run = Run(
-        model_path=flags.model_path,
-        benchmark=flags.benchmark(),
-        decoder=decoders[flags.decoder],
-        generation=flags.generation(),
-        place=flags.place().settled(gpus=gpus, gpu_dtype=family.gpu_dtype, process=process),
-        process=process,
-        seed=flags.seed,
+    run_app(new_eval(family, then=keep), argv)
+    return found[0]
+
+
+def new_eval(
+    family: Family | None = None, program: str = "eval", then: Callable[..., int] | None = None
+) -> App:
+    """The command, with a subcommand for each benchmark; `then` is given runs, `family` and
+    `dry_run`, and evaluates where it is None."""
+    app = new_app(program, "Ask a model what a benchmark asks, and score the answers.")
+    for name, kind in BENCHMARKS.items():
+        app.command(_command(kind, family or _any_model(), then or _evaluate), name=name)
+    return app
+
+
+def _command(kind: type[Benchmark], family: Family, then: Callable[..., int]) -> Callable[..., int]:
+    """The subcommand of a benchmark, whose flags are the fields of the dataclasses."""
+    decoders = decoder_flags(DECODERS, {"revisit_layers": family.layers})
+    longest = ("max_new_tokens", int, field(default=kind.max_new_tokens))
+    generations = make_dataclass(
+        "Generation", [longest], bases=(Generation,), frozen=True, kw_only=True
     )
-    if not flags.sweep:
-        return [run.writing_to(flags.output_path, family.results)]
-    if flags.output_path is not None and flags.output_path.suffix in (".jsonl", ".json"):
-        raise EvaluationError(f"--output_path {flags.output_path}: a sweep needs a folder")
-    results = flags.output_path or family.results
-    return [each.writing_to(None, results) for each in combinations(run, flags.sweep, decoders)]
+    generations.__doc__ = Generation.__doc__
+    generations.__module__ = __name__  # of a class of `types` cyclopts takes no fields
+    with_defaults = generations(), Place(), decoders()
+
+    def command(
+        *,
+        benchmark: Annotated[kind, Parameter(name="*", consume_multiple=True)],  # type: ignore[valid-type]
+        model_path: Annotated[
+            str,
+            Parameter(
+                name=("--model_path", "--model"),
+                help="folder of the model, its hub id, or its name on a server",
+            ),
+        ],
+        decoder: Annotated[
+            Name, Parameter(help="what decodes; --use_revisit is --decoder revisit")
+        ] = "greedy",
+        output_path: Annotated[
+            Path | None,
+            Parameter(
+                help="folder of the answers, or a captions file (default: a folder named by "
+                "decoding and seed, in the folder of results)"
+            ),
+        ] = None,
+        seed: Annotated[int, Parameter(help="of the sample of images, and of sampling")] = 42,
+        sweep: Annotated[
+            tuple[str, ...],
+            Parameter(
+                consume_multiple=True,
+                metavar="NAME=VALUE,VALUE",
+                help="run every combination with one model, greedy decoding first, each in its "
+                "folder, and print one table: settings of the decoder, seed, decoder; layers as "
+                "0-10-20",
+            ),
+        ] = (),
+        dry_run: Annotated[bool, Parameter(help="say what would run, and load nothing")] = False,
+        generation: Annotated[generations, FLATTENED] = with_defaults[0],  # type: ignore[valid-type]
+        place: Annotated[Place, FLATTENED] = with_defaults[1],
+        settings: Annotated[decoders, FLATTENED] = with_defaults[2],  # type: ignore[valid-type]
+    ) -> int:
+        import torch
+
+        process = this_process(os.environ)
+        gpus = torch.cuda.device_count()
+        configs = _configs(settings)
+        run = Run(
+            model_path=model_path,
+            benchmark=benchmark,
+            decoder=configs[decoder],
+            generation=Generation(**asdict(generation)),
+            place=place.settled(gpus=gpus, gpu_dtype=family.gpu_dtype, process=process),
+            process=process,
+            seed=seed,
+        )
+        return then(_runs(run, sweep, configs, output_path, family), family, dry_run)
+
+    command.__doc__ = f"{(kind.__doc__ or '').splitlines()[0]}\n\nThe same command continues a run."
+    return command
+
+
+def _configs(settings: Any) -> dict[str, DecoderConfig | None]:
+    """Each decoder as its flags set it."""
+    found = {}
+    for name in ("greedy", *DECODERS):
+        try:
+            found[name] = to_config(name, settings)
+        except ValueError as error:
+            raise EvaluationError(f"--decoder {name}: {error}") from error
+    return found
+
+
+def _runs(
+    run: Run,
+    sweep: Sequence[str],
+    configs: dict[str, DecoderConfig | None],
+    output_path: Path | None,
+    family: Family,
+) -> list[Run]:
+    """The runs of a command line; one, where nothing is swept."""
+    if not sweep:
+        return [run.writing_to(output_path, family.results)]
+    if output_path is not None and output_path.suffix in (".jsonl", ".json"):
+        raise EvaluationError(f"--output_path {output_path}: a sweep needs a folder")
+    results = output_path or family.results
+    return [each.writing_to(None, results) for each in combinations(run, sweep, configs)]
+
+
+def _evaluate(runs: Sequence[Run], family: Family, dry_run: bool) -> int:
+    from revisit.evaluation.evaluate import evaluate, plan
+
+    with logging_to_stderr():
+        if dry_run:
+            print(json.dumps([plan(run, family.own_dtype) for run in runs], indent=1))
+            return 0
+        try:
+            return evaluate(runs, family.load, family.own_dtype)
+        except KeyboardInterrupt:
+            print("the same command continues", file=sys.stderr)
+            raise
 
 
 @contextmanager
@@ -122,7 +231,7 @@ def logging_to_stderr() -> Iterator[None]:
 
 
 def _any_model() -> Family:
-    def load(run: Run) -> Any:
+    def load(run: Run) -> "Captioner":
         from revisit.commands.engines.choose import load
 
         return load(run)
@@ -134,6 +243,8 @@ def _any_model() -> Family:
 
     return Family(load, own_dtype)
 
+
+eval = new_eval()
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,7 @@
 """Flags from typed settings, by cyclopts; and what a command line may say that cyclopts does not
 read by itself."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, make_dataclass
 from inspect import isfunction
 from pathlib import Path
@@ -14,7 +14,7 @@ from cyclopts.config import Dict
 from docstring_parser import parse
 
 from revisit.commands import CommandError
-from revisit.config import OTHERS, PUBLISHED, DecoderConfig, ReVisiTConfig
+from revisit.config import OTHERS, PUBLISHED, DecoderConfig, Number, ReVisiTConfig
 
 DECODERS: dict[str, type[DecoderConfig]] = {"revisit": ReVisiTConfig, **OTHERS}
 _FLAGS = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
@@ -34,6 +34,10 @@ def _to_layers(hint: object, tokens: Sequence[Token]) -> str | tuple[int, ...]:
     return read_layers(tokens[-1].value)  # the last one counts
 
 
+def _to_number(hint: object, tokens: Sequence[Token]) -> Number:
+    return Number(tokens[-1].value)
+
+
 def new_app(name: str, summary: str) -> App:
     """A program whose flags may be repeated (the last one counts) and have no `--no-` form."""
     return App(
@@ -44,8 +48,10 @@ def new_app(name: str, summary: str) -> App:
     )
 
 
-def decoder_flags(names: Iterable[str]) -> type:
+def decoder_flags(names: Iterable[str], defaults: Mapping[str, Any] | None = None) -> type:
     """A dataclass of the settings of these decoders, made from their own dataclasses.
+
+    `defaults` replaces some: `{"revisit_layers": "all"}`.
 
     ReVisiT's flags are `--layers` and `--alpha` or, by their published names,
     `--early_exit_layers` and `--relative_top`; those of other decoders begin with the decoder.
@@ -58,17 +64,20 @@ def decoder_flags(names: Iterable[str]) -> type:
         for field in fields(config):
             if name == "revisit" and field.name not in _FLAGS:
                 continue
-            layers = field.name == "layers"
+            layers, number = field.name == "layers", hints[field.name] is float
             parameter = Parameter(
                 name=_names(name, field.name),
                 help=" ".join((meanings[field.name] or "").split()),
                 group=Group(f"Decoder {name}", sort_key=10),
-                converter=_to_layers if layers else None,
+                converter=_to_layers if layers else _to_number if number else None,
                 n_tokens=1 if layers else None,
                 metavar="LAYERS" if layers else None,
             )
             hint = str | tuple[int, ...] if layers else hints[field.name]
-            found.append((f"{name}_{field.name}", Annotated[hint, parameter], field.default))
+            key = f"{name}_{field.name}"
+            found.append(
+                (key, Annotated[hint, parameter], (defaults or {}).get(key, field.default))
+            )
     made = make_dataclass("DecoderFlags", found, frozen=True)
     made.__module__ = __name__  # of a class of `types`, its default, cyclopts takes no fields
     return made
@@ -113,6 +122,8 @@ def prepare(app: App, argv: Sequence[str]) -> list[str]:
     several: dict[int, list[str]] = {}
     for group in groups:
         flag, *words = group or [""]
+        if _plain(flag.partition("=")[0]) == "--use-revisit" and "--use-revisit" not in arguments:
+            group[:] = flag, *words = _decoder(group)
         argument = arguments.get(_plain(flag.partition("=")[0]))
         if argument is None:
             continue
@@ -125,6 +136,15 @@ def prepare(app: App, argv: Sequence[str]) -> list[str]:
         elif argument.hint is bool and words and words[0].lower() in ("true", "false"):
             group[:2] = [f"{flag}={words[0].lower()}"]
     return [word for group in groups for word in group]
+
+
+def _decoder(group: Sequence[str]) -> list[str]:
+    """`--use_revisit true` or `false` as `--decoder`, so that of both flags the last one counts."""
+    _, *words = group[0].split("=") + list(group[1:])
+    said = words[0] if words else "true"
+    if said.lower() not in ("true", "false"):
+        raise CommandError(f"--use_revisit {said}: it is neither true nor false")
+    return [f"--decoder={'revisit' if said.lower() == 'true' else 'greedy'}", *words[1:]]
 
 
 def _grouped(argv: Sequence[str]) -> list[list[str]]:

@@ -20,6 +20,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "caption": "Describe images, and say which patch each word came from.",
     "web": "Greedy decoding and ReVisiT side by side in the browser.",
+    "eval": "Ask a model what a benchmark asks, and score the answers.",
     "score": "Score a file of answers.",
     "compare": "One table of several results.",
     "check": "Whether ReVisiT decodes a model exactly.",
@@ -64,12 +65,12 @@ def run(app: "App", argv: Sequence[str]) -> int:
 
     from revisit.commands.flags import prepare
 
-    program = " ".join((*app.name, *app.parse_commands(list(argv))[0]))
+    program = app.name[0]
     try:
-        command, bound, _ = app.parse_args(
-            prepare(app, argv), print_error=False, exit_on_error=False
-        )
-    except (CycloptsError, ValueError, ModuleNotFoundError) as error:
+        program = " ".join((*app.name, *app.parse_commands(list(argv))[0]))
+        words = prepare(app, argv)
+        command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
+    except (CycloptsError, ValueError, ImportError) as error:
         return _refuse(program, error)  # a setting's own check raises ValueError
     try:
         _raise_at_ctrl_c()
@@ -89,14 +90,23 @@ def run(app: "App", argv: Sequence[str]) -> int:
 
 
 def _refuse(program: str, error: BaseException) -> int:
-    print(f"{program}: error: {error}", file=sys.stderr)
+    try:
+        text = str(error)
+    except ImportError as lacking:  # cyclopts looks at all commands for what was meant
+        error, text = lacking, str(lacking)
+    if isinstance(error, ImportError):
+        why = error.__cause__ or error  # cyclopts tells of a command that cannot be imported
+        text = f"{why}; pip install 'revisit-decoding[EXTRA]' brings what a command needs, with "
+        text += "EXTRA one of evaluation, pictures, web, vllm; Transformers is yours to install"
+    print(f"{program}: error: {text}", file=sys.stderr)
     return 2
 
 
 def _refusals() -> tuple[type[Exception], ...]:
     """The errors whose message is for the user."""
     evaluation: Any = sys.modules.get("revisit.evaluation")
-    return (CommandError,) if evaluation is None else (CommandError, evaluation.EvaluationError)
+    own = (CommandError,) if evaluation is None else (CommandError, evaluation.EvaluationError)
+    return (*own, ModuleNotFoundError)
 
 
 def _interrupted(error: BaseException | None) -> bool:

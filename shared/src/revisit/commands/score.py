@@ -55,7 +55,7 @@ def chair(
 
     _check(save_path, [cap_file, *([cache] if cache else [])])
     result = score_file(cap_file, coco_path, lemmatizer, cache, image_id_key, caption_key)
-    _finish(result, save_path, json)
+    _finish(result, save_path, json, "Percent; Len in words")
     captions = result["captions"]
     asked = (captions["run"] or {}).get("images", [])
     if captions["count"] < len(asked):
@@ -81,6 +81,94 @@ def pope(
     _finish(score_file(questions, answers), save_path, json)
 
 
+@score.command
+def amber(
+    *,
+    answers: Annotated[Path, Parameter(help="id and response: a JSON list, or JSON Lines")],
+    amber_path: Annotated[
+        Path,
+        Parameter(help="folder of annotations.json, relation.json and safe_words.txt, or of data/"),
+    ],
+    lemmatizer: Annotated[
+        Literal["nltk", "noun"],
+        Parameter(
+            help="nltk: the published way to find nouns, needs NLTK's data. noun: needs no data, "
+            "takes every word for a noun"
+        ),
+    ] = "nltk",
+    similarity: Annotated[
+        Literal["exact", "spacy"],
+        Parameter(
+            help="spacy: words that name similar things count too, as published (needs spaCy and "
+            "en_core_web_lg). exact: equal words alone"
+        ),
+    ] = "exact",
+    similarity_table: Annotated[
+        Path | None,
+        Parameter(
+            help="a JSON file of the similar words: read where it exists, so that no spaCy is "
+            "needed, else written by --similarity spacy"
+        ),
+    ] = None,
+    save_path: Save = None,
+    json: Json = False,
+) -> None:
+    """AMBER: what captions name that is not in the image, and answers about existence, attributes
+    and relations."""
+    from revisit.evaluation.benchmarks.amber import score_file
+
+    if similarity_table is not None and similarity != "spacy":
+        raise CommandError("--similarity_table is of --similarity spacy: give that too")
+    _check(save_path, [answers, amber_path])
+    result = score_file(answers, amber_path, lemmatizer, similarity, similarity_table)
+    _finish(result, save_path, json)
+    answered = result["answered"]
+    if answered["all"] < answered["items"]:
+        print(
+            f"Of AMBER's {answered['items']} items {answered['all']} are answered, of which "
+            f"{answered['captions']} are captions",
+            file=sys.stderr,
+        )
+
+
+@score.command
+def mme(
+    *,
+    answers: Annotated[Path, Parameter(help="category, image, question and answer, one a line")],
+    data_path: Annotated[Path, Parameter(help="folder of MME's categories, as published")],
+    save_path: Save = None,
+    json: Json = False,
+) -> None:
+    """MME: accuracy + accuracy+ of each category, 200 points at most."""
+    from revisit.evaluation.benchmarks.mme import score_file
+
+    _check(save_path, [answers, data_path])
+    _finish(score_file(answers, data_path), save_path, json, "Points")
+
+
+@score.command
+def hallusionbench(
+    *,
+    answers: Annotated[
+        Path,
+        Parameter(
+            help="category, subcategory, set_id, figure_id, question_id and answer: a JSON list, "
+            "or JSON Lines"
+        ),
+    ],
+    data_path: Annotated[Path, Parameter(help="HallusionBench.json")],
+    save_path: Save = None,
+    json: Json = False,
+) -> None:
+    """HallusionBench: questions, questions with all their figures, and figures answered right."""
+    from revisit.evaluation.benchmarks.hallusionbench import score_file
+
+    _check(save_path, [answers, data_path])
+    result = score_file(answers, data_path)
+    _finish(result, save_path, json)
+    print(f"Judge: {result['judge']}", file=sys.stderr)
+
+
 def _check(save_path: Path | None, inputs: Sequence[Path]) -> None:
     if save_path is not None:
         if save_path.resolve() in [path.resolve() for path in inputs]:
@@ -88,7 +176,12 @@ def _check(save_path: Path | None, inputs: Sequence[Path]) -> None:
         check_folder("--save_path", save_path)
 
 
-def _finish(result: dict[str, Any], save_path: Path | None, json: bool) -> None:
+def _finish(
+    result: dict[str, Any],
+    save_path: Path | None,
+    json: bool,
+    title: str = "Percent",
+) -> None:
     """Write and print a result."""
     from revisit.evaluation.results.tables import score_rows, show
     from revisit.evaluation.store import write_json
@@ -98,4 +191,4 @@ def _finish(result: dict[str, Any], save_path: Path | None, json: bool) -> None:
     if json:
         print(to_json.dumps(result["overall_metrics"]))
     else:
-        show("Percent; Len in words", score_rows({"": result["overall_metrics"]}))
+        show(title, score_rows({"": result["overall_metrics"]}))

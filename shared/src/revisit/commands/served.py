@@ -1,9 +1,6 @@
 """A model on a vLLM server with ReVisiT (docs/vllm.md), asked as OpenAI's API is."""
 
-import base64
-import io
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +14,7 @@ from revisit.commands import CommandError
 from revisit.commands.engines import requests
 from revisit.commands.engines.described import QUESTION, Heard, Said
 from revisit.config import ReVisiTConfig
-from revisit.evaluation.pictures.picture import Box
+from revisit.evaluation.pictures.picture import Picture
 from revisit.evaluation.pictures.words import split
 
 CONNECTING, SILENT = 5.0, 60.0
@@ -47,17 +44,10 @@ class Served:
             )
         import openai
 
-        self.name = self.title = model or "the model"
-        self.warning = ""
-        self.layers = "last"  # which it decides itself
         self.origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self.model = model
-        self.client = openai.OpenAI(
-            base_url=base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",  # vLLM asks for none by default
-            timeout=openai.Timeout(SILENT, connect=CONNECTING),
-            max_retries=0,
-        )
+        timeout = openai.Timeout(SILENT, connect=CONNECTING)
+        self.client = requests.connect(base_url, timeout=timeout, max_retries=0)
 
     def check(self, config: ReVisiTConfig) -> None:
         """The server judges, once it is asked."""
@@ -115,18 +105,15 @@ class Served:
                 "and does --base_url end in /v1?"
             ) from error
 
-    def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
-        """Always ValueError: a server does not say which vision tokens it chose."""
-        raise ValueError("a server does not say which patch each word came from")
+    def picture(self, title: str, image: Image.Image, said: Said, note: str = "") -> Picture | None:
+        """None: a server does not tell which vision tokens it chose."""
+        return None
 
     def _asked(
         self, image: Image.Image, config: ReVisiTConfig | None, question: str, max_new_tokens: int
     ) -> dict[str, Any]:
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)
-        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
         content = [
-            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "image_url", "image_url": {"url": requests.png_url(image)}},
             {"type": "text", "text": question},
         ]
         extra = {}

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Load, Outcome, answer_tasks, common_settings, loading
@@ -57,6 +57,22 @@ def evaluate(runs: Sequence[Run], load: Load, own_dtype: Callable[[str], str]) -
             show(comparison.title, grid(comparison.rows, comparison.columns))
             print(f"\n{lacks}" if (lacks := notes(comparison.rows)) else "")
     return lacking
+
+
+def plan(run: Run, own_dtype: Callable[[str], str]) -> dict[str, Any]:
+    """What a run would do, as JSON values: its files, its settings, what is asked of which images.
+
+    Raises `EvaluationError` as `evaluate` does, before it loads a model.
+    """
+    sections = run.benchmark.sections(run.seed)
+    common = common_settings(_with_dtype(run, own_dtype))
+    return {
+        str(answers_file(run, section)): {
+            "settings": {**common, **section.settings},
+            "tasks": [task._asdict() for task in section.tasks],
+        }
+        for section in sections
+    }
 
 
 def answers_file(run: Run, section: Section) -> Path:

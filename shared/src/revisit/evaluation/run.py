@@ -40,20 +40,6 @@ DECODERS: dict[str, type[Any] | None] = {"greedy": None, "revisit": ReVisiTConfi
 _ALWAYS_NAMED = ("layers", "alpha", "divergence")  # of ReVisiT's settings; others if not default
 
 
-class Number(float):
-    """A number that shows as it was written, `0.10` or `1e-5`: it names the folder of a run."""
-
-    def __new__(cls, text: str | float) -> "Number":
-        number = super().__new__(cls, text)
-        number.text = str(text).strip()
-        return number
-
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-
 @dataclass(frozen=True, kw_only=True)
 class Generation:
     """How an answer is generated, by any decoder.

@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any, get_type_hints
 
-from revisit.config import DecoderConfig, ReVisiTConfig
+from revisit.config import DecoderConfig, Number, ReVisiTConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answering import Captioner, Load
-from revisit.evaluation.run import DECODERS, Number, Run, decoder_name
+from revisit.evaluation.run import DECODERS, Run, decoder_name
 
 _SWEPT = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
 

@@ -26,7 +26,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run lmms-eval with these arguments (the program's own if left out); the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if find_spec("lmms_eval") is None:
-        print("lmms-eval is not installed: pip install lmms-eval decord", file=sys.stderr)
+        print(
+            'lmms-eval is not installed: pip install lmms-eval==0.7.3 decord "filelock<4"',
+            file=sys.stderr,
+        )
         return 2
     flags = argv[1:] if argv[:1] == ["eval"] else argv
     if not flags or not flags[0].startswith("-") or "--tui" in flags:

@@ -28,7 +28,7 @@ def check(model: Model, layers: str, vision_mask: Tensor | None = None) -> str:
     """Compare a greedy generation of ReVisiT with the dense computation in float64.
 
     The computation reads the hidden states and logits that Transformers itself reports, and forms
-    the logits of every vision token on the whole vocabulary: nothing of it is ReVisiT's own code.
+    the logits of every vision token on the whole vocabulary, without ReVisiT's code.
     The prompt is a row of ordinary tokens among which the model's vision token ids stand; no image
     is read.
 
@@ -45,8 +45,8 @@ def check(model: Model, layers: str, vision_mask: Tensor | None = None) -> str:
     inputs = prompt(model)
     config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)  # type: ignore[arg-type]
     with attach(model, config) as run:
-        given = {} if vision_mask is None else {"vision_mask": vision_mask}
-        output = model.generate(**inputs, **_greedy(), **given, output_scores=True)
+        mask = {} if vision_mask is None else {"vision_mask": vision_mask}
+        output = model.generate(**inputs, **_greedy(), **mask, output_scores=True)
         (trace,) = run.trace or [[]]
     head = _head(run)
     tokens = [int(scores.argmax()) for scores in output.scores]
@@ -55,7 +55,7 @@ def check(model: Model, layers: str, vision_mask: Tensor | None = None) -> str:
     vision = torch.cat([states[layer][there[0]] for layer in run.layers])
     rounding = _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING)
     final = _project(head, states[-1][-1:])[0]
-    _compare("the model's own logits", final, logits[0], rounding * float(logits[0].abs().max()))
+    _compare("the model's logits", final, logits[0], rounding * float(logits[0].abs().max()))
     projected = _project(head, vision)
     worst = 0.0
     for step, (scores, seen, z) in enumerate(zip(output.scores, trace, logits, strict=True)):
@@ -100,8 +100,8 @@ def _check_step(
 
 def _compare(what: str, got: Tensor, expected: Tensor, allowed: float) -> float:
     """The largest difference, where both are possible."""
-    told = expected.isfinite() & (expected > torch.finfo(torch.float32).min / 2)
-    off = float((got - expected)[told].abs().max())
+    unmasked = expected.isfinite() & (expected > torch.finfo(torch.float32).min / 2)
+    off = float((got - expected)[unmasked].abs().max())
     if not off <= allowed:
         raise ValueError(f"{what}: off by {off:.3g}, more than rounding's {allowed:.1g}")
     return off
@@ -173,16 +173,16 @@ def describe(model: Model) -> dict[str, str]:
     processor = ReVisiTLogitsProcessor(model)
     head = processor.head()
     names = {module: name or "the model itself" for name, module in model.named_modules()}
-    own = output_embeddings(model)
+    used = output_embeddings(model)
     text = text_config(model.config)
-    told = [f"{name} {value}" for name, value in vision_token_fields(model.config).items()]
+    ids = [f"{name} {value}" for name, value in vision_token_fields(model.config).items()]
     return {
         "model": f"{type(model).__name__}, Transformers {transformers.__version__}",
         "decoder": f"{names[processor.decoder.module]} ({type(processor.decoder.module).__name__})",
         "layers": f"{len(processor.decoder.layers)} of {text.num_hidden_layers} in its config",
-        "LM head": f"{names[own] if own is not None else 'none'}, {tuple(head.weight.shape)}, "
+        "LM head": f"{names[used] if used is not None else 'none'}, {tuple(head.weight.shape)}, "
         f"{'tied to' if is_tied(model) else 'apart from'} the embedding",
-        "vision tokens": ", ".join(told) or "no id in the config: pass vision_mask to generate",
+        "vision tokens": ", ".join(ids) or "no id in the config: pass vision_mask to generate",
     }
 
 
@@ -191,7 +191,7 @@ def load(name: str, *, random: bool, trust_remote_code: bool) -> Model:
 
     Raises:
         OSError: it is not there.
-        ValueError: no class of Transformers is for its config, or it brings code of its own and
+        ValueError: no class of Transformers is for its config, or it brings code and
             `trust_remote_code` is not set.
     """
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)

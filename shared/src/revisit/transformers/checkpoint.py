@@ -91,7 +91,7 @@ def check_files(name: str) -> None:
     """Look for what a checkpoint, a folder or a hub id, must have before anything is read.
 
     Raises FileNotFoundError where the folder, or a shard that its index names, is not there, and
-    OSError where the hub cannot be asked, or has no such model.
+    OSError where the hub does not answer, or has no such model.
     """
     folder = Path(name)
     if not folder.is_dir():

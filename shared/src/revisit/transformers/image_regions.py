@@ -2,9 +2,8 @@
 
 What a processor does to an image (scale, crop, pad, cut into tiles) is not read off its settings,
 which every family names in its own way. Ramps of the image's size go through it instead, from black
-on the left to white on the right, and from top to bottom: what comes out tells, pixel by pixel,
-which place of the image it shows. A black and a white image tell the padding, which is the same in
-both.
+on the left to white on the right, and from top to bottom: what comes out is, pixel by pixel,
+the place of the image that it shows. Padding is what is the same for a black and a white image.
 """
 
 import math
@@ -43,7 +42,7 @@ def prompt_boxes(
         prepare: the preprocessing of one image, of any size.
         images: the prompt's images in order; only their sizes count.
         count: how many vision tokens the prompt has.
-        grid: the model's config, or a `PatchGrid` for a model whose config does not tell.
+        grid: the model's config, or a `PatchGrid` for a model whose config does not name one.
 
     Returns:
         `count` pairs; the box is None for a vision token that shows no part of the image.
@@ -76,8 +75,6 @@ def image_boxes(
     Raises:
         ValueError: the regions are not known; the message says why.
     """
-    if min(size) < 2:
-        raise ValueError(f"of {size[0]} x {size[1]} pixels no part can be told from another")
     prepared = [prepare(probe) for probe in _probes(size)]
     if "pixel_values" not in prepared[0]:
         raise ValueError(f"no pixel_values among the model's inputs: {sorted(prepared[0])}")
@@ -140,7 +137,7 @@ def _of_tiles(pixels: Sequence[Tensor], grid: PatchGrid) -> list[Box | None]:
     cells = grid(height, width)
     if cells is None:
         raise ValueError(
-            f"the model's config does not tell the rows and columns of the vision tokens of "
+            f"the model's config does not name the rows and columns of the vision tokens of "
             f"{height} x {width} pixels"
         )
     tiles = zip(seen.x, seen.y, strict=True)
@@ -174,14 +171,14 @@ def _line(at: Tensor, shown: Tensor, pixels: int) -> Callable[[float], float]:
 
     Raises:
         ValueError: there is none: the image is turned, mirrored, or in another order than row by
-            row; or too little of it is shown to tell.
+            row; or too little of it is shown to fit a line.
     """
     known = ~shown.isnan()
     at, shown = at[known], shown[known]
     mean, middle = at.mean(), shown.mean()
     spread = ((at - mean) ** 2).mean()
     if not spread > 0 and pixels > 1:
-        raise ValueError("the model sees no more than a line of the image: too thin to tell places")
+        raise ValueError("the model sees no more than a line of the image: too thin to locate")
     # A single row or column of vision tokens shows all of the image.
     slope = ((at - mean) * (shown - middle)).mean() / spread if spread > 0 else mean.new_ones(())
     off = float((middle + slope * (at - mean) - shown).abs().max())

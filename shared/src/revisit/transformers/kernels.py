@@ -70,7 +70,7 @@ class Kernels:
         Rows from which no token can be chosen become 0, with which any sampling can go on.
 
         Raises:
-            ValueError: there was such a row in an earlier step; of the last ones `end` tells.
+            ValueError: there was such a row in an earlier step; `end` raises for the last ones.
         """
         _raise(self._arrived)
         steps = self._steps
@@ -92,10 +92,6 @@ class Kernels:
             strict=True,
         )
         return [None if slot < 0 else Choice(*of_row) for slot, *of_row in each]
-
-    def distances(self) -> list[Tensor | None]:
-        """D(p_c, q_i) of each row's vision states (M,), which the next step overwrites."""
-        return self._steps.distances()
 
     def end(self) -> None:
         """Wait for the last step.

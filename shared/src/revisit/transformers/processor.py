@@ -28,16 +28,16 @@ from revisit.transformers.vision_positions import VisionPositions, locate
 class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
     """Refines next-token scores by the vision token closest to them (paper, section 3).
 
-    It reads the model's own scores, so it must be the first of a generation's processors: warpers
+    It reads the model's scores, so it must be the first of a generation's processors: warpers
     and penalties then act on the refined scores, as in the published implementation. `enable` and
-    `attach` put it there; a decoding loop of one's own opens a generation itself:
+    `attach` put it there; a decoding loop that you write opens a generation itself:
 
         processor = revisit.ReVisiTLogitsProcessor(model, config)
         with processor.generation(inputs):
             ...  # read the prompts, then call processor(input_ids, scores) at every step
 
-    Several generations may use it at the same time, in threads or one inside another: each has its
-    own vision states, and a call is about the innermost generation of its thread.
+    Several generations may use it at the same time, in threads or one inside another: each has
+    separate vision states, and a call belongs to the innermost generation of its thread.
 
     Args:
         model: the model that generates.
@@ -105,10 +105,10 @@ class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
 
 
 class ReVisiTGeneration(Generation):
-    """Its prompts are recorded, and from then on kernels or its sessions refine its steps.
+    """Records its prompts; then kernels, or sessions row by row, refine each step.
 
     Attributes:
-        head: the LM head with the scale and cap that were found, once it was asked.
+        head: the LM head with the scale and cap that were found in the first step.
     """
 
     processor: ReVisiTLogitsProcessor
@@ -126,8 +126,6 @@ class ReVisiTGeneration(Generation):
         # the length of the prompts, and the sequences that came out.
         self.before: list[Tensor] = []
         self.choices: list[list[Choice | None]] = []
-        # Of the latest step, D(p_c, q_i) of every vision state (M,), row by row, in nats.
-        self.distances: list[Tensor | None] = []
         self.layouts: list[VisionLayout] = []
         self.prompt_length = 0
         self.sequences: Tensor | None = None
@@ -161,13 +159,11 @@ class ReVisiTGeneration(Generation):
             refined = self.kernels.refine(scores)
             if trace:
                 self.choices.append(self.kernels.choices(scores, refined))
-                self.distances = self.kernels.distances()
             return refined
         refined, steps = refine(scores, self.sessions)
         if trace:
             each = zip(scores, steps, strict=True)
             self.choices.append([step and Choice.of(step, row) for row, step in each])
-            self.distances = [step and step.distances for step in steps]
         return refined
 
     def _begin(self, input_ids: Tensor) -> None:
@@ -221,7 +217,7 @@ class ReVisiTGeneration(Generation):
                 output.revisit_trace = self.trace()
 
     def trace(self) -> list[list[TraceStep | None]]:
-        """The steps of each sequence: those of the rows that it went through, beams change them."""
+        """The steps of each sequence, from the rows that it went through in beam search."""
         if not self.before:
             return []
         whole = self.sequences
@@ -250,7 +246,7 @@ class ReVisiTGeneration(Generation):
 def _unread(recorder: Recorder) -> str:
     if recorder.bare:
         return (
-            "the model returned a tuple, in which ReVisiT cannot tell the logits: call it with "
+            "the model returned a tuple, in which the logits have no name: call it with "
             "return_dict=True"
         )
     return (

@@ -26,7 +26,7 @@ def published_decoding(
         model: of a fork.
         inputs: the prompt, as `generate` takes it.
         generation_config: with `early_exit_layers`, `relative_top`, the `revisit_*` settings, and
-            `image_tokens`: None where the model tells its vision tokens, else a bool mask (rows,
+            `image_tokens`: None where the model finds its vision tokens, else a bool mask (rows,
             prompt length as the decoder reads it) that is true at them.
         **arguments: everything else that `generate` takes.
 

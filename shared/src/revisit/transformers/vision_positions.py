@@ -52,7 +52,7 @@ def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) 
     if not ids or input_ids is None:
         missing = "its config names no image token id" if not ids else "there are no input_ids"
         raise ValueError(
-            f"cannot tell the vision tokens of {type(model).__name__}: {missing}. "
+            f"cannot find the vision tokens of {type(model).__name__}: {missing}. "
             "Pass vision_mask, a bool tensor (rows, prompt length) that is true at them"
         )
     mask = torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
@@ -76,10 +76,10 @@ def vision_token_fields(config: Any) -> dict[str, int]:
 def patch_grid(config: Any, height: int, width: int) -> tuple[int, int] | None:
     """Rows and columns of the vision tokens of pixels (3, height, width), row by row.
 
-    As the config tells: the size of its tower's patches, and how many it says are merged into one
-    vision token. None where it does not tell, or where that does not divide the pixels. A model may
-    count otherwise all the same (a class token, queries of a resampler): compare the product with
-    the number of vision tokens before you use it.
+    By the config: the size of the vision tower's patches, and how many are merged into one vision
+    token. None where it does not name them, or they do not divide the pixels. A model may count
+    otherwise all the same (a class token, queries of a resampler): compare the product with the
+    number of vision tokens before you use it.
     """
     vision = getattr(config, "vision_config", None)
     patch = getattr(vision, "patch_size", None)
@@ -174,8 +174,8 @@ def _plain_grids(
 ) -> list[list[Grid]] | None:
     """The grids where each prompt has one image, and each image is one tensor of pixels.
 
-    Several tensors in a prompt may be images or tiles of an image, which the inputs do not tell
-    apart: unknown.
+    Several tensors in a prompt may be images or tiles of an image, which the inputs do not
+    distinguish: unknown.
     """
     if pixels is None or len(pixels) != 4 or pixels[0] != len(mask):
         return None

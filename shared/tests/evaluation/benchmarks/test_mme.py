@@ -116,7 +116,7 @@ def test_every_question_is_asked_about_its_image_scored_and_compared(folder, run
     names = [f"existence/{number}" for number in range(3)]
     assert result.things == [*names, "posters/tt1"]
     measured = result.columns.measure(result.counts.sum(0))
-    assert np.array_equal(measured, list(saved["overall_metrics"].values()))
+    assert np.array_equal(measured, list(saved["overall_metrics"].values())[:3])
 
 
 def test_answers_to_other_questions_are_refused(folder, run, tmp_path):

@@ -1,9 +1,6 @@
 """A model behind a server that speaks OpenAI's protocol, as the evaluation asks it."""
 
-import base64
-import io
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -29,8 +26,6 @@ class _Refused(EvaluationError):
 class ServerCaptioner:
     """A served model, asked for many answers at a time.
 
-    `OPENAI_API_KEY` is sent where it is set.
-
     Args:
         run: one that `choose.load` let pass; `model_path` is the name that the server has for the
             model.
@@ -46,9 +41,8 @@ class ServerCaptioner:
             import openai
         except ImportError as error:
             raise ValueError(f"--engine openai: `pip install openai` ({error})") from error
-        base_url = run.place.base_url
-        key = os.environ.get("OPENAI_API_KEY") or "none"
-        self.client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=_RETRIES)
+        base_url = str(run.place.base_url)
+        self.client = requests.connect(base_url, max_retries=_RETRIES)
         self.model = run.model_path
         try:
             served = [model.id for model in self.client.models.list()]
@@ -108,7 +102,7 @@ class ServerCaptioner:
 
         content: Any = [{"type": "text", "text": question}]
         if image is not None:
-            content.insert(0, {"type": "image_url", "image_url": {"url": _data_url(image)}})
+            content.insert(0, {"type": "image_url", "image_url": {"url": requests.png_url(image)}})
         extra = dict(self.extra)
         if isinstance(config := self.run.decoder, ReVisiTConfig):
             # The layers are the server's: it refuses others.
@@ -140,10 +134,3 @@ class ServerCaptioner:
             ended = f"the server ended an answer by {choice.finish_reason!r}"
             return _Refused(f"{ended}, without text" if text is None else f"{ended}: {why}")
         return Answer(text.strip(), reply.usage.completion_tokens if reply.usage else 0)
-
-
-def _data_url(image: Image.Image) -> str:
-    """The image itself, without a loss."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

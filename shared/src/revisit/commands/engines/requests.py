@@ -3,7 +3,12 @@
 Both batch by themselves: they are given many tasks at once, as concurrent requests.
 """
 
+import base64
+import io
+import os
 from typing import Any
+
+from PIL import Image
 
 from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
@@ -17,6 +22,24 @@ AT_ONCE = 256
 
 WHOLE = ("stop", "length")
 """The finish reasons of an answer; by any other it was cut off."""
+
+
+def connect(base_url: str, **options: Any) -> Any:
+    """A client of the server; `OPENAI_API_KEY` is sent where it is set.
+
+    Raises ImportError where the package `openai` is not installed.
+    """
+    import openai
+
+    key = os.environ.get("OPENAI_API_KEY") or "none"  # vLLM asks for none by default
+    return openai.OpenAI(base_url=base_url, api_key=key, **options)
+
+
+def png_url(image: Image.Image) -> str:
+    """The image itself, without a loss."""
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def check(run: Run) -> None:

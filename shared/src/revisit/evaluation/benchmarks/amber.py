@@ -97,11 +97,8 @@ def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Simila
 
 def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
     """Counts (..., `COUNTS`) -> `METRICS` (metrics, ...), as fractions of 1."""
-    wrong, nouns, covered, true, bad, captions, hit, expected = np.moveaxis(
-        totals[..., :_CAPTION_COUNTS], -1, 0
-    )
-    pairs = ((wrong, nouns), (covered, true), (bad, captions), (hit, expected))
-    found = [_percent(part, whole) for part, whole in pairs]
+    pairs = range(0, _CAPTION_COUNTS, 2)
+    found = [_percent(totals[..., part], totals[..., part + 1]) for part in pairs]
     leaves = totals[..., _CAPTION_COUNTS:].reshape(*totals.shape[:-1], len(_LEAVES), -1)
     for part, kinds in PARTS.items():
         summed = leaves[..., [_LEAVES.index(kind) for kind in kinds], :].sum(-2)
@@ -136,7 +133,14 @@ def figures(totals: NDArray[Any]) -> dict[str, dict[str, float]]:
 
 
 FORM = Form("answers.jsonl", ("id",), "response", "question")
-_LOWER = frozenset({"CHAIR", "Hal", "Cog"})
+_COMPARED = (*CAPTION_METRICS, "discriminative Accuracy", "discriminative F1")
+COLUMNS = Columns(
+    things="items",
+    metrics=_COMPARED,
+    measure=lambda totals: measure(totals)[[METRICS.index(name) for name in _COMPARED]],
+    shown=("CHAIR", "Cover"),
+    lower=frozenset({"CHAIR", "Hal", "Cog"}),
+)
 
 
 def score_file(
@@ -146,10 +150,8 @@ def score_file(
 
     Args:
         answers: `id` and `response` of each item, JSON Lines or a JSON list.
-        folder: AMBER's data, as `read_data` takes it.
-        lemmatizer: of `NOUNS`.
-        similarity: of `SIMILAR`.
-        table: of similar words, as `similar_by_spacy` takes it.
+        folder, table: as `read_data` and `similar_by_spacy` take them.
+        lemmatizer, similarity: of `NOUNS` and `SIMILAR`.
 
     Raises:
         EvaluationError: something cannot be read, or does not belong together.
@@ -196,7 +198,7 @@ class Amber(Benchmark):
 
     name: ClassVar[str] = "amber"
     form: ClassVar[Form] = FORM
-    columns: ClassVar[Columns] = Columns("items", METRICS, measure, ("CHAIR", "Cover"), _LOWER)
+    columns: ClassVar[Columns] = COLUMNS
 
     amber_path: Path
     ask: tuple[Literal["generative", "discriminative"], ...] = ("generative", "discriminative")
@@ -208,8 +210,8 @@ class Amber(Benchmark):
     @property
     def prefix(self) -> str:
         """How the name of a run's folder begins: with what is asked, where that is not all."""
-        words = ["amber", *(self.ask if len(self.ask) == 1 else ()), *["one-word"] * self.one_word]
-        return "-".join(words) + "-"
+        part = f"{self.ask[0]}-" if len(self.ask) == 1 else ""
+        return f"amber-{part}{'one-word-' if self.one_word else ''}"
 
     def sections(self, seed: int) -> list[Section]:
         """One."""
@@ -229,9 +231,8 @@ class Amber(Benchmark):
 
     def score(self, section: Section, answers: Path) -> dict[str, Any]:
         """See `score_file`."""
-        return score_file(
-            answers, self.amber_path, self.lemmatizer, self.similarity, self.similarity_table
-        )
+        how = (self.lemmatizer, self.similarity, self.similarity_table)
+        return score_file(answers, self.amber_path, *how)
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
