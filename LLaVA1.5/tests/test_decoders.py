@@ -8,7 +8,7 @@ import torch
 
 import revisit
 from llava import IMAGE_TOKEN_INDEX, pad_prompts
-from revisit import RITUALConfig
+from revisit import PAIConfig, RITUALConfig
 from whole_passes import ASKED, CONFIGS, added, expected, formula, premature, steered, with_noise
 
 IMAGE = IMAGE_TOKEN_INDEX
@@ -98,7 +98,7 @@ def reference(model, name, prompt, images, **settings):
             inner = states[min(round(26 / 32 * count), count - 1) : count]
             weight = model.lm_head.weight.double()
             second = torch.stack([weight @ state[0, -1].double() for state in inner])
-        elif name == "M3ID":
+        elif name in ("M3ID", "PAI"):
             second, _ = whole(text, tokens, images[:0])
         else:
             weight = model.lm_head.weight.double()
@@ -171,3 +171,8 @@ def test_ritual_says_what_to_pass(small_model, pixels):
         revisit.attach(small_model, RITUALConfig()),
     ):
         small_model.generate(torch.tensor([PROMPTS[0]]), images=pixels[:1], max_new_tokens=2)
+
+
+def test_attention_of_this_release_is_not_raised(small_model):
+    with pytest.raises(ValueError, match="ALL_ATTENTION_FUNCTIONS: pass alpha=0"):
+        revisit.enable(small_model, PAIConfig())

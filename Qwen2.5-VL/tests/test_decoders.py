@@ -8,6 +8,7 @@ import torch
 
 import revisit
 from prompts import BOTH, END, FILM, IMAGE, NOTHING, ONE, PAD, START, THREE, VIDEO, batch
+from revisit import PAIConfig
 from whole_passes import ASKED, CONFIGS, added, expected, formula, premature, steered, with_noise
 
 PROMPTS = [NOTHING, ONE, THREE, FILM, BOTH]
@@ -92,7 +93,7 @@ def reference(model, name, prompt, **settings):
             inner = states[min(round(26 / 32 * count), count - 1) : count]
             weight = model.lm_head.weight.double()
             second = torch.stack([weight @ state[0, -1].double() for state in inner])
-        elif name == "M3ID":
+        elif name in ("M3ID", "PAI"):
             second, _ = whole(tokens, words=text)
         else:
             weight = model.lm_head.weight.double()
@@ -127,3 +128,8 @@ def test_sampling_draws_from_the_reference_s_distribution(golden_model, name):
     tokens = decode(golden_model, name, [THREE], **asked)
     torch.manual_seed(3)
     assert tokens == reference(golden_model, name, THREE, **asked)
+
+
+def test_attention_of_this_release_is_not_raised(golden_model):
+    with pytest.raises(ValueError, match="ALL_ATTENTION_FUNCTIONS: pass alpha=0"):
+        revisit.enable(golden_model, PAIConfig())

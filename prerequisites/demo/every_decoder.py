@@ -44,7 +44,10 @@ NAMES = {
     "icd": "ICD",
     "deco": "DeCo",
     "vista": "VISTA",
+    "pai": "PAI, logits half",
 }
+GIVEN = {"pai": {"pai_alpha": 0}}
+"""The other half needs an attention interface, which the families' releases lack."""
 ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 LAYERS = ("last", "all", "low", "high")
 ROUNDS = 5
@@ -56,7 +59,7 @@ SHOWN = [*COLUMNS.metrics, "s/token"]
 
 def others() -> list[Decoder]:
     """The decoders beside greedy decoding and ReVisiT, by their published settings."""
-    return [Decoder(NAMES[name], name, {"decoder": name}) for name in OTHERS]
+    return [Decoder(NAMES[name], name, {"decoder": name, **GIVEN.get(name, {})}) for name in OTHERS]
 
 
 def ablations(family: Family) -> list[Decoder]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from revisit.config import DoLaConfig as DoLaConfig
     from revisit.config import ICDConfig as ICDConfig
     from revisit.config import M3IDConfig as M3IDConfig
+    from revisit.config import PAIConfig as PAIConfig
     from revisit.config import ReVisiTConfig as ReVisiTConfig
     from revisit.config import RITUALConfig as RITUALConfig
     from revisit.config import VCDConfig as VCDConfig
@@ -28,6 +29,7 @@ __all__ = [
     "ICDConfig",
     "LMHead",
     "M3IDConfig",
+    "PAIConfig",
     "RITUALConfig",
     "ReVisiTConfig",
     "ReVisiTLogitsProcessor",
@@ -46,6 +48,7 @@ _HOME = {
     "ICDConfig": "revisit.config",
     "LMHead": "revisit.core.head",
     "M3IDConfig": "revisit.config",
+    "PAIConfig": "revisit.config",
     "RITUALConfig": "revisit.config",
     "ReVisiTConfig": "revisit.config",
     "ReVisiTLogitsProcessor": "revisit.transformers.processor",

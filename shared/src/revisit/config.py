@@ -291,6 +291,30 @@ class VISTAConfig:
         _check_weight("steering", self.steering)
 
 
+@dataclass(frozen=True)
+class PAIConfig:
+    """How PAI decodes (`revisit.decoders.pai` has its formulas).
+
+    Args:
+        gamma: >= 0, the weight of the model's log-probabilities; what it has above 1 those without
+            the image lose.
+        alpha: >= 0, how much the last position's attention to the image is raised; 0 is not at all.
+        beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    gamma: float = 1.1
+    alpha: float = 0.2
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_weight("gamma", self.gamma)
+        _check_weight("alpha", self.alpha)
+        _check_share("beta", self.beta)
+
+
 OtherConfig = (
     VCDConfig
     | RITUALConfig
@@ -300,6 +324,7 @@ OtherConfig = (
     | ICDConfig
     | DeCoConfig
     | VISTAConfig
+    | PAIConfig
 )
 DecoderConfig = ReVisiTConfig | OtherConfig
 
@@ -312,6 +337,7 @@ OTHERS: dict[str, type[OtherConfig]] = {
     "icd": ICDConfig,
     "deco": DeCoConfig,
     "vista": VISTAConfig,
+    "pai": PAIConfig,
 }
 """The decoders beside ReVisiT, as flags name them, and their settings."""
 

@@ -1,6 +1,7 @@
 """Decoders by whole passes: two forward passes a step over all tokens so far, without caches."""
 
 import math
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -12,6 +13,7 @@ from revisit import (
     DoLaConfig,
     ICDConfig,
     M3IDConfig,
+    PAIConfig,
     RITUALConfig,
     VCDConfig,
     VISTAConfig,
@@ -27,6 +29,7 @@ CONFIGS = {
     "ICD": ICDConfig(beta=SHARE),
     "DeCo": DeCoConfig(top_p=0.98, top_k=40),
     "VISTA": VISTAConfig(steering=0.4),
+    "PAI": PAIConfig(gamma=1.3, alpha=0, beta=SHARE),
 }
 SUPPRESSED = [0, 1, 2]  # so that no sequence ends
 ASKED = {"max_new_tokens": 5, "suppress_tokens": SUPPRESSED}
@@ -79,6 +82,8 @@ def formula(name, logits, second, step):
     elif name == "M3ID":
         forgotten = math.exp(-0.4 * step)
         decided = logits + (logits - second) * (1 - forgotten) / forgotten
+    elif name == "PAI":
+        decided = 1.3 * logits.log_softmax(0) - 0.3 * second.log_softmax(0)
     elif name == "CODE":
         p, q = logits.softmax(0), second.softmax(0)
         share = float(((p + q) * (1 + (p - q).abs() ** 2).log2()).sum() / 2)
@@ -169,3 +174,35 @@ def last_outputs(layers, run):
     for hook in hooks:
         hook.remove()
     return torch.stack(found)
+
+
+@contextmanager
+def raised(layers, vision, start, alpha):
+    """PAI's passes of one prompt: from position `start` on, each attends more to the tokens at
+    `vision` (S,) in these layers; attention of all positions, in float64."""
+    modules = [layer.self_attn for layer in layers]
+    interface = sys.modules[type(modules[0]).__module__].ALL_ATTENTION_FUNCTIONS
+    plain = interface["sdpa"]
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **settings):
+        mask = attention_mask
+        if not any(module is each for each in modules):
+            return plain(module, query, key, value, mask, scaling=scaling, **settings)
+        groups = query.shape[1] // key.shape[1]
+        keys, values = (each.double().repeat_interleave(groups, 1) for each in (key, value))
+        scores = scaling * query.double() @ keys.transpose(2, 3)
+        length = scores.shape[2]
+        seen = torch.zeros(length, dtype=torch.bool)
+        seen[: len(vision)] = vision
+        scores[:, :, start:, seen] += alpha * scores[:, :, start:, seen].abs()
+        if mask is None:
+            mask = torch.ones(length, length, dtype=torch.bool).tril()
+        hidden = ~mask if mask.dtype == torch.bool else mask < -1e30
+        weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
+        return (weights @ values).transpose(1, 2).to(query.dtype).contiguous(), None
+
+    interface["sdpa"] = attend
+    try:
+        yield
+    finally:
+        interface["sdpa"] = plain

@@ -28,6 +28,7 @@ from revisit import (
     DoLaConfig,
     ICDConfig,
     M3IDConfig,
+    PAIConfig,
     ReVisiTConfig,
     RITUALConfig,
     VCDConfig,
@@ -40,7 +41,11 @@ from small_llama import hooks
 from tiny_configs import IMAGE, VISION_END, VISION_START
 from whole_passes import SHARE, formula, premature
 
-CONFIGS = {**whole_passes.CONFIGS, "DoLa, high": DoLaConfig(layers="high", relative_top=SHARE)}
+CONFIGS = {
+    **whole_passes.CONFIGS,
+    "DoLa, high": DoLaConfig(layers="high", relative_top=SHARE),
+    "PAI": PAIConfig(gamma=1.3, alpha=0.6, beta=SHARE),
+}
 INSTRUCTION, DESCRIPTION = [50, 51, 52], [60, 61, 62, 63]
 # One has images of different sizes and positions of three kinds, one a sliding window, one rows
 # that are filled up to the same number of images.
@@ -151,8 +156,12 @@ class Reference(LogitsProcessor):
             if hasattr(part, "rope_deltas"):
                 part.rope_deltas = None
 
-    def steering(self):
-        """What VISTA does in each pass; nothing where there is no image."""
+    def changes(self):
+        """What VISTA and PAI do in each pass; VISTA nothing where there is no image."""
+        if self.name == "PAI":
+            vision = self.inputs["input_ids"][0] == IMAGE
+            layers = text_decoder(self.model).layers[2:]
+            return whole_passes.raised(layers, vision, self.length - 1, CONFIGS["PAI"].alpha)
         if self.name != "VISTA" or IMAGE not in self.inputs["input_ids"]:
             return nullcontext()
         layers, nothing = text_decoder(self.model).layers, torch.zeros(0, dtype=torch.long)
@@ -165,12 +174,12 @@ class Reference(LogitsProcessor):
         return whole_passes.steered(layers, self.directions)
 
     def row(self, tokens):
-        with self.steering():
+        with self.changes():
             logits, states = self.whole(tokens)
         name = self.name.split(",")[0]
         if name in ("DoLa", "DeCo", "VISTA"):
             other = self.layer_logits(name, logits, states)
-        elif name == "M3ID":
+        elif name in ("M3ID", "PAI"):
             other, _ = self.whole(tokens, self.without_images())
         elif name == "VCD":
             pixels = [key for key in self.inputs if key.startswith("pixel_values")]
@@ -343,6 +352,7 @@ OFF = {
     "ICD": ICDConfig(alpha=0, beta=SHARE),
     "DeCo": DeCoConfig(alpha=0),
     "VISTA": VISTAConfig(weight=0, steering=0),
+    "PAI": PAIConfig(gamma=1, alpha=0, beta=SHARE),
 }
 
 
@@ -647,3 +657,32 @@ def test_a_copy_of_an_enabled_model_decodes_as_it_does(name):
     revisit.disable(model)
     output = twin.generate(**rows[1], **second(name, rows[1]), do_sample=False, **ASKED)
     assert output[:, rows[1]["input_ids"].shape[1] :].tolist() == wanted
+
+
+def test_attention_that_cannot_be_raised_is_refused_with_what_can():
+    model = families.make("llava")
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="attn_implementation='sdpa', or pass alpha=0"):
+        revisit.enable(model, PAIConfig())
+    with revisit.attach(model, PAIConfig(alpha=0)):
+        pass
+    model, _, rows = made("llava")
+    chunked = {"prefill_chunk_size": 3}
+    for config in (PAIConfig(), VISTAConfig()):
+        refused(model, config, rows[0], "leave out prefill_chunk_size", **chunked)
+
+
+def test_the_attention_interface_is_as_it_was():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, _, rows = made("llava")
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    decode(model, "PAI", rows[0])
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+def test_a_layer_above_the_last_one_below_is_refused():
+    model, _, _ = made("llava")
+    for kind in (DeCoConfig, VISTAConfig):
+        with pytest.raises(ValueError, match=r"layers \[4\] are out of range"):
+            revisit.enable(model, kind(layers=[4]))

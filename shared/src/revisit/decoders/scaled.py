@@ -23,7 +23,7 @@ def scaled(layers: range, count: int, name: str) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-def below_last(layer: int, count: int, name: str) -> int:
+def within(layer: int, count: int, name: str) -> int:
     """The number of a layer, from 0, or the last one's where the decoder has no more."""
     if layer < count:
         return layer

@@ -19,12 +19,14 @@ from revisit.config import (
     DoLaConfig,
     ICDConfig,
     M3IDConfig,
+    PAIConfig,
     ReVisiTConfig,
     RITUALConfig,
     VCDConfig,
     VISTAConfig,
 )
 from revisit.core.head import LMHead
+from revisit.transformers.attention import PAILogitsProcessor
 from revisit.transformers.blocks import changes, close_block, open_block
 from revisit.transformers.contrastive import (
     CODELogitsProcessor,
@@ -55,6 +57,7 @@ _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     ICDConfig: ICDLogitsProcessor,
     DeCoConfig: DeCoLogitsProcessor,
     VISTAConfig: VISTALogitsProcessor,
+    PAIConfig: PAILogitsProcessor,
 }
 
 
