@@ -117,14 +117,6 @@ def test_text_is_streamed_from_a_thread(enabled, processor, image, expected):
     assert len(pieces) > 3
 
 
-def test_stop_strings_need_no_other_way(enabled, processor, image, expected):
-    word = max(expected.split()[:-4], key=len).strip(".,")
-    (text,) = say(enabled, processor, image, stop_strings=[word], tokenizer=processor.tokenizer)
-    # A token may reach beyond the word.
-    assert text.startswith(expected[: expected.index(word) + len(word)])
-    assert len(text) < len(expected)
-
-
 def test_a_batch_with_and_without_images(model, processor, image, expected):
     greedy = say(model, processor, None)[0]
     config = ReVisiTConfig(no_vision="plain")
