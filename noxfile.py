@@ -164,6 +164,7 @@ def package(session: nox.Session) -> None:
     session.install(str(wheel), "-c", f"shared/requirements-stock-{STOCK[0]}.txt")
     with session.chdir("dist"):  # where no source of ours is
         session.run("python", "-c", "import revisit; print(revisit.ReVisiTConfig())")
+        session.run("revisit", "--version")
 
 
 @nox.session(python=False)

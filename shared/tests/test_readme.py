@@ -57,7 +57,7 @@ def test_the_readme_names_what_picks_the_vision_token():
     place = "shared/src/revisit/core/step.py"
     assert f"picked by `select` in [`{place}`]({place})" in page
     assert "\ndef select(" in (ROOT / place).read_text()
-    assert len(page.split()) <= 1300
+    assert len(page.split()) <= 900
 
 
 @pytest.fixture(scope="module")

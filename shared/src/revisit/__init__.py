@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from revisit.transformers.enable import enable as enable
     from revisit.transformers.processor import ReVisiTLogitsProcessor as ReVisiTLogitsProcessor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CODEConfig",
     "DeCoConfig",
