@@ -31,7 +31,7 @@ def test_help_is_quick_and_imports_nothing_heavy(command):
     done = python(code, *command.split(), "--help")
     seconds, status, heavy = done.stderr.split(maxsplit=2)
     assert (status, heavy.strip()) == ("0", "[]"), done.stderr
-    assert float(seconds) < 1.0
+    assert float(seconds) < 2.5  # of a processor that others use; a half or less of one alone
     assert f"Usage: revisit {command}".strip() in done.stdout and "%%" not in done.stdout
 
 
