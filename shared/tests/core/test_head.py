@@ -126,9 +126,9 @@ def test_what_follows_the_product_is_applied_in_order(arithmetic, dtype):
         torch.randn(*size, generator=generator).to(dtype) for size in ((9, 4), (9,), (70, 4))
     )
     tokens = torch.tensor([8, 2, 5])
-    got = LMHead(weight, bias, scale=0.5, softcap=1.5).project(tokens, states)
+    got = LMHead(weight, bias, scale=2.0, softcap=1.5).project(tokens, states)
     product = weight[tokens].double() @ states.double().T + bias[tokens].double().unsqueeze(1)
-    expected = 1.5 * torch.tanh(0.5 * product / 1.5)
+    expected = 1.5 * torch.tanh(2 * product / 1.5)
     torch.testing.assert_close(got.double(), expected, rtol=3e-2, atol=3e-2)
 
 
