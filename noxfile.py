@@ -176,6 +176,17 @@ def hub(session: nox.Session) -> None:
 
 
 @nox.session(python=False)
+def paper(session: nox.Session) -> None:
+    """What a family has of the paper's tables, beside them: `-- llava` or `-- qwen`.
+
+    It needs a GPU, checkpoint and data (`nox -s doctor`); `-- llava --demo` needs none of them.
+    """
+    family = next((word for word in session.posargs if word in ("llava", "qwen")), "llava")
+    python = environment(session, family)
+    session.run(python, "prerequisites/paper.py", *session.posargs, external=True)
+
+
+@nox.session(python=False)
 def doctor(session: nox.Session) -> None:
     """What is there and what is missing for the paper's setting, and the commands that get it."""
     session.run(sys.executable, "prerequisites/doctor.py", external=True)
