@@ -58,6 +58,8 @@ def trace(job: Mapping[str, Any]) -> None:
                     "changed": step.changed,
                     "patch": step.patch,
                     "layer": step.layer,
+                    "candidates": step.candidates,
+                    "divergence": step.divergence,
                 }
                 for token, step in pairs
             ]

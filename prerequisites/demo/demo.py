@@ -35,13 +35,14 @@ from jobs import (
     trace_job,
 )
 from revisit.evaluation.benchmarks.chair import COLUMNS
+from revisit.evaluation.pictures.picture import Picture
 from revisit.evaluation.pictures.runs import read_run
 from revisit.evaluation.results.tables import Row
-from sheet import Example, draw_sheet
+from sheet import draw_sheet, pictures
 from tables import compared, markdown, put_between, table
 
-TRACED, SHOWN = 40, 2
-"""Images that the picture's are taken from, and how many of them it shows of each family."""
+SHOWN = {"LLaVA-1.5": ("helps",), "Qwen2.5-VL": ("helps", "same", "fails")}
+"""The kinds of scenes that the picture shows of each family."""
 SPLITS = ("random", "popular", "adversarial")
 
 
@@ -89,27 +90,13 @@ def pope_report(out: Mapping[Family, Path]) -> str:
     )
 
 
-def examples(family: Family, out: Path) -> list[Example]:
-    """The first images, by id, of which the two captions do not name the same objects."""
-    ways, traced = (GREEDY, published_decoder(family)), {}
-    for entry in read_lines(out / "trace.jsonl"):
-        traced[entry["image_id"]] = entry
-    plain, refined = (read_run(result_file(way, out), way.name).sentences for way in ways)
-    found = []
-    for greedy, revisit in zip(plain, refined, strict=True):
-        trace = traced.get(greedy["image_id"])
-        if trace is None or set(greedy["node_words"]) == set(revisit["node_words"]):
-            continue
-        if trace["caption"] != revisit["caption"]:
-            raise SystemExit(f"image {trace['image_id']}: the trace is of another caption")
-        found.append(_example(family, greedy, revisit, trace))
-    return found[:SHOWN]
-
-
-def _example(family: Family, greedy: Any, revisit: Any, trace: Mapping[str, Any]) -> Example:
-    captions = [(f"{family.name}, greedy", greedy), (f"{family.name}, ReVisiT", revisit)]
-    image = COCO / "val2014" / image_names()[greedy["image_id"]]
-    return Example(image, captions, trace["steps"])
+def examples(family: Family, out: Path) -> list[Picture]:
+    """The scenes that the picture shows of a family."""
+    traces = {entry["image_id"]: entry for entry in read_lines(out / "trace.jsonl")}
+    ways = (GREEDY, published_decoder(family))
+    greedy, revisit = (read_run(result_file(way, out), way.name) for way in ways)
+    files = {number: COCO / "val2014" / name for number, name in image_names().items()}
+    return pictures(family.name, SHOWN[family.name], greedy, revisit, files, traces)
 
 
 def family_jobs(family: Family, out: Path, images: int, docs: bool) -> list[dict[str, Any]]:
@@ -117,7 +104,7 @@ def family_jobs(family: Family, out: Path, images: int, docs: bool) -> list[dict
     published = published_decoder(family)
     return [
         *(caption_job(family, way, COCO, out, images) for way in decoders(family)),
-        trace_job(family, published, out / "trace.jsonl", min(TRACED, images)),
+        trace_job(family, published, out / "trace.jsonl", images),
         *(pope_job(family, way, out) for way in (GREEDY, published) if docs),
     ]
 

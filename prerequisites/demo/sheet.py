@@ -1,64 +1,108 @@
-"""The demo's picture: images with two captions each, hallucinated and repeated words marked.
+"""The demo's picture: scenes with two captions each, chosen by the rule of `examples.py`.
 
-Where ReVisiT changed what is named, an object or the background, the word has a number, and the
-same number stands in the image on the vision token that gave the word.
+Words that name something are numbered, and the same number stands in the image on the patch of the
+vision token that ReVisiT chose for the word.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captions import WORDS
+from examples import choose
+from revisit.core.trace import TraceStep
 from revisit.evaluation.images import open_image
-from revisit.evaluation.pictures.picture import Box
-from revisit.evaluation.pictures.sheet import Card, write_sheet
+from revisit.evaluation.pictures.figure import write_figure
+from revisit.evaluation.pictures.picture import GREEDY, REVISIT, Picture
+from revisit.evaluation.pictures.runs import Run
+from revisit.evaluation.pictures.words import Token, Word, split
 
 GRID = 8
 """Patches in a row of a picture, in both families; pictures are square: none is padded or cut."""
-NAMING = {word.split()[0] for word in WORDS}
-"""Words that name something, or begin to."""
+KINDS = {
+    "helps": "where ReVisiT removes every hallucinated object, the first of its kind",
+    "same": "where both name the same objects, the first of its kind",
+    "fails": "where ReVisiT makes more errors, the first of its kind",
+}
+NOTE = (
+    "Red: not in the image. Small and struck: what greedy decoding would have said. Numbers: the "
+    "patch that the word came from."
+)
+
+_CELLS = [
+    (0, (column / GRID, row / GRID, (column + 1) / GRID, (row + 1) / GRID))
+    for row in range(GRID)
+    for column in range(GRID)
+]
 
 
-@dataclass(frozen=True)
-class Example:
-    """An image, and titled captions of it as the scorer found them (`Score.sentences`).
+def draw_sheet(pictures: list[Picture], path: Path) -> None:
+    """Write the pictures one below the other, as a PNG."""
+    write_figure(pictures, path, NOTE)
 
-    ``steps`` is the trace of the last caption: its tokens in order, as ``asking.py`` writes them.
+
+def pictures(
+    family: str,
+    kinds: Sequence[str],
+    greedy: Run,
+    refined: Run,
+    files: Mapping[int, Path],
+    traces: Mapping[int, dict[str, Any]],
+) -> list[Picture]:
+    """The first scene of each kind, greedy decoding and ReVisiT at the published setting.
+
+    Args:
+        files: of the images, by id.
+        traces: of ReVisiT's captions, as ``asking.py`` writes them, by image id.
     """
-
-    image: Path
-    captions: list[tuple[str, dict[str, Any]]]
-    steps: list[dict[str, Any]]
-
-
-def draw_sheet(examples: list[Example], path: Path) -> None:
-    """Write the sheet of ``examples``, one below the other, as a PNG."""
-    note = "The first images, by id, whose two captions name different objects."
-    write_sheet([_card(each) for each in examples], path, note)
-
-
-def _card(example: Example) -> Card:
-    picture = open_image(example.image).image
-    changed = changed_words(example.captions[-1][1]["caption"], example.steps)
-    return Card(picture, example.captions, [(start, _box(patch)) for start, patch in changed])
-
-
-def changed_words(caption: str, steps: list[dict[str, Any]]) -> list[tuple[int, Any]]:
-    """Where in the caption each word that ReVisiT changed to name something begins, and the patch
-    (frame, row, column) that it came from."""
-    found, cursor = [], 0
-    for step in steps:
-        if not step["text"]:
+    first = dict(reversed(choose(greedy, refined)))
+    made = []
+    for kind in kinds:
+        if kind not in first:
             continue
-        start = caption.index(step["text"], cursor)
-        cursor = start + len(step["text"])
-        if step["changed"] and step["text"] in NAMING:
-            found.append((start, step["patch"]))
+        plain, told = (run.sentences[first[kind]] for run in (greedy, refined))
+        image = told["image_id"]
+        if traces[image]["caption"] != told["caption"]:
+            raise SystemExit(f"image {image}: the trace is of another caption; remove out/")
+        captions = {
+            GREEDY: split(plain["caption"]),
+            REVISIT: words(told["caption"], traces[image]["steps"]),
+        }
+        title = f"{family}: {KINDS[kind]} (scene {image})"
+        shown = open_image(files[image]).image
+        made.append(Picture(title, [shown], captions, _CELLS, told["gt_objects"]))
+    return made
+
+
+def words(caption: str, steps: list[dict[str, Any]]) -> list[Word]:
+    """The words of a caption with the tokens that they begin with."""
+    starts, cursor = {}, 0
+    for step in steps:
+        if step["text"]:
+            start = caption.index(step["text"], cursor)
+            cursor = start + len(step["text"])
+            starts[start] = step
+    found, at = [], 0
+    for word in split(caption):
+        at += len(word.before)
+        tokens = (_token(starts[at]),) if at in starts else ()
+        found.append(word._replace(tokens=tokens))
+        at += len(word.text)
     return found
 
 
-def _box(patch: tuple[int, int, int]) -> Box:
-    _, row, column = patch
-    return (column / GRID, row / GRID, (column + 1) / GRID, (row + 1) / GRID)
+def _token(step: dict[str, Any]) -> Token:
+    frame, row, column = step["patch"]
+    seen = TraceStep(
+        vision_token=row * GRID + column,
+        layer=step["layer"],
+        image=0,
+        patch=(frame, row, column),
+        candidates=step["candidates"],
+        divergence=step["divergence"],
+        plain_token=0,
+        refined_token=int(step["changed"]),
+        token=None,
+    )
+    return Token(step["text"], seen, step["plain"] if step["changed"] else None)

@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import examples
 from choose_setting import ALLOWED_LOSS, ALLOWED_REPEATS, choose
 from grounding import hits
 from html_report import grounding, write_page
 from jobs import COCO, FAMILIES, decoders, folders, result_file
 from revisit.commands.main import main as program
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from scenes import THINGS, coverage, font_path, sample_scene
-from sheet import GRID, changed_words
+from sheet import GRID, words
 
 
 def entry(chairs: float, recall: float, twice: float) -> dict[str, float]:
@@ -30,15 +33,51 @@ def test_the_rule_takes_the_lowest_chairs_that_costs_neither_recall_nor_repeats(
         choose(greedy, [forgetful, stammering])
 
 
-def test_marks_stand_where_a_changed_word_begins() -> None:
-    words = ["We", "can", "see", "a", "dog", ",", "a", "teddy", "bear", ",", "a", "dog", "."]
+def test_words_have_the_token_that_they_begin_with() -> None:
+    texts = ["We", "can", "see", "a", "dog", ",", "a", "teddy", "bear", ",", "a", "dog", "."]
     steps: list[dict[str, Any]] = [
-        {"text": word, "changed": index in (0, 7, 11), "patch": [0, index, 1]}
-        for index, word in enumerate(words)
+        {
+            "text": text,
+            "plain": "cat",
+            "changed": index == 7,
+            "patch": [0, index // 8, index % 8],
+            "layer": 4,
+            "candidates": 2,
+            "divergence": 0.1,
+        }
+        for index, text in enumerate(texts)
     ]
-    caption = "We can see a dog, a teddy bear, a dog."
-    marks = [(caption.index("teddy"), [0, 7, 1]), (caption.rindex("dog"), [0, 11, 1])]
-    assert changed_words(caption, [*steps, {"text": "", "changed": True}]) == marks
+    found = words("We can see a dog, a teddy bear, a dog.", [*steps, {"text": ""}])
+    assert [word.text for word in found] == texts
+    tokens = [word.tokens[0] for word in found]
+    assert [token.step and token.step.vision_token for token in tokens] == list(range(13))
+    assert [word.instead for word in found] == [""] * 7 + ["cat"] + [""] * 5
+
+
+def scored(captions: list[str], truth: list[list[str]]) -> chair.Score:
+    pairs = enumerate(zip(captions, truth, strict=True))
+    texts, objects = {}, {}
+    for number, (text, there) in pairs:
+        texts[number], objects[number] = text, there
+    return chair.score(texts, objects, LEMMATIZERS["noun"]())
+
+
+def test_the_examples_are_the_first_of_their_kind() -> None:
+    dog = ["dog"]
+    scenes = [
+        ("A dog and a cat.", "A dog.", dog),  # one object only is gone
+        ("A dog, a cat, a cup.", "A cat.", dog),  # one is left
+        ("A dog, a cat, a cup.", "A beach.", ["dog", "chair"]),  # one is no longer named
+        ("A dog, a cat, a cup.", "A puppy.", dog),  # helps
+        ("A dog.", "A dog, a dog.", dog),  # same
+        ("A dog.", "A beach.", dog),  # fails
+        ("A dog.", "A cat.", dog),
+        ("A cat.", "A cat.", dog),
+    ]
+    greedy = scored([each[0] for each in scenes], [each[2] for each in scenes])
+    refined = scored([each[1] for each in scenes], [each[2] for each in scenes])
+    assert examples.choose(greedy, refined) == [("helps", 3), ("same", 4), ("fails", 5)]
+    assert "fewer errors in 3, as many in 3, more in 2" in examples.about(greedy, refined)
 
 
 def test_a_hit_is_a_patch_that_shows_the_object_of_the_word() -> None:

@@ -17,8 +17,11 @@ import revisit
 from releases import RELEASE
 from revisit import ReVisiTConfig
 from revisit.commands import CommandError, describe
+from revisit.commands.caption import side_by_side
 from revisit.commands.describe import Describer, demo_model
+from revisit.commands.engines.described import Said
 from revisit.commands.main import main
+from revisit.evaluation.pictures.picture import replaced
 
 if RELEASE < (4, 57):
     pytest.skip("written for stock releases", allow_module_level=True)
@@ -52,7 +55,8 @@ def test_the_command_runs_with_nothing_but_an_image(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{FILES[0]}: ") and len(done.stdout.split()) > 8
-    assert 'class="patch"' in report.read_text("utf-8")
+    assert '"vision_token": ' in report.read_text("utf-8")
+    assert "knows drawn scenes only" not in done.stderr  # it is one
 
 
 def test_words_come_one_after_another_and_say_what_the_whole_says(describer):
@@ -94,15 +98,53 @@ def test_greedy_words_have_no_patches_and_are_those_of_plain_generate(describer,
     assert status == 0 and out == f"{FILES[0]}: {said.text}\n"
 
 
-def test_what_greedy_would_have_said_stands_behind_a_changed_word(describer, run):
-    said = describer.describe(Image.open(FILES[0]), ReVisiTConfig(layers="all", alpha=1e-3))
-    status, out, _ = run(FILES[0], "--layers", "all", "--alpha", "1e-3")
+def test_what_greedy_would_have_said_stands_before_a_changed_word(describer, run):
+    file = str(IMAGES / "COCO_val2014_000000000123.jpg")
+    said = describer.describe(Image.open(file), ReVisiTConfig(layers="all"))
+    status, out, _ = run(file, "--layers", "all")
     assert status == 0
-    changed = [word for word in said.words if word.changed]
-    assert out.count("[greedy: ") == len(changed)
-    for word in changed:
-        instead = next(token.instead for token in word.tokens if token.instead is not None)
-        assert f"{word.text} [greedy: {instead.strip()}" in out
+    changed = {word.text: word.instead for word in said.words if replaced(word)}
+    assert "frisbee" in changed.values() and out.count("[greedy: ") == len(changed)
+    for word, instead in changed.items():
+        assert f" [greedy: {instead}] {word}" in out
+
+
+def test_a_photograph_is_not_described_by_the_demo_s_model_without_a_warning(run, tmp_path):
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "sea.jpg")
+    status, _, err = run(str(tmp_path / "sea.jpg"))
+    assert status == 0
+    assert "knows drawn scenes only; for photographs: --model Qwen/" in err
+    assert "knows drawn scenes" not in run(FILES[0])[2]
+
+
+def test_compare_sets_both_side_by_side_and_says_where_they_differ(describer, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "81")
+    file = str(IMAGES / "COCO_val2014_000000000123.jpg")
+    status, out, _ = run(file, "--layers", "all", "--compare")
+    assert status == 0
+    _, head, *rows = out.splitlines()
+    assert [each.strip() for each in head.split("|")] == ["Greedy decoding", "With ReVisiT"]
+    assert all(len(row) <= 81 and row[40] == "|" for row in rows)
+    columns = [" ".join(row[:40] for row in rows), " ".join(row[42:] for row in rows)]
+    for column, config in zip(columns, (None, ReVisiTConfig(layers="all")), strict=True):
+        text = describer.describe(Image.open(file), config).text
+        assert re.sub(r"[\[\]]", "", column).split() == text.split()
+    assert "[frisbee.]" in columns[0] and "[cup,]" in columns[1]
+
+
+def test_columns_are_coloured_on_a_terminal():
+    said = {name: Said(text, [], 1, False) for name, text in (("one", "a b c"), ("two", "a x c"))}
+    made = side_by_side(said, 43, coloured=True)
+    assert made.splitlines()[1] == f"a \033[31mb\033[0m c{' ' * 15} | a \033[1;32mx\033[0m c"
+
+
+@pytest.mark.parametrize("ending", ["pdf", "png", "svg"])
+def test_a_figure_and_a_report_show_both_captions(run, tmp_path, ending):
+    report, figure = tmp_path / "out.html", tmp_path / f"out.{ending}"
+    status, _, err = run(FILES[0], "--figure", str(figure), "--report", str(report))
+    assert status == 0 and err.count("written: ") == 2
+    assert figure.stat().st_size > 5000
+    assert "Greedy decoding" in report.read_text("utf-8")
 
 
 def test_the_report_s_boxes_cover_the_image_once(describer):
@@ -133,7 +175,10 @@ def test_an_image_that_fails_does_not_stop_the_next(run, tmp_path):
         (["--layers", "0,99"], "99"),
         (["--report", "out.txt"], r"must end in \.html"),
         (["--report", "/missing/out.html"], "there is no folder /missing"),
-        ([FILES[1], "--report", "out.png"], "a PNG shows one image"),
+        ([FILES[1], "--figure", "out.png"], "--figure out.png shows one image"),
+        (["--figure", "out.gif"], r"ends in \.pdf, \.png, \.svg"),
+        (["--figure", "/missing/out.png"], "there is no folder /missing"),
+        (["--decoder", "greedy", "--compare"], "--compare and --figure show greedy decoding"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_said(run, arguments, message):
@@ -151,7 +196,7 @@ def test_json_is_a_line_for_each_image_with_the_words_and_their_patches(describe
     said = describer.describe(Image.open(FILES[0]), ReVisiTConfig(), question=question)
     assert records[0]["text"] == said.text and records[0]["question"] == question
     for record, word in zip(records[0]["words"], said.words, strict=True):
-        assert record["text"] == word.text and (record["greedy"] is None) != word.changed
+        assert record["text"] == word.text and (record["greedy"] is None) == (not word.instead)
         assert tuple(record["patch"]) == word.tokens[0].step.patch
 
 

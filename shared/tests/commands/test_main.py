@@ -11,7 +11,7 @@ from revisit.commands.main import COMMANDS, main
 
 IMAGE = Path(__file__).parents[3] / "prerequisites" / "demo" / "coco" / "val2014"
 IMAGE /= "COCO_val2014_000000000001.jpg"
-HEAVY = ("torch", "transformers", "gradio", "matplotlib", "nltk")
+HEAVY = ("torch", "transformers", "jinja2", "matplotlib", "nltk")
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -34,8 +34,13 @@ def photo(tmp_path):
     return file
 
 
-def ask(speaker, file, *, alpha=1e-3, divergence="js"):
-    return list(page.answer(speaker, {}, str(file), None, "last", alpha, divergence))
+def asked(speaker, file, *, alpha=1e-3, divergence="js"):
+    settings = {"name": file.name, "alpha": str(alpha), "divergence": divergence, "layers": "last"}
+    return page.Page(speaker, made=False).answer(settings, file.read_bytes())
+
+
+def ask(speaker, file, **settings):
+    return list(asked(speaker, file, **settings))
 
 
 @pytest.mark.parametrize(
@@ -47,14 +52,17 @@ def test_what_is_no_address_is_refused(address):
 
 
 def test_both_columns_stream_what_the_server_says(server, photo):
-    seen = ask(Served(server.base_url), photo)
-    for column, pieces in (("greedy", GREEDY), ("refined", REFINED)):
-        shown = [getattr(each, column) for each in seen]
-        assert len(dict.fromkeys(shown)) == len(pieces) + 1
-        assert f"<p>{''.join(pieces)}</p>" in shown[-1]
-    assert "Done." in seen[-1].status
-    assert "a server does not tell" in seen[-1].picture and "iframe" not in seen[-1].picture
-    assert not any(each.table for each in seen)
+    *seen, last = ask(Served(server.base_url), photo)
+    for column, pieces in enumerate((GREEDY, REFINED)):
+        shown = [text(line["captions"][column]) for line in seen if "captions" in line]
+        assert len({*shown} - {""}) == len(pieces)
+        assert text(last["picture"]["captions"][column]) == "".join(pieces)
+    assert "a server does not say" in last["picture"]["note"]
+    assert not any(word["look"] for word in last["picture"]["captions"][1]["words"])
+
+
+def text(caption):
+    return "".join(word["before"] + word["text"] for word in caption["words"])
 
 
 def test_the_image_and_the_settings_are_sent_as_vllm_takes_them(server, photo):
@@ -78,13 +86,13 @@ def test_a_model_is_asked_for_by_the_name_that_was_given(server, photo):
 
 
 TROUBLE = {
-    "refuse": "refuses this (HTTP 400): revisit: alpha (relative_top) must be &lt;b&gt;in",
+    "refuse": "refuses this (HTTP 400): revisit: alpha (relative_top) must be <b>in",
     "cut": "broke off",
     "end": "ended in the middle",
-    "error": "ended an answer by &#x27;error&#x27;",
+    "error": "ended an answer by 'error'",
     "fail": "failed: EngineCore died",
     "page": "ended in the middle",
-    "odd": "no answer of OpenAI&#x27;s API",
+    "odd": "no answer of OpenAI's API",
     "silent": "does not answer in time",
 }
 
@@ -95,11 +103,11 @@ def test_a_server_in_trouble_is_told_and_the_next_request_works(server, photo, m
     speaker = Served(server.base_url)
     server.manner = manner
     before = threading.active_count()
-    last = ask(speaker, photo)[-1].status
-    assert 'role="alert"' in last and TROUBLE[manner] in last and server.base_url in last
+    last = ask(speaker, photo)[-1]["error"]
+    assert TROUBLE[manner] in last and server.base_url in last
     server.done.set()
     server.manner = "right"
-    assert "Done." in ask(speaker, photo)[-1].status
+    assert "picture" in ask(speaker, photo)[-1]
     assert threading.active_count() <= before + 3  # the server's own, which wait for more
 
 
@@ -107,37 +115,40 @@ def test_a_server_that_is_away_is_told_and_asked_again_once_it_is_there(photo):
     with serving() as running:
         port = running.server_address[1]
         speaker = Served(running.base_url)
-    last = ask(speaker, photo)[-1].status
+    last = ask(speaker, photo)[-1]["error"]
     assert "cannot be reached" in last and f"127.0.0.1:{port}" in last
     with serving(port):
-        assert "Done." in ask(speaker, photo)[-1].status
+        assert "picture" in ask(speaker, photo)[-1]
 
 
 @pytest.mark.parametrize("model", [None, "tiny"])
 def test_an_address_without_v1_is_told(server, photo, model):
-    last = ask(Served(server.base_url.removesuffix("/v1"), model), photo)[-1].status
+    last = ask(Served(server.base_url.removesuffix("/v1"), model), photo)[-1]["error"]
     assert "(HTTP 404): no reason given; does --base_url end in /v1?" in last
 
 
 def test_a_caption_that_was_cut_is_told(server, photo):
     server.manner = "long"
-    assert "cut at the limit of length or time" in ask(Served(server.base_url), photo)[-1].picture
+    assert (
+        "cut at the limit of length or time"
+        in ask(Served(server.base_url), photo)[-1]["picture"]["note"]
+    )
 
 
 def test_a_caption_ends_at_the_limit_of_time(server, photo, monkeypatch):
     monkeypatch.setattr(page, "MOST_SECONDS", 0.2)
     server.manner = "endless"
     last = ask(Served(server.base_url), photo)[-1]
-    assert "cut at the limit of length or time" in last.picture
+    assert "cut at the limit of length or time" in last["picture"]["note"]
     assert server.left.wait(5)
 
 
 def test_who_has_gone_is_not_listened_for_any_longer(server, photo):
     server.manner = "endless"
-    asked = page.answer(Served(server.base_url), {}, str(photo), None, "last", 1e-5, "ag")
-    next(asked)
-    next(asked)
-    asked.close()
+    lines = asked(Served(server.base_url), photo)
+    next(lines)
+    next(lines)
+    lines.close()
     assert server.left.wait(5)
 
 
@@ -147,7 +158,7 @@ def test_a_password_in_the_address_is_not_shown():
 
 def test_settings_are_checked_before_the_server_is_asked(server, photo):
     (only,) = ask(Served(server.base_url), photo, alpha=2)
-    assert "must be in [0, 1]" in only.status and not server.asked
+    assert "must be in [0, 1]" in only["error"] and not server.asked
 
 
 def test_transformers_is_not_loaded_for_a_model_elsewhere():
@@ -170,35 +181,38 @@ def test_without_the_client_it_is_said_what_to_install(monkeypatch):
 
 @pytest.fixture
 def address(server):
-    pytest.importorskip("gradio", reason="the page is made with Gradio")
-    app = page.build(Served(server.base_url), page.examples())
-    _, told, _ = page.launch(app, "127.0.0.1", None)
-    yield told
-    app.close(verbose=False)
+    listening = page.Server("127.0.0.1", 0)
+    listening.page = page.Page(Served(server.base_url), made=False)
+    listening.server_activate()
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+    thread.start()
+    yield listening.url
+    listening.shutdown()
+    listening.server_close()
+    thread.join()
 
 
-def test_the_page_shows_both_answers_and_says_what_a_server_does_not_tell(
+def test_the_page_shows_both_answers_and_says_what_a_server_does_not_say(
     visit, address, server, accessible
 ):
     view = visit(address, viewport={"width": 360, "height": 740})
-    view.get_by_role("button", name="Describe", exact=True).click()
-    view.get_by_text("Done.").wait_for(timeout=30_000)
-    for title, pieces in (("Greedy decoding", GREEDY), ("ReVisiT", REFINED)):
-        column = view.locator(".said", has=view.get_by_role("heading", name=title, exact=True))
-        assert column.locator("p").inner_text() == "".join(pieces)
-    assert view.get_by_text("which patch each word came from, a server does not tell").count()
-    assert view.get_by_text(f"The model runs on the server {server.base_url}").count()
-    assert not view.get_by_label("layers").count() and not view.locator("iframe").count()
+    view.get_by_text("Done.").wait_for(timeout=30_000)  # the first example, at once
+    for title, pieces in (("Greedy decoding", GREEDY), ("With ReVisiT", REFINED)):
+        caption = view.locator(".text h3", has_text=title).locator("+ p")
+        assert caption.inner_text().replace("NOT THERE", "") == "".join(pieces)
+    assert view.get_by_text("which patch each word came from, a server does not say").count()
+    assert view.get_by_text(f"on the server {server.base_url}").count()
+    assert not view.get_by_label("layers").count() and not view.locator("button.word").count()
     assert view.evaluate("document.documentElement.scrollWidth") <= 360
     accessible(view)
 
 
-def test_the_page_tells_of_a_refusal_and_goes_on(visit, address, server):
+def test_the_page_says_that_it_was_refused_and_goes_on(visit, address, server):
     view = visit(address)
+    view.get_by_text("Done.").wait_for(timeout=30_000)
     server.manner = "refuse"
     view.get_by_role("button", name="Describe", exact=True).click()
-    view.get_by_role("alert").wait_for(timeout=30_000)
-    assert "HTTP 400" in view.get_by_role("alert").inner_text()
+    view.get_by_text("HTTP 400").wait_for(timeout=30_000)
     server.manner = "right"
     view.get_by_role("button", name="Describe", exact=True).click()
     view.get_by_text("Done.").wait_for(timeout=30_000)

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-pytest.importorskip("gradio", reason="the page is made with Gradio")
-
 from revisit.commands import web
 from revisit.commands.main import main
 

@@ -3,8 +3,8 @@
 from PIL import Image
 
 from revisit.core.trace import TraceStep
-from revisit.evaluation.pictures.picture import Picture
-from revisit.evaluation.pictures.words import join
+from revisit.evaluation.pictures.picture import GREEDY, REVISIT, Picture
+from revisit.evaluation.pictures.words import join, split
 
 PIECES = ["A", " dog", " runs", ".", " sofa", " </script><b>"]
 CELLS = [
@@ -28,9 +28,9 @@ def step(token, vision_token, *, plain=None, candidates=3, divergence=0.05):
     )
 
 
-def picture(title="photo.jpg", **changes):
-    """“A dog runs. </script><b>”: dog changed, from the second row's third patch, as is runs; the
-    mark is trivial; A shows padding; the last word is in the second image."""
+def picture(title="photo.jpg", truth=None, greedy="A sofa, a dog.", **changes):
+    """“A dog runs. </script><b>” after what greedy decoding says: dog was changed; it and runs are
+    from the second row's third patch, the last words from the second image."""
     steps = [
         step(0, 32),
         step(1, 6, plain=4),
@@ -39,10 +39,12 @@ def picture(title="photo.jpg", **changes):
         step(5, 16),
     ]
     boxes = [(image, box) for image in (0, 1) for box in CELLS] + [(0, PADDING)]
+    fits = {1: [0.9 if at == 6 else at / 100 for at in range(len(boxes))]}
+    words = join([step.token for step in steps], steps, decode, fits)
     given = {
         "images": [Image.new("RGB", (320, 160), BLUE), Image.new("RGB", (160, 320), GREEN)],
-        "words": join([step.token for step in steps], steps, decode),
+        "captions": {GREEDY: split(greedy), REVISIT: words},
         "boxes": boxes,
         **changes,
     }
-    return Picture(title, **given)
+    return Picture(title, truth=truth, **given)

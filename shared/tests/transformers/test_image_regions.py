@@ -198,6 +198,11 @@ def test_vision_tokens_in_a_layout_that_is_not_known_are_refused(padded_llava):
         image_boxes(padded_llava.prepare, (8, 8), lambda *_: None)
 
 
+def test_a_line_of_pixels_has_no_parts(qwen):
+    with pytest.raises(ValueError, match="of 1 x 40 pixels no part can be told from another"):
+        image_boxes(qwen, (1, 40), lambda height, width: (1, 1))
+
+
 ROW_BY_ROW = [
     *("aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "gemma3", "internvl"),
     *("janus", "llama4", "llava", "mistral3", "paligemma", "qianfan_ocr", "shieldgemma2"),

@@ -77,6 +77,32 @@ def test_kernels_give_the_tokens_scores_and_trace_of_plain_pytorch(
                 assert step.divergence == near
 
 
+@pytest.mark.parametrize("selection", ["min", "max"])
+def test_how_far_every_vision_state_is_from_the_latest_step_is_known(
+    model, kernels_allowed, selection
+):
+    """By kernels and in plain PyTorch; the chosen one is as far as the trace says."""
+    config = replace(CONFIG, selection=selection)
+    inputs = {key: value.to(DEVICE) for key, value in batch([*PROMPTS, PLAIN]).items()}
+    found = []
+    for kernels_ran in (False, True):
+        with pytest.MonkeyPatch.context() as patch, revisit.attach(model, config) as run:
+            if not kernels_ran:
+                patch.setattr(processor, "kernels_run", lambda head: False)
+            model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=PAD)
+            found.append(run.latest.distances)
+            for distances, (*_, step) in zip(run.latest.distances, run.trace, strict=True):
+                if step is None:
+                    assert distances is None
+                    continue
+                best = distances.max() if selection == "max" else distances.min()
+                assert float(best) == pytest.approx(step.divergence, abs=1e-5)
+    for plain, by_kernels in zip(*found, strict=True):
+        assert (plain is None) == (by_kernels is None)
+        if plain is not None:
+            torch.testing.assert_close(plain, by_kernels, rtol=1e-4, atol=1e-5)
+
+
 def test_several_generations_draw_as_the_sessions_of_their_prompts(model, kernels_allowed):
     """A prompt's random draws follow from its number in the processor's life."""
     config = replace(CONFIG, selection="random", layers="last")

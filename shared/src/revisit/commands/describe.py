@@ -16,11 +16,16 @@ from revisit.commands.engines.described import QUESTION, Heard, Said
 from revisit.commands.engines.transformers import chat_inputs, load_model
 from revisit.config import ReVisiTConfig
 from revisit.core.trace import TraceStep
-from revisit.evaluation.pictures.picture import Box, Picture
+from revisit.evaluation.pictures.picture import Box
 from revisit.evaluation.pictures.words import join
 from revisit.transformers.image_regions import prompt_boxes
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.vision_positions import locate
+
+DRAWN_ONLY = (
+    "this is the demo's tiny model, which knows drawn scenes only; for photographs: "
+    "--model Qwen/Qwen2.5-VL-3B-Instruct"
+)
 
 
 def demo_model() -> str:
@@ -52,11 +57,17 @@ class Describer:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        record = Path(name, "training_record.json")  # the demo's models come with one
+        self.warning = DRAWN_ONLY if record.is_file() else ""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.model, self.processor = load_model(name, device)
         except (OSError, ValueError) as error:
             raise CommandError(f"{name} cannot be loaded: {error}") from error
+        self.title = Path(name).resolve().name if Path(name).exists() else name
+        if self.warning:
+            self.title = f"the demo's tiny model ({self.title}), which knows drawn scenes only"
+        self.layers = "all" if self.model.config.model_type == "qwen2_5_vl" else "last"
 
     def check(self, config: ReVisiTConfig) -> None:
         """Raises `CommandError` where this model cannot decode so."""
@@ -99,19 +110,8 @@ class Describer:
                 self.model.generate(**inputs, **settings, streamer=streamer)
         return streamer.said(self._ends())
 
-    def picture(self, title: str, image: Image.Image, said: Said, note: str = "") -> Picture:
-        """The description with its patches; the note says so where they cannot be drawn."""
-        boxes = None
-        if any(token.step is not None for word in said.words for token in word.tokens):
-            try:
-                boxes = self.boxes(image)
-            except ValueError as error:
-                reason = f"The patches cannot be drawn: {error}."
-                note = f"{note} {reason}".strip()
-        return Picture(title, [image], said.words, boxes, note)
-
     def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
-        """The part of the image that each vision token shows; ValueError where it is not known."""
+        """See `Speaker.boxes`."""
         inputs = self.inputs([image], QUESTION)
         count = int(locate(self.model, inputs, None).mask.sum())
         return prompt_boxes(
@@ -151,6 +151,7 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
         self.prompt = True
         self.tokens: list[int] = []
         self.steps: list[TraceStep | None] = []
+        self.fits: dict[int, list[float]] = {}
 
     def put(self, value: torch.Tensor) -> None:
         if self.prompt:  # comes first
@@ -159,7 +160,11 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
         (token,) = value.flatten().tolist()
         step = None
         if self.run is not None and self.run.latest is not None:
-            (step,) = self.run.latest.newest()
+            (step,), (distances,) = self.run.latest.newest(), self.run.latest.distances
+            if step is not None and distances is not None and step.candidates > 1:
+                (layout,) = self.run.latest.layouts
+                fits = distances.neg().exp().view(-1, layout.tokens).amax(0)  # the best layer's
+                self.fits[len(self.tokens)] = fits.tolist()
         self.tokens.append(token)
         self.steps.append(step and step._replace(token=token))
         if self.heard is not None:
@@ -169,6 +174,6 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
         pass
 
     def said(self, ends: set[int]) -> Said:
-        words = join(self.tokens, self.steps, self.decode)
+        words = join(self.tokens, self.steps, self.decode, self.fits)
         stopped = not self.tokens or self.tokens[-1] not in ends
         return Said(self.decode(self.tokens).strip(), words, len(self.tokens), stopped)

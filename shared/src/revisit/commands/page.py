@@ -1,337 +1,328 @@
-"""The page of `revisit web`: greedy decoding and ReVisiT side by side, and what ReVisiT saw."""
+"""The page of `revisit web`: greedy decoding and ReVisiT, and where each word was seen.
 
+A server of the standard library: the page, and `POST /describe`, which answers line by line in JSON
+while the words come. Its body is an image, or empty where the address names an example's number.
+"""
+
+import base64
+import io
+import json
 import logging
-import os
 import queue
+import socket
 import threading
-from collections.abc import Iterator, Sequence
-from html import escape
-from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from PIL import Image
 
 from revisit.commands import CommandError
-from revisit.commands.engines.described import Said, Speaker
+from revisit.commands.engines.described import QUESTION, Said, Speaker, picture
 from revisit.commands.flags import read_layers
-from revisit.config import Divergence, NamedLayers, ReVisiTConfig
+from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.images import ImageError, Opened, open_image
-from revisit.evaluation.pictures.html import page
-from revisit.evaluation.pictures.picture import Picture, fit, trivial
-from revisit.evaluation.pictures.words import Word
+from revisit.evaluation.images import open_image
+from revisit.evaluation.pictures.picture import GREEDY, REVISIT, Picture
+from revisit.evaluation.pictures.templates import render
 
-MOST_PIXELS = 20_000_000
-MOST_BYTES = "20mb"
+MOST_BYTES = 64 * 2**20  # of an image
+LONGEST_SIDE = 2048  # pixels that a model is given; a larger image is made smaller
 MOST_SECONDS = 60.0  # of one description
 MOST_TOKENS = 256
 MOST_WAITING = 8  # requests; one is answered at a time
-EXAMPLES = 12
+LONGEST_QUESTION = 2000  # characters
+EXAMPLES = files("revisit.evaluation.pictures") / "examples.json"
 
-_HEADS = (
-    *("word", "token", "row", "column", "layer"),
-    *("fit", "divergence", "candidates", "greedy"),
-)
-
+_SILENT = 1.0  # seconds after which a line says that nothing has happened
+_ONLY_HERE = ("127.0.0.1", "::1", "localhost")
 _LOG = logging.getLogger(__name__)
 
 
-class Shown(NamedTuple):
-    """What the page shows; None leaves a part as it is."""
+class Asked(NamedTuple):
+    """What is to be described, and how."""
 
-    status: str = ""
-    greedy: str = ""
-    refined: str = ""
-    picture: str = ""
-    table: str = ""
+    image: Image.Image
+    title: str
+    question: str
+    config: ReVisiTConfig
+    notes: list[str]
+    example: int | None = None
 
 
 class _Cancelled(Exception):
     """The one who asked has gone."""
 
 
-def examples() -> dict[str, Path]:
-    """By name, some images of the embedded demo, where the package is in a clone."""
-    import revisit
+class Page:
+    """What the page shows, and the requests that wait for the model.
 
-    demo = Path(revisit.__file__).parents[3] / "prerequisites" / "demo"
-    files = sorted((demo / "coco" / "val2014").glob("*.jpg"))[:EXAMPLES]
-    return {f"scene {number}": file for number, file in enumerate(files, 1)}
-
-
-def launch(app: Any, host: str, port: int | None) -> tuple[Any, str, Any]:
-    """Begin to serve, without anything that reaches further than the host and port."""
-    from gradio import themes
-
-    # System fonts, since others would be fetched; greys that can be read.
-    theme = themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
-        body_text_color_subdued="#535b6b",
-        body_text_color_subdued_dark="#aab1c1",
-        block_info_text_color="#535b6b",
-        block_info_text_color_dark="#aab1c1",
-        block_label_text_color="#535b6b",
-        block_title_text_color="#3b4252",
-        button_primary_background_fill="#1d4ed8",
-        button_primary_background_fill_hover="#1e40af",
-    )
-    app.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
-    served: tuple[Any, str, Any] = app.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_file_size=MOST_BYTES,
-        allowed_paths=[],
-        ssr_mode=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        run_history=False,
-        footer_links=[],
-        theme=theme,
-        css=_STYLE,
-    )
-    return served
-
-
-def build(describer: Speaker, scenes: dict[str, Path]) -> Any:
-    """The page, not served yet."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
-    import gradio
-
-    with gradio.Blocks(
-        analytics_enabled=False, title="ReVisiT: see it", delete_cache=(600, 3600)
-    ) as app:
-        gradio.Markdown("# ReVisiT: see what each word came from")
-        if describer.origin:
-            gradio.HTML(f"<p>{escape(_served(describer.origin))}</p>")
-        with gradio.Row():
-            upload = gradio.File(label="Image", file_count="single", type="filepath")
-            with gradio.Column():
-                scene = gradio.Dropdown(
-                    list(scenes), value=next(iter(scenes), None), label="or an example"
-                )
-                layers = gradio.Dropdown(
-                    list(get_args(NamedLayers)),
-                    value="last",
-                    label="layers",
-                    info="or indices of hidden states, as 0,2,4",
-                    allow_custom_value=True,
-                    visible=not describer.origin,
-                )
-            with gradio.Column():
-                alpha = gradio.Number(1e-5, label="alpha", info="0 to 1: how likely a word must be")
-                divergence = gradio.Radio(
-                    list(get_args(Divergence)), value="ag", label="divergence"
-                )
-        start = gradio.Button("Describe", variant="primary")
-        status = gradio.HTML()
-        with gradio.Row():
-            greedy = gradio.HTML(min_height=80)
-            refined = gradio.HTML(min_height=80)
-        picture, table = gradio.HTML(), gradio.HTML()
-
-        def describe(*asked: Any) -> Iterator[tuple[str, ...]]:
-            yield from answer(describer, scenes, *asked)
-
-        start.click(
-            describe,
-            [upload, scene, layers, alpha, divergence],
-            [status, greedy, refined, picture, table],
-            concurrency_limit=1,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-    return app
-
-
-def answer(
-    describer: Speaker,
-    scenes: dict[str, Path],
-    upload: str | None,
-    scene: str | None,
-    layers: str,
-    alpha: float | None,
-    divergence: str,
-) -> Iterator[Shown]:
-    """What the page shows of one request, again and again until it is done.
-
-    A failure is shown and ends this request only.
+    Args:
+        speaker: describes images.
+        made: whether the examples' captions, made in advance, are this model's.
     """
-    try:
-        opened, name = _image(scenes, upload, scene)
-        config = _config(layers, alpha, divergence)
-        describer.check(config)
-        yield from _describe(describer, opened, name, config)
-    except (CommandError, EvaluationError) as error:
-        yield Shown(status=_alert(str(error)))
-    except Exception:
-        _LOG.exception("a request failed")
-        yield Shown(status=_alert("This failed; the server's log tells why. Try another image."))
 
+    def __init__(self, speaker: Speaker, made: bool) -> None:
+        self.speaker = speaker
+        text = json.loads(EXAMPLES.read_text("utf-8"))
+        self.about: str = text["about"]
+        self.examples: list[dict[str, Any]] = text["examples"]
+        for example in self.examples:
+            example["picture"]["images"] = [example["image"]]
+        if not made:
+            self.about = "Described by this model when the page was opened, or now."
+            self.examples = [each | {"picture": None, "label": ""} for each in self.examples]
+        self._line: list[object] = []  # who waits; the first is answered
+        self._moved = threading.Condition()
 
-def _image(scenes: dict[str, Path], upload: str | None, scene: str | None) -> tuple[Opened, str]:
-    if upload:
-        name = Path(upload).name
+    def html(self) -> str:
+        """The page, with all that has been described of the examples."""
+        speaker = self.speaker
+        data = {
+            "examples": self.examples,
+            "defaults": {"question": QUESTION, "layers": speaker.layers, "alpha": 1e-5},
+            "warning": speaker.warning,
+            "most_bytes": MOST_BYTES,
+        }
+        title = "ReVisiT: see where each word comes from"
+        return render("page.html", title=title, data=data, speaker=speaker, about=self.about)
+
+    def asked(self, settings: Mapping[str, str], body: bytes) -> Asked:
+        """What a request asks for; `CommandError` or `EvaluationError` says what is wrong."""
         try:
-            return open_image(upload, MOST_PIXELS), name
-        except ImageError as error:
-            raise ImageError(str(error).replace(upload, name)) from error
-    if scene in scenes:
-        return open_image(str(scenes[scene]), MOST_PIXELS), scene
-    raise CommandError("choose an image: upload one, or take an example")
-
-
-def _config(layers: str, alpha: float | None, divergence: str) -> ReVisiTConfig:
-    try:
-        return ReVisiTConfig(
-            layers=read_layers(layers or ""),  # type: ignore[arg-type]
-            alpha=alpha,  # type: ignore[arg-type]
-            divergence=divergence,  # type: ignore[arg-type]
-        )
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-
-
-def _describe(
-    describer: Speaker, opened: Opened, name: str, config: ReVisiTConfig
-) -> Iterator[Shown]:
-    """Both descriptions at once, each in a thread of its own."""
-    heard: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-    gone = threading.Event()
-
-    def speak(column: int, chosen: ReVisiTConfig | None) -> None:
-        def so_far(words: list[Word]) -> None:
-            if gone.is_set():
-                raise _Cancelled
-            heard.put((column, words))
-
-        try:
-            said = describer.describe(
-                opened.image,
-                chosen,
-                max_new_tokens=MOST_TOKENS,
-                max_seconds=MOST_SECONDS,
-                heard=so_far,
+            config = ReVisiTConfig(
+                layers=read_layers(settings.get("layers", "")),  # type: ignore[arg-type]
+                alpha=float(settings.get("alpha", "nan")),
+                divergence=settings.get("divergence", "ag"),  # type: ignore[arg-type]
             )
-            heard.put((column, said))
-        except BaseException as error:
-            heard.put((column, error))
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        self.speaker.check(config)
+        question = settings.get("question", "").strip() or QUESTION
+        if len(question) > LONGEST_QUESTION:
+            raise CommandError(f"a question has at most {LONGEST_QUESTION} characters")
+        number = settings.get("example", "")
+        if not number:
+            title = settings.get("name", "image")
+            image, notes = open_image(title, file=io.BytesIO(body))
+            if max(image.size) > LONGEST_SIDE:
+                notes.append(f"made smaller from {image.width} x {image.height} pixels")
+                image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+            return Asked(image, title, question, config, notes)
+        if not number.isdecimal() or int(number) >= len(self.examples):
+            raise CommandError(f"there is no example {number}")
+        chosen = self.examples[int(number)]
+        image = decode_image(chosen["image"])
+        return Asked(image, chosen["title"], question, config, [], int(number))
 
-    threads = [
-        threading.Thread(target=speak, args=each, daemon=True) for each in ((0, None), (1, config))
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield from _listen(describer, opened, name, heard)
-    finally:
-        gone.set()
+    def answer(self, settings: Mapping[str, str], body: bytes) -> Iterator[dict[str, Any]]:
+        """What the page is sent, line by line; a failure is a line, and ends this request only.
+
+        `{}` where nothing has happened, `waiting` for so many requests, `captions` so far, and at
+        the end the `picture`, or what is wrong as `error`.
+        """
+        me = object()
+        try:
+            asked = self.asked(settings, body)
+            with self._moved:
+                if len(self._line) > MOST_WAITING:
+                    raise CommandError(f"{MOST_WAITING} others are waiting already; try again")
+                self._line.append(me)
+            while ahead := self._ahead(me):
+                yield {"waiting": ahead}
+            yield from self._describe(asked)
+        except (CommandError, EvaluationError) as error:
+            yield {"error": str(error)}
+        except Exception:
+            _LOG.exception("a request failed")
+            yield {"error": "this failed; the server's log says why. Try another image."}
+        finally:
+            with self._moved:
+                if me in self._line:
+                    self._line.remove(me)
+                self._moved.notify_all()
+
+    def _ahead(self, me: object) -> int:
+        """How many are before this request, after waiting a while where there are some."""
+        with self._moved:
+            if self._line[0] is not me:
+                self._moved.wait(_SILENT)
+            return self._line.index(me)
+
+    def _describe(self, asked: Asked) -> Iterator[dict[str, Any]]:
+        """Both descriptions at once, each in a thread of its own."""
+        heard: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        gone = threading.Event()
+
+        def describe(name: str, config: ReVisiTConfig | None) -> None:
+            def so_far(words: Any) -> None:
+                if gone.is_set():
+                    raise _Cancelled
+                heard.put((name, words))
+
+            try:
+                said = self.speaker.describe(
+                    asked.image,
+                    config,
+                    question=asked.question,
+                    max_new_tokens=MOST_TOKENS,
+                    max_seconds=MOST_SECONDS,
+                    heard=so_far,
+                )
+                heard.put((name, said))
+            except BaseException as error:
+                heard.put((name, error))
+
+        threads = [
+            threading.Thread(target=describe, args=each, daemon=True)
+            for each in ((GREEDY, None), (REVISIT, asked.config))
+        ]
         for thread in threads:
-            thread.join()
+            thread.start()
+        try:
+            yield from self._listen(asked, heard)
+        finally:
+            gone.set()
+            for thread in threads:
+                thread.join()
+
+    def _listen(
+        self, asked: Asked, heard: "queue.SimpleQueue[tuple[str, Any]]"
+    ) -> Iterator[dict[str, Any]]:
+        words: dict[str, Any] = {GREEDY: [], REVISIT: []}
+        said: dict[str, Said] = {}
+        truth = None if asked.example is None else self.examples[asked.example]["truth"]
+        while len(said) < len(words):
+            try:
+                name, news = heard.get(timeout=_SILENT)
+            except queue.Empty:
+                yield {}
+                continue
+            if isinstance(news, BaseException):
+                raise news
+            if isinstance(news, Said):
+                said[name] = news
+            words[name] = news.words if isinstance(news, Said) else news
+            yield {"captions": Picture(asked.title, [], words, truth=truth).words_json()}
+        notes = list(asked.notes)
+        if any(each.stopped for each in said.values()):
+            notes.append("a description was cut at the limit of length or time")
+        if self.speaker.origin:
+            notes.append("which patch each word came from, a server does not say")
+        in_order = {name: said[name] for name in words}
+        made = picture(self.speaker, asked.title, asked.image, in_order, truth, "; ".join(notes))
+        shown = made.as_json()
+        if asked.example is not None and self._usual(asked):
+            self.examples[asked.example]["picture"] = shown
+        yield {"picture": shown}
+
+    def _usual(self, asked: Asked) -> bool:
+        layers = read_layers(self.speaker.layers)
+        return asked.question == QUESTION and asked.config == ReVisiTConfig(layers=layers)  # type: ignore[arg-type]
+
+    def prepare(self) -> None:
+        """Describe the first example, where nothing was made in advance for the model."""
+        if self.examples[0]["picture"] is None:
+            settings = {"example": "0", "layers": self.speaker.layers, "alpha": "1e-5"}
+            for line in self.answer(settings, b""):
+                if "error" in line:
+                    raise CommandError(line["error"])
 
 
-def _listen(
-    describer: Speaker, opened: Opened, name: str, heard: "queue.SimpleQueue[tuple[int, Any]]"
-) -> Iterator[Shown]:
-    columns = [_column("Greedy decoding", []), _column("ReVisiT", [])]
-    said: dict[int, Said] = {}
-    yield Shown(_status("Describing …"), *columns)
-    while len(said) < len(columns):
-        column, told = heard.get()
-        if isinstance(told, BaseException):
-            raise told
-        words = told if isinstance(told, list) else told.words
-        columns[column] = _column(("Greedy decoding", "ReVisiT")[column], words)
-        if not isinstance(told, list):
-            said[column] = told
-        yield Shown(_status("Describing …"), *columns)
-    notes = list(opened.notes)
-    if any(each.stopped for each in said.values()):
-        notes.append("a description was cut at the limit of length or time")
-    drawn = describer.picture(name, opened.image, said[1], "; ".join(notes))
-    if drawn is None:
-        notes.append("which patch each word came from, a server does not tell")
-        yield Shown(_status("Done."), columns[0], columns[1], _status("; ".join(notes)))
-        return
-    yield Shown(_status("Done."), columns[0], columns[1], _frame(drawn), _table(drawn))
+def decode_image(url: str) -> Image.Image:
+    """The image in a `data:` URL of ours."""
+    return open_image("example", file=io.BytesIO(base64.b64decode(url.partition(",")[2]))).image
 
 
-def _served(origin: str) -> str:
-    return (
-        f"The model runs on the server {origin}, which decides about layers. It tells the words "
-        "and nothing of how they were chosen: neither patches nor what ReVisiT changed. One that "
-        "lacks ReVisiT decodes both greedily."
-    )
+class Server(ThreadingHTTPServer):
+    """Listens once `serve_forever` is called: the address is taken before a model is loaded.
+
+    Raises:
+        CommandError: nothing can listen there.
+    """
+
+    daemon_threads = True
+    page: Page
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            self.address_family = socket.getaddrinfo(host, port)[0][0]
+            super().__init__((host, port), _Handler, bind_and_activate=False)
+            self.server_bind()
+        except OSError as error:
+            raise CommandError(
+                f"cannot listen on --host {host} --port {port}: {error.strerror}; is that an "
+                "address of this machine, and the port free?"
+            ) from error
+        self.only_here = host in _ONLY_HERE
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        host, port = self.server_address[:2]
+        return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who has gone is no error."""
 
 
-def _status(text: str) -> str:
-    return f'<p role="status">{escape(text)}</p>'
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    timeout = 60  # seconds for each read
 
+    def log_message(self, *_: Any) -> None:
+        """Nobody reads it."""
 
-def _alert(text: str) -> str:
-    return f'<p role="alert" class="alert">{escape(text)}</p>'
+    def do_GET(self) -> None:
+        if not self._is_ours() or self.path != "/":
+            return self._refuse(HTTPStatus.NOT_FOUND, "there is nothing at this address")
+        self._begin(HTTPStatus.OK, "text/html; charset=utf-8")
+        self.wfile.write(self.server.page.html().encode())
 
+    def do_POST(self) -> None:
+        address = urlsplit(self.path)
+        # A page of another site cannot send this type without asking, and is not answered then.
+        ours = self.headers.get_content_type() == "application/octet-stream"
+        if not self._is_ours() or address.path != "/describe" or not ours:
+            return self._refuse(HTTPStatus.NOT_FOUND, "there is nothing at this address")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > MOST_BYTES:
+            most = f"an image of at most {MOST_BYTES // 2**20} MiB is taken"
+            return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, most)
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            return None
+        self._begin(HTTPStatus.OK, "application/x-ndjson")
+        lines = self.server.page.answer(dict(parse_qsl(address.query)), body)
+        try:
+            for line in lines:
+                self.wfile.write(json.dumps(line).encode() + b"\n")
+                self.wfile.flush()
+        except OSError:  # who asked has gone
+            pass
+        finally:
+            lines.close()  # type: ignore[attr-defined]
 
-def _column(title: str, words: Sequence[Word]) -> str:
-    text = "".join(f"{word.before}{_marked(word)}" for word in words)
-    return f'<section class="said"><h2>{title}</h2><p>{text}</p></section>'
+    def _is_ours(self) -> bool:
+        """Whether it was asked by this machine's name: another that leads here is a trick."""
+        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+        return not self.server.only_here or host in _ONLY_HERE
 
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        self._begin(status, "application/x-ndjson")
+        self.wfile.write(json.dumps({"error": why}).encode() + b"\n")
 
-def _marked(word: Word) -> str:
-    text = escape(word.text)
-    return f'<mark title="changed by ReVisiT">{text}</mark>' if word.changed else text
-
-
-def _frame(picture: Picture) -> str:
-    """The picture's own page; it can reach neither this one nor the network."""
-    inner = escape(page([picture], "What each word of ReVisiT saw"), quote=True)
-    return (
-        '<iframe class="picture" sandbox="allow-scripts" title="What each word saw" '
-        f'srcdoc="{inner}"></iframe>'
-    )
-
-
-def _table(picture: Picture) -> str:
-    head = "".join(f'<th scope="col">{each}</th>' for each in _HEADS)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _row(word, number))}</tr>"
-        for word in picture.words
-        for number in range(len(word.tokens))
-    )
-    return (
-        '<details><summary>The trace as a table</summary><div class="scroll" tabindex="0" '
-        f'role="region" aria-label="The trace"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></details>"
-    )
-
-
-def _row(word: Word, number: int) -> list[str]:
-    token = word.tokens[number]
-    step = token.step
-    if step is None:
-        return [word.text, token.text.strip(), *[""] * 7]
-    row, column = ("", "") if step.patch is None else (str(each + 1) for each in step.patch[1:])
-    return [
-        word.text,
-        token.text.strip(),
-        row,
-        column,
-        str(step.layer),
-        "any patch" if trivial(token) else f"{fit(token):.2f}",
-        f"{step.divergence:.3g}",
-        str(step.candidates),
-        (token.instead or "").strip(),
-    ]
-
-
-_STYLE = """
-.or { color:var(--body-text-color-subdued) !important; }
-.said h2 { font-size:1.05rem; margin:0 0 .25rem; }
-.said p { font-size:1.1rem; line-height:1.6; white-space:pre-wrap; margin:0; }
-.said mark { background:#ffd400; color:#1d2330; padding:0 .1em; text-decoration:underline; }
-.alert { border-left:4px solid #b91c1c; padding:.25rem .75rem; }
-.picture { width:100%; height:44rem; border:0; border-radius:.5rem; }
-.scroll { overflow:auto; max-height:24rem; }
-.scroll table { border-collapse:collapse; width:100%; }
-.scroll th, .scroll td { text-align:left; padding:.15rem .5rem; border-bottom:1px solid #8888; }
-summary { cursor:pointer; padding:.5rem 0; }
-"""
+    def _begin(self, status: HTTPStatus, kind: str) -> None:
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": kind,
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "frame-ancestors 'none'",
+            "Referrer-Policy": "no-referrer",
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()

@@ -14,7 +14,7 @@ from revisit.commands import CommandError
 from revisit.commands.engines import requests
 from revisit.commands.engines.described import QUESTION, Heard, Said
 from revisit.config import ReVisiTConfig
-from revisit.evaluation.pictures.picture import Picture
+from revisit.evaluation.pictures.picture import Box
 from revisit.evaluation.pictures.words import split
 
 CONNECTING, SILENT = 5.0, 60.0
@@ -44,6 +44,9 @@ class Served:
             )
         import openai
 
+        self.name = self.title = model or "the model"
+        self.warning = ""
+        self.layers = "last"  # which it decides itself
         self.origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self.model = model
         timeout = openai.Timeout(SILENT, connect=CONNECTING)
@@ -105,9 +108,9 @@ class Served:
                 "and does --base_url end in /v1?"
             ) from error
 
-    def picture(self, title: str, image: Image.Image, said: Said, note: str = "") -> Picture | None:
-        """None: a server does not tell which vision tokens it chose."""
-        return None
+    def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
+        """Always ValueError: a server does not say which vision tokens it chose."""
+        raise ValueError("a server does not say which patch each word came from")
 
     def _asked(
         self, image: Image.Image, config: ReVisiTConfig | None, question: str, max_new_tokens: int

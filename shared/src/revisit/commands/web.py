@@ -1,14 +1,9 @@
 """`revisit web`: the page of `revisit.commands.page`, served."""
 
-import socket
-import time
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-
-from revisit.commands import CommandError
 
 if TYPE_CHECKING:  # loaded once the flags are checked
     from revisit.commands.engines.described import Speaker
@@ -43,37 +38,18 @@ def web(
 
     Serves until Ctrl-C.
     """
-    if find_spec("gradio") is None:
-        raise CommandError('the page needs Gradio: pip install "revisit-decoding[web]"')
-    check_address(host, port)
+    from revisit.commands.page import Page, Server
+
+    server = Server(host, port)
     speaker = _speaker(model, base_url)
-    from revisit.commands import page
-
-    app = page.build(speaker, page.examples())
+    server.page = Page(speaker, made=model is None and base_url is None)
+    server.page.prepare()
+    server.server_activate()
+    print(f"open {server.url} (stop with Ctrl-C)", flush=True)
     try:
-        _, address, _ = page.launch(app, host, port or None)
-    except OSError as error:
-        raise CommandError(f"cannot listen on {host}, port {port}: {error}") from error
-    print(f"open {address} (stop with Ctrl-C)", flush=True)
-    try:
-        while True:  # Ctrl-C ends it
-            time.sleep(3600)
+        server.serve_forever()
     finally:
-        app.close(verbose=False)
-
-
-def check_address(host: str, port: int) -> None:
-    """Raises `CommandError` where nothing can listen there, before a model is loaded."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise CommandError(
-            f"cannot listen on --host {host} --port {port}: {error.strerror}; is that an address "
-            "of this machine, and the port free?"
-        ) from error
+        server.server_close()
 
 
 def _speaker(model: str | None, base_url: str | None) -> "Speaker":

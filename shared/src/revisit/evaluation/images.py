@@ -7,7 +7,7 @@ Pillow's `convert("RGB")` gives it.
 import re
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -44,24 +44,27 @@ class Opened(NamedTuple):
     notes: list[str]
 
 
-def open_image(name: str | Path, most_pixels: int = MOST_PIXELS) -> Opened:
+def open_image(
+    name: str | Path, most_pixels: int = MOST_PIXELS, file: BinaryIO | None = None
+) -> Opened:
     """Read an image file.
 
     Args:
         name: its path; a URL is refused.
         most_pixels: a larger image is refused before it is decoded.
+        file: what is read in its place; the name is then for messages alone.
 
     Raises:
         ImageError: it cannot be read, or not as an image; the message names it and says why.
     """
-    if _URL.match(str(name)):
+    if file is None and _URL.match(str(name)):
         raise ImageError(
             f"{str(name)[:80]} is a URL, and nothing is fetched: save it, give the file"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # looked at just below
-            with Image.open(name, formats=FORMATS) as image:
+            with Image.open(file or name, formats=FORMATS) as image:
                 if image.width * image.height > most_pixels:
                     raise ImageError(_too_large(f"{image.width} x {image.height}", most_pixels))
                 return as_seen(image)

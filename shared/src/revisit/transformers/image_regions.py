@@ -75,6 +75,8 @@ def image_boxes(
     Raises:
         ValueError: the regions are not known; the message says why.
     """
+    if min(size) < 2:
+        raise ValueError(f"of {size[0]} x {size[1]} pixels no part can be told from another")
     prepared = [prepare(probe) for probe in _probes(size)]
     if "pixel_values" not in prepared[0]:
         raise ValueError(f"no pixel_values among the model's inputs: {sorted(prepared[0])}")

@@ -93,6 +93,10 @@ class Kernels:
         )
         return [None if slot < 0 else Choice(*of_row) for slot, *of_row in each]
 
+    def distances(self) -> list[Tensor | None]:
+        """D(p_c, q_i) of each row's vision states (M,), which the next step overwrites."""
+        return self._steps.distances()
+
     def end(self) -> None:
         """Wait for the last step.
 

@@ -126,6 +126,8 @@ class ReVisiTGeneration(Generation):
         # the length of the prompts, and the sequences that came out.
         self.before: list[Tensor] = []
         self.choices: list[list[Choice | None]] = []
+        # Of the latest step, D(p_c, q_i) of every vision state (M,), row by row, in nats.
+        self.distances: list[Tensor | None] = []
         self.layouts: list[VisionLayout] = []
         self.prompt_length = 0
         self.sequences: Tensor | None = None
@@ -159,11 +161,13 @@ class ReVisiTGeneration(Generation):
             refined = self.kernels.refine(scores)
             if trace:
                 self.choices.append(self.kernels.choices(scores, refined))
+                self.distances = self.kernels.distances()
             return refined
         refined, steps = refine(scores, self.sessions)
         if trace:
             each = zip(scores, steps, strict=True)
             self.choices.append([step and Choice.of(step, row) for row, step in each])
+            self.distances = [step and step.distances for step in steps]
         return refined
 
     def _begin(self, input_ids: Tensor) -> None:

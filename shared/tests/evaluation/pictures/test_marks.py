@@ -1,6 +1,6 @@
 from revisit.evaluation.benchmarks.chair import score
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
-from revisit.evaluation.pictures.marks import mark
+from revisit.evaluation.pictures.marks import kinds, mark
 
 
 def marked(caption, objects, lemmatize=None):
@@ -34,3 +34,11 @@ def test_what_a_tagger_reads_out_of_another_word_is_marked_or_told_apart():
         [],
     )
     assert marked("They went.", ["dog"], lambda _: ["dog"]) == ([], [("dog", "right")])
+
+
+def test_words_are_marked_by_what_the_image_shows():
+    words = ["A", " wine", " glass", ",", " a", " dog", ",", " a", " dog", "."]
+    assert kinds(words, ["dog"]) == [
+        *(None, "wrong", "wrong", None, None, "right", None, None, "again", None)
+    ]
+    assert kinds([], ["dog"]) == []

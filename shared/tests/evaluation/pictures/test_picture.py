@@ -1,46 +1,100 @@
 import pytest
 
 from drawn import CELLS, picture
-from revisit.evaluation.pictures.picture import describe, place, visible
+from revisit.evaluation.pictures.picture import GREEDY, REVISIT, place, visible
+from revisit.evaluation.pictures.words import split
 
 
 def test_patches_are_those_that_words_came_from_each_once():
     drawn = picture()
-    assert [(patch.image, patch.box) for patch in drawn.patches] == [
-        (0, CELLS[6]),
-        (0, CELLS[15]),
-        (1, CELLS[0]),
-    ]
-    words = [[drawn.words[word].text for word in patch.words] for patch in drawn.patches]
-    assert words == [["dog", "runs"], ["."], ["</", "script", "><", "b", ">"]]
+    assert drawn.patches == [(0, CELLS[6]), (1, CELLS[0])]
+    looks = {word.text: word.look.patch for word in drawn.shown[REVISIT] if word.look}
+    assert looks == {"dog": 0, "runs": 0, "script": 1, "b": 1}  # neither "A" nor the marks
 
 
-def test_a_line_tells_the_patch_how_sure_it_is_and_what_greedy_would_have_said():
-    drawn = picture()
-    told = [describe(drawn, word.tokens[0]) for word in drawn.words]
-    assert "image 1, vision token 33, which shows padding" in told[0]
-    assert "row 2, column 3, 62% from the left, 38% from the top" in told[1]
-    assert "fit 0.95 (divergence 0.05 nats), 3 candidates" in told[1]
-    assert "greedy decoding would have said “sofa”" in told[1]
-    assert "every patch fits alike" in told[3] and "fit 1" not in told[3]
-
-
-def test_places_that_are_not_known_are_said_to_be():
-    drawn = picture(boxes=None)
-    assert not drawn.patches
-    assert "vision token 7, place in the image not known" in describe(
-        drawn, drawn.words[1].tokens[0]
+def test_a_sentence_says_which_patch_how_well_it_fits_and_what_greedy_would_have_said():
+    said = {word.text: word.look.said for word in picture().shown[REVISIT] if word.look}
+    assert said["dog"] == (
+        "“dog”, one of 3 plausible tokens, fits the patch in row 2, column 3 of image 1 best: 0.95 "
+        "of 1, by layer 4. Greedy decoding would have said “sofa”."
     )
+    assert "Greedy" not in said["runs"]
+
+
+def test_a_word_with_no_other_candidate_is_quiet():
+    words = picture().captions[REVISIT]
+    step = words[1].tokens[0].step._replace(candidates=1)
+    alone = words[1]._replace(tokens=(words[1].tokens[0]._replace(step=step),))
+    shown = picture(captions={REVISIT: [alone]}).shown[REVISIT]
+    assert shown[0].look is None
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        (None, "fits vision token 7, whose place in the image is not known, best"),
+        (
+            [(0, (-0.5, -0.5, -0.1, -0.1))] * 33,
+            "fits vision token 7 of image 1, which shows padding",
+        ),
+    ],
+    ids=["not known", "padding"],
+)
+def test_places_that_are_not_known_are_said_to_be(boxes, said):
+    drawn = picture(boxes=boxes)
+    assert not drawn.patches
+    look = drawn.shown[REVISIT][1].look
+    assert said in look.said and look.patch is None
 
 
 def test_boxes_of_another_prompt_are_refused():
-    with pytest.raises(ValueError, match="chose vision token 32, but boxes are given for 3"):
-        picture(boxes=[(0, CELLS[0])] * 3)
+    with pytest.raises(ValueError, match="chose vision token 6, but boxes are given for 3"):
+        _ = picture(boxes=[(0, CELLS[0])] * 3).patches
     with pytest.raises(ValueError, match="image 6 of 2"):
-        picture(boxes=[(5, CELLS[0])] * 33)
+        _ = picture(boxes=[(5, CELLS[0])] * 33).patches
 
 
 def test_a_box_that_reaches_into_the_padding_is_cut_at_the_image():
     assert visible((-0.1, 0.2, 0.3, 1.4)) == (0.0, 0.2, 0.3, 1.0)
     assert visible((-0.3, 0.2, -0.1, 0.4)) is None
-    assert place(picture(), picture().words[0].tokens[0]) is not None
+    assert place(picture(), picture().captions[REVISIT][0].tokens[0]) is not None
+
+
+def test_only_changes_of_words_that_name_something_are_shown():
+    """Greedy decoding's other joint or article is no news."""
+    words = picture().captions[REVISIT]
+    token = words[1].tokens[0]
+    article = words[0]._replace(tokens=(token._replace(instead=" the"),))
+    mark = words[3]._replace(tokens=(token._replace(instead=" and"),))
+    shown = picture(captions={REVISIT: [article, words[1], mark]}).shown[REVISIT]
+    assert [word.instead for word in shown] == ["", "sofa", ""]
+
+
+@pytest.mark.parametrize(
+    ("greedy", "refined", "truth", "said"),
+    [
+        (
+            "A wine glass, a dog, a wine glass and a vase.",
+            "A dog.",
+            ["dog"],
+            "Greedy decoding names “wine glass” and “vase”, which are not in the image. With "
+            "ReVisiT every object that is named is there.",
+        ),
+        ("A vase.", "A dog.", ["dog"], "Greedy decoding names “vase”, which is not in the image."),
+        ("A dog.", "A puppy.", ["dog"], "Neither names an object that is not there."),
+        ("A dog.", "A cat.", ["dog"], "by greedy decoding nothing; with ReVisiT “cat”."),
+        ("A cat, a cup.", "A cat.", ["dog"], "decoding “cat”, “cup”; with ReVisiT “cat”."),
+        ("A cat.", "A dog.", None, "ReVisiT changed no word of greedy decoding's."),
+    ],
+)
+def test_the_summary_says_what_is_gone_and_what_is_left(greedy, refined, truth, said):
+    captions = {GREEDY: split(greedy), REVISIT: split(refined)}
+    assert said in picture(captions=captions, truth=truth).summary
+
+
+def test_words_while_they_come_lack_where_they_were_seen():
+    drawn = picture(truth=["dog"])
+    words = drawn.words_json()[1]["words"]
+    assert [word["look"] for word in words] == [None] * len(words)
+    assert [word["text"] for word in words] == [word.text for word in drawn.shown[REVISIT]]
+    assert picture(captions={GREEDY: []}).words_json() == [{"name": GREEDY, "words": []}]

@@ -1,12 +1,12 @@
 """What is asked of a model about an image, and what it says: wherever the model runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 from PIL import Image
 
 from revisit.config import ReVisiTConfig
-from revisit.evaluation.pictures.picture import Picture
+from revisit.evaluation.pictures.picture import Box, Picture
 from revisit.evaluation.pictures.words import Word
 
 QUESTION = "Please describe this image in detail."
@@ -26,6 +26,22 @@ class Said(NamedTuple):
 
 class Speaker(Protocol):
     """Describes images."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+
+    @property
+    def title(self) -> str:
+        """What the model is called where others read it: no path of this machine."""
+
+    @property
+    def layers(self) -> str:
+        """The layers that ReVisiT's published code compares by default in this family."""
+
+    @property
+    def warning(self) -> str:
+        """What to know before it describes a photograph; empty for most."""
 
     @property
     def origin(self) -> str:
@@ -57,5 +73,29 @@ class Speaker(Protocol):
             CommandError: it cannot; the message says why.
         """
 
-    def picture(self, title: str, image: Image.Image, said: Said, note: str = "") -> Picture | None:
-        """The description with its patches; None where nothing tells of them."""
+    def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
+        """The part of the image that each vision token shows; ValueError where it is not known."""
+
+
+def picture(
+    speaker: Speaker,
+    title: str,
+    image: Image.Image,
+    said: Mapping[str, Said],
+    truth: Collection[str] | None = None,
+    note: str = "",
+) -> Picture:
+    """Descriptions with their patches, by what decoded them; the note says why there are none.
+
+    Args:
+        truth: names of the COCO objects in the image, where they are known.
+    """
+    boxes = None
+    words = {name: each.words for name, each in said.items()}
+    tokens = (token for each in words.values() for word in each for token in word.tokens)
+    if any(token.step is not None for token in tokens):
+        try:
+            boxes = speaker.boxes(image)
+        except ValueError as error:
+            note = f"{note} The patches cannot be drawn: {error}.".strip()
+    return Picture(title, [image], words, boxes, truth, note)

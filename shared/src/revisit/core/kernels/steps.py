@@ -288,6 +288,15 @@ class Steps:
         divergences = self._buffers["divergences"][:rows].clone()
         return Decided(each[choice], each[size], divergences, each[bad])
 
+    def distances(self) -> list[Tensor | None]:
+        """D(p_c, q_i) of the latest step, (M,) float32 nats for each row of the batch, where the
+        next step writes them; None for a plain row."""
+        signed = self._buffers["distances"][:, 0]
+        return [
+            None if prompt is None else row[: prompt.size].abs()
+            for prompt, row in zip(self._drawing, signed, strict=False)
+        ]
+
     def _of(self, *names: str) -> list[Tensor]:
         return [self._buffers[name] for name in names]
 

@@ -1,10 +1,11 @@
 """Where in a caption its object words stand, and which of them are wrong or were said before."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from revisit.evaluation.benchmarks.objects.lemmas import singular
+from revisit.evaluation.benchmarks.chair import score
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS, singular
 from revisit.evaluation.benchmarks.objects.lexicon import DOUBLE_WORDS
 
 Kind = Literal["right", "wrong", "again"]
@@ -34,6 +35,21 @@ class Marked(NamedTuple):
     """Those that were found in its text, in order."""
     unplaced: list[tuple[str, Kind]]
     """Those that the scorer's lemmatizer read out of words that do not spell them."""
+
+
+def kinds(words: Sequence[str], truth: Collection[str]) -> list[Kind | None]:
+    """Of each word of a caption, white space before it included, what it is; None if no object's.
+
+    Args:
+        truth: names of the COCO objects in the image.
+    """
+    scored = score({0: "".join(words)}, {0: truth}, LEMMATIZERS["noun"]())
+    marks, found, end = mark(scored.sentences[0]).marks, [], 0
+    for word in words:
+        start, end = end, end + len(word)
+        of_word = (each.kind for each in marks if start < each.end and each.start < end)
+        found.append(next(of_word, None))
+    return found
 
 
 def mark(sentence: Mapping[str, Any]) -> Marked:

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from revisit.core.trace import TraceStep
@@ -20,6 +20,7 @@ class Token(NamedTuple):
     text: str  # what it added to the caption, white space included
     step: TraceStep | None  # None where no vision token was chosen
     instead: str | None  # what greedy decoding would have gone on with, where that was changed
+    fits: Sequence[float] = ()  # of every vision token, exp(-D), where that was kept
 
 
 class Word(NamedTuple):
@@ -30,9 +31,10 @@ class Word(NamedTuple):
     tokens: tuple[Token, ...]
 
     @property
-    def changed(self) -> bool:
-        """Whether ReVisiT changed a token of it."""
-        return any(token.instead is not None for token in self.tokens)
+    def instead(self) -> str:
+        """What greedy decoding would have gone on with; empty where ReVisiT changed nothing."""
+        parts = [token.instead.strip() for token in self.tokens if token.instead is not None]
+        return " … ".join(parts)
 
 
 def split(text: str) -> list[Word]:
@@ -44,7 +46,12 @@ def split(text: str) -> list[Word]:
     return words
 
 
-def join(tokens: Sequence[int], steps: Sequence[TraceStep | None], decode: Decode) -> list[Word]:
+def join(
+    tokens: Sequence[int],
+    steps: Sequence[TraceStep | None],
+    decode: Decode,
+    fits: Mapping[int, Sequence[float]] | None = None,
+) -> list[Word]:
     """The words of a caption in order.
 
     A word's tokens are those that gave one of its characters; a token that reaches into two words
@@ -56,6 +63,7 @@ def join(tokens: Sequence[int], steps: Sequence[TraceStep | None], decode: Decod
         steps: of each token; as many.
         decode: the tokenizer's. What the first tokens decode to must be how all of them begin,
             but for letters that are not whole yet.
+        fits: by the place of a token, how well each vision token fits it.
 
     Raises:
         ValueError: there are not as many steps as tokens.
@@ -66,15 +74,20 @@ def join(tokens: Sequence[int], steps: Sequence[TraceStep | None], decode: Decod
     ends = _ends(tokens, decode, text)
     starts = [0, *ends[:-1]]
     spans = list(zip(starts, ends, strict=True))
-    told = [
-        Token(text[start:end], step, _instead(tokens, place, step, decode))
+    made = [
+        Token(
+            text[start:end],
+            step,
+            _instead(tokens, place, step, decode),
+            (fits or {}).get(place, ()),
+        )
         for place, ((start, end), step) in enumerate(zip(spans, steps, strict=True))
     ]
     words, last = [], 0
     for match in _WORD.finditer(text):
         near = range(bisect_left(ends, match.start()), bisect_left(starts, match.end()))
-        own = tuple(told[at] for at in near if _overlap(spans[at], match.span(), text))
-        words.append(Word(match[0], text[last : match.start()], own))
+        of_word = tuple(made[at] for at in near if _overlap(spans[at], match.span(), text))
+        words.append(Word(match[0], text[last : match.start()], of_word))
         last = match.end()
     return words
 
