@@ -55,7 +55,7 @@ def chair(
 
     _check(save_path, [cap_file, *([cache] if cache else [])])
     result = score_file(cap_file, coco_path, lemmatizer, cache, image_id_key, caption_key)
-    _finish(result, save_path, json, "Percent; Len in words")
+    _finish(result, save_path, json)
     captions = result["captions"]
     asked = (captions["run"] or {}).get("images", [])
     if captions["count"] < len(asked):
@@ -143,7 +143,7 @@ def mme(
     from revisit.evaluation.benchmarks.mme import score_file
 
     _check(save_path, [answers, data_path])
-    _finish(score_file(answers, data_path), save_path, json, "Points")
+    _finish(score_file(answers, data_path), save_path, json)
 
 
 @score.command
@@ -176,13 +176,9 @@ def _check(save_path: Path | None, inputs: Sequence[Path]) -> None:
         check_folder("--save_path", save_path)
 
 
-def _finish(
-    result: dict[str, Any],
-    save_path: Path | None,
-    json: bool,
-    title: str = "Percent",
-) -> None:
+def _finish(result: dict[str, Any], save_path: Path | None, json: bool) -> None:
     """Write and print a result."""
+    from revisit.evaluation.benchmarks.registry import BENCHMARKS
     from revisit.evaluation.results.tables import score_rows, show
     from revisit.evaluation.store import write_json
 
@@ -191,4 +187,5 @@ def _finish(
     if json:
         print(to_json.dumps(result["overall_metrics"]))
     else:
-        show(title, score_rows({"": result["overall_metrics"]}))
+        unit = BENCHMARKS[result["benchmark"]].columns.unit
+        show(unit, score_rows({"": result["overall_metrics"]}))

@@ -129,5 +129,5 @@ def _score(run: Run, section: Section, answers: Path) -> int:
         _LOG.error("%s", error)
         return 2
     write_json(result_file(run, section), result)
-    show("Percent; Len in words", score_rows({str(answers): result["overall_metrics"]}))
+    show(run.benchmark.columns.unit, score_rows({str(answers): result["overall_metrics"]}))
     return 0

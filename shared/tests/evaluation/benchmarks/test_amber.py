@@ -209,7 +209,7 @@ def test_captions_and_questions_are_asked_scored_and_compared(folder, run):
     assert result.things == [1, 2, 3, 4]
     measured = result.columns.measure(result.counts.sum(0))
     shown = [saved["overall_metrics"][name] for name in result.columns.metrics]
-    assert measured.tolist() == shown
+    assert measured.tolist() == pytest.approx(shown)
 
 
 def test_captions_alone_are_asked_for_by_name_and_named_so(folder, run):
@@ -217,6 +217,7 @@ def test_captions_alone_are_asked_for_by_name_and_named_so(folder, run):
     captioner, saved, _ = run(benchmark, answer)
     assert benchmark.prefix == "amber-generative-"
     assert len(captioner.asked) == 2 and "discriminative" not in saved
+    assert list(saved["overall_metrics"]) == ["CHAIR", "Cover", "Hal", "Cog"]
     assert saved["answered"] == {"captions": 2, "all": 2, "items": 4}
 
 

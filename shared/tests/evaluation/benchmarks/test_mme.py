@@ -112,7 +112,7 @@ def test_every_question_is_asked_about_its_image_scored_and_compared(folder, run
     assert len(captioner.asked) == 8
     assert {size for size, _ in captioner.asked} == {(10, 10), (11, 10), (12, 10), (20, 10)}
     assert saved["points"]["existence"] == pytest.approx(50)
-    assert saved["points"]["posters"] == 50 and "OCR" not in saved["points"]
+    assert saved["points"]["posters"] == 50 and "OCR" not in saved["overall_metrics"]
     names = [f"existence/{number}" for number in range(3)]
     assert result.things == [*names, "posters/tt1"]
     measured = result.columns.measure(result.counts.sum(0))

@@ -71,15 +71,13 @@ COUNTS = _CAPTION_COUNTS + _ANSWER_COUNTS * len(_LEAVES)
 def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Similar) -> NDArray[Any]:
     """What the metrics sum, (items, `COUNTS`) in the order of `answers`.
 
-    Raises:
-        EvaluationError: there are no answers, or an answer is to no item.
+    Raises `EvaluationError` where there are no answers, or one is to no item.
     """
     if not answers:
         raise EvaluationError("there are no answers to score")
     if strangers := answers.keys() - data.items.keys():
-        raise EvaluationError(
-            f"{len(strangers)} answers are to no item (id {min(strangers, key=str)})"
-        )
+        first = min(strangers, key=str)
+        raise EvaluationError(f"{len(strangers)} answers are to no item (id {first}, for one)")
     words = data.words
     found = np.zeros((len(answers), COUNTS), np.int64)
     for row, (each, answer) in zip(found, answers.items(), strict=True):
@@ -153,8 +151,7 @@ def score_file(
         folder, table: as `read_data` and `similar_by_spacy` take them.
         lemmatizer, similarity: of `NOUNS` and `SIMILAR`.
 
-    Raises:
-        EvaluationError: something cannot be read, or does not belong together.
+    Raises `EvaluationError` where something cannot be read, or does not belong together.
     """
     data, record = read_data(folder), read_record(answers)
     texts = {cast(int, key): text for key, text in read_answers(answers, FORM).items()}
@@ -162,10 +159,11 @@ def score_file(
     nouns, similar = NOUNS[lemmatizer](data.words), SIMILAR[similarity](data.words, table)
     counted = counts(data, texts, nouns, similar)
     totals = counted.sum(0)
+    found = figures(totals)
     return {
         "benchmark": "amber",
-        **figures(totals),
-        "overall_metrics": dict(zip(METRICS, measure(totals).tolist(), strict=True)),
+        **found,
+        "overall_metrics": _flat(found),
         "answered": {"captions": int(totals[5]), "all": len(texts), "items": len(data.items)},
         "settings": {"lemmatizer": lemmatizer, "similarity": similarity},
         "annotations": {"folder": str(folder), "sha256": data.sha256},
@@ -177,6 +175,11 @@ def score_file(
     }
 
 
+def _flat(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    pairs = [(part, *pair) for part, named in found.items() for pair in named.items()]
+    return {f"{part} {name}".removeprefix("generative "): v / 100 for part, name, v in pairs}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Amber(Benchmark):
     """Ask AMBER's questions: captions, and existence, attributes and relations.
@@ -186,14 +189,11 @@ class Amber(Benchmark):
         amber_path: folder of AMBER's data: annotations.json, relation.json, safe_words.txt and
             query_all.json, or the folders data/ that have them.
         ask: captions (generative), questions (discriminative), or both.
-        one_word: behind each question of yes and no stands "Please answer this question with one
-            word.", since an answer counts only where it is exactly Yes or No.
-        lemmatizer: how nouns are found: as published (nltk: needs NLTK's data), or every word as a
-            noun (noun).
+        one_word: ask for one word, since an answer counts only where it is exactly Yes or No.
+        lemmatizer: nltk: nouns as published, needs NLTK's data. noun: every word is a noun.
         similarity: spacy: words that name similar things count too, as published (needs spaCy and
             en_core_web_lg). exact: only equal ones.
-        similarity_table: file of the similar words; read where it exists, in place of spaCy, and
-            else written.
+        similarity_table: file of the similar words; read where it exists, else written.
     """
 
     name: ClassVar[str] = "amber"

@@ -68,6 +68,8 @@ class Columns(NamedTuple):
     """The two metrics that a plot shows."""
     lower: frozenset[str] = frozenset()
     """The metrics of which less is better."""
+    unit: str = "Percent"
+    """Of the numbers of a table."""
 
 
 class Counted(NamedTuple):

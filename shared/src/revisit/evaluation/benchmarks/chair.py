@@ -71,21 +71,18 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
         captions: image id -> caption.
         objects: ground truth of, at least, the images in `captions`.
 
-    Raises:
-        EvaluationError: no captions, or an image without ground truth.
+    Raises `EvaluationError` where there are no captions, or an image has no ground truth.
     """
     if not captions:
         raise EvaluationError("there are no captions to score")
-    strangers = [image for image in captions if image not in objects]
-    if strangers:
+    if strangers := [image for image in captions if image not in objects]:
         raise EvaluationError(
             f"{len(strangers)} of {len(captions)} captions are of images without ground truth "
             f"(image id {strangers[0]}, for one): do the captions and annotations belong together?"
         )
     counts, sentences = [], []
-    for image, caption in tqdm(
-        captions.items(), "scoring", unit=" captions", disable=None, leave=False
-    ):
+    bar = tqdm(captions.items(), "scoring", unit=" captions", disable=None, leave=False)
+    for image, caption in bar:
         sentence, length = mentions(caption, set(objects[image]), lemmatize)
         counts.append(count(sentence, length))
         found = metrics(np.array(counts[-1]))
@@ -124,8 +121,7 @@ def score_file(
 
     `cache` has the objects of images; where it is not there, it is made from the annotations.
 
-    Raises:
-        EvaluationError: something cannot be read, or does not belong together.
+    Raises `EvaluationError` where something cannot be read, or does not belong together.
     """
     texts = read_captions(captions, image_id_key, caption_key)
     lemmatize = LEMMATIZERS[lemmatizer]()
@@ -161,6 +157,7 @@ COLUMNS = Columns(
     measure=_measure_twice,
     shown=("CHAIRs", "F1"),
     lower=frozenset(("CHAIRs", "CHAIRi", "twice")),
+    unit="Percent; Len in words",
 )
 
 

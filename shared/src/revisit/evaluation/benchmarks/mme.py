@@ -173,17 +173,13 @@ def score_file(answers: Path, folder: Path) -> dict[str, Any]:
     asked: dict[Key, Question] = {(q.category, q.image, q.text): q for q in questions}
     check_answered(asked, texts, FORM)
     answered = {question: texts[key] for key, question in asked.items()}
-    points = measure(counts(answered)[1].sum(0))
-    shown = dict(zip(METRICS, points.tolist(), strict=True))
-    present = {each.category for each in questions}
+    points = zip(METRICS, measure(counts(answered)[1].sum(0)).tolist(), strict=True)
+    asked_of = {*METRICS[:3], *(each.category for each in questions)}
+    metrics = {name: value for name, value in points if name in asked_of}
     return {
         "benchmark": "mme",
-        "points": {
-            name: 100 * value
-            for name, value in shown.items()
-            if name in present or name not in CATEGORIES
-        },
-        "overall_metrics": shown,
+        "points": {name: 100 * value for name, value in metrics.items()},
+        "overall_metrics": metrics,
         "questions": {"folder": str(folder), "sha256": digest},
         "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
         "answered": [{**question._asdict(), "answer": text} for question, text in answered.items()],
@@ -201,7 +197,11 @@ class Mme(Benchmark):
     name: ClassVar[str] = "mme"
     form: ClassVar[Form] = FORM
     columns: ClassVar[Columns] = Columns(
-        "images", METRICS[:3], lambda totals: measure(totals)[:3], ("perception", "hallucination")
+        things="images",
+        metrics=METRICS[:3],
+        measure=lambda totals: measure(totals)[:3],
+        shown=("perception", "hallucination"),
+        unit="Points",
     )
     max_new_tokens: ClassVar[int] = 64  # the scorer reads four characters
 
