@@ -1,6 +1,8 @@
-"""Renew the pictures of docs/seeing.md: the page by day, by night and on a phone, and a figure.
+"""Renew the pictures of docs/seeing.md: the page and the demo's report, each by day, by night and
+on a phone, and a figure.
 
-It needs Chromium of the system's packages, and runs in the environment that `nox -s web` makes.
+It needs Chromium of the system's packages and the report of `nox -s demo`, and runs in the
+environment that `nox -s web` makes.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ from revisit.commands.page import Page, Server
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCENE = COCO / "val2014" / "COCO_val2014_000000000012.jpg"
+REPORT = Path(__file__).resolve().parent / "out" / "demo.html"
 VIEWS: dict[str, dict[str, Any]] = {
-    "page-light": {"viewport": {"width": 1200, "height": 800}},
-    "page-dark": {"viewport": {"width": 1200, "height": 800}, "color_scheme": "dark"},
-    "page-phone": {"viewport": {"width": 375, "height": 1180}},
+    "light": {"viewport": {"width": 1200, "height": 800}},
+    "dark": {"viewport": {"width": 1200, "height": 800}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 375, "height": 1180}},
 }
 
 
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
+    if not REPORT.is_file():
+        raise SystemExit(f"{REPORT} is not there: `nox -s demo` makes it")
     server = Server("127.0.0.1", 0)
     server.page = Page(Describer(demo_model()), made=True)
     server.server_activate()
@@ -35,10 +40,11 @@ def main() -> None:
         program = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         for name, settings in VIEWS.items():
-            view = browser.new_context(**settings).new_page()
-            view.goto(server.url)
-            view.wait_for_timeout(500)  # colours have changed
-            view.screenshot(path=DOCS / f"{name}.png")
+            for what, url in (("page", server.url), ("report", REPORT.as_uri())):
+                view = browser.new_context(**settings).new_page()
+                view.goto(url)
+                view.wait_for_timeout(500)  # colours have changed
+                view.screenshot(path=DOCS / f"{what}-{name}.png")
         browser.close()
     server.shutdown()
     figure = str(DOCS / "seeing.png")
