@@ -48,6 +48,8 @@ def test_a_server_that_does_not_answer_is_said(monkeypatch, capsys):
 
 
 def test_ctrl_c_ends_it_with_one_line():
+    pytest.importorskip("torchvision", reason="the processor of the demo's model needs it")
+    pytest.importorskip("transformers.models.qwen2_5_vl", reason="the demo's model is one")
     serving = subprocess.Popen(
         [sys.executable, "-m", "revisit", "web", "--port", "0"],
         stdout=subprocess.PIPE,
