@@ -100,8 +100,7 @@ class Columns:
             return Kept(tokens, tokens)
         here = tokens.cpu()
         rows = self.places.index_select(0, here).long()
-        absent = self._add(here, rows)
-        if not len(absent):
+        if not len(absent := self._add(here, rows)):
             return Kept(tokens, rows.to(tokens.device))
         _warn(cache.size)
         return Kept(tokens, rows.clamp_(min=0).to(tokens.device), absent.to(tokens.device))
