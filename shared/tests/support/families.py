@@ -774,6 +774,7 @@ FAMILIES: dict[str, Family] = {
         unnormed=not NEWER,
         note="early layers: their states before visual features are added; 4.57: after",
     ),
+    "qwen3_vl_moe": Exact(QWEN, WITH_MROPE, unnormed=not NEWER),
     "qwen4_exp": Exact(
         QWEN,
         {
