@@ -19,7 +19,7 @@ POPE_PATH="${POPE_PATH:-$root/prerequisites/pope}"
 OUTPUT_PATH="${OUTPUT_PATH:-}"
 
 # How it is decoded. EARLY_EXIT_LAYERS: last, all, low, high, or indices such as "0 10 20".
-# DECODER, which counts before USE_REVISIT: greedy, revisit, vcd, ritual, m3id or dola.
+# DECODER, which counts before USE_REVISIT: greedy, revisit, or another that --help names.
 USE_REVISIT="${USE_REVISIT:-true}"
 DECODER="${DECODER:-}"
 EARLY_EXIT_LAYERS="${EARLY_EXIT_LAYERS:-last}"
