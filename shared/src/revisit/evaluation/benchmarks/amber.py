@@ -191,8 +191,7 @@ class Amber(Benchmark):
         ask: captions (generative), questions (discriminative), or both.
         one_word: ask for one word, since an answer counts only where it is exactly Yes or No.
         lemmatizer: nltk: nouns as published, needs NLTK's data. noun: every word is a noun.
-        similarity: spacy: words that name similar things count too, as published (needs spaCy and
-            en_core_web_lg). exact: only equal ones.
+        similarity: spacy: similar words count too, as published (needs spaCy). exact: equal ones.
         similarity_table: file of the similar words; read where it exists, else written.
     """
 

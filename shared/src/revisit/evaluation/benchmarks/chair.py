@@ -85,8 +85,8 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
     for image, caption in bar:
         sentence, length = mentions(caption, set(objects[image]), lemmatize)
         counts.append(count(sentence, length))
-        found = metrics(np.array(counts[-1]))
-        sentences.append({"image_id": image, **sentence, "metrics": found})
+        sentence["metrics"] = metrics(np.array(counts[-1]))
+        sentences.append({"image_id": image, **sentence})
     return Score(list(captions), np.array(counts, np.int64), sentences)
 
 
@@ -101,8 +101,8 @@ def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
     chair_i, recall = ratio(wrong, words), ratio(found, true)
     precision = 1 - chair_i
     f1 = ratio(2 * precision * recall, precision + recall)
-    chair_s = ratio(hallucinating, captions)
-    return np.stack([chair_s, chair_i, recall, f1, ratio(length, 100 * captions)])
+    chair_s, mean = ratio(hallucinating, captions), ratio(length, 100 * captions)
+    return np.stack([chair_s, chair_i, recall, f1, mean])
 
 
 paired_bootstrap = partial(named_intervals, METRICS, measure)
@@ -190,8 +190,7 @@ class Chair(Benchmark):
             raise EvaluationError("--lemmatizer: scoring needs the annotations; give --anno_path")
 
     @property
-    def prefix(self) -> str:
-        """None: captions were there first."""
+    def prefix(self) -> str:  # captions were there first
         return ""
 
     @property
@@ -247,6 +246,5 @@ class Chair(Benchmark):
 
 def _saved(sentence: Mapping[str, Any]) -> tuple[int, ...]:
     """What a result counts of a caption, and whether it names an object twice."""
-    named = sentence["node_words"]
-    counts = count(sentence, round(100 * sentence["metrics"]["Len"]))
-    return *counts, len(set(named)) < len(named)
+    named, length = sentence["node_words"], round(100 * sentence["metrics"]["Len"])
+    return *count(sentence, length), len(set(named)) < len(named)
