@@ -3,7 +3,7 @@ attention interface."""
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,10 +16,14 @@ from revisit.decoders import pai
 from revisit.decoders.scaled import within
 from revisit.transformers.contrastive import (
     SecondStreamGeneration,
-    SecondStreamLogitsProcessor,
-    text_only_stream,
+    TextOnlyLogitsProcessor,
 )
-from revisit.transformers.generation import current_generation, refuse_prefilled_cache, setting
+from revisit.transformers.generation import (
+    Prompts,
+    current_generation,
+    refuse_chunked_prefill,
+    refuse_prefilled_cache,
+)
 from revisit.transformers.model_parts import Model, text_decoder
 from revisit.transformers.second_stream import SecondStream
 from revisit.transformers.vision_positions import locate
@@ -28,7 +32,7 @@ _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _FUNCTION = "sdpa"  # the one that is intercepted: those of a GPU's kernels have no mask to read
 
 
-class PAILogitsProcessor(SecondStreamLogitsProcessor):
+class PAILogitsProcessor(TextOnlyLogitsProcessor):
     """The second stream reads the prompts without their images; the first attends to them more.
 
     Raises:
@@ -61,27 +65,14 @@ class PAILogitsProcessor(SecondStreamLogitsProcessor):
                 )
         return attentions
 
-    def open(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStreamGeneration:
+    def open(self, prompts: Prompts) -> SecondStreamGeneration:
         if not self.config.alpha:
-            return super().open(inputs, vision_mask, second_inputs)
+            return super().open(prompts)
+        inputs = prompts.inputs
         refuse_prefilled_cache(inputs, self.name)
-        if setting(self.model, inputs, "prefill_chunk_size"):
-            raise ValueError("PAI cannot read prompts in chunks: leave out prefill_chunk_size")
-        stream = self.stream(inputs, vision_mask, second_inputs)
-        return RaisedGeneration(self, stream, locate(self.model, inputs, vision_mask).mask)
-
-    def stream(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStream:
-        return text_only_stream(self, inputs, vision_mask, second_inputs)
+        refuse_chunked_prefill(self.model, inputs, self.name)
+        stream = self.stream(prompts)
+        return RaisedGeneration(self, stream, locate(self.model, inputs, prompts.vision_mask).mask)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return pai.combine(logits, second, self.config.gamma, self.config.beta)

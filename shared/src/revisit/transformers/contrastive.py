@@ -13,6 +13,7 @@ from revisit.decoders import code, icd, m3id, ritual, vcd
 from revisit.transformers.generation import (
     DecoderLogitsProcessor,
     Generation,
+    Prompts,
     current_generation,
     normalized_like,
     prompt_count,
@@ -37,27 +38,24 @@ class SecondStreamLogitsProcessor(DecoderLogitsProcessor):
     the second stream.
     """
 
-    def open(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> "SecondStreamGeneration":
-        refuse_prefilled_cache(inputs, self.name)
-        return SecondStreamGeneration(self, self.stream(inputs, vision_mask, second_inputs))
+    def open(self, prompts: Prompts) -> "SecondStreamGeneration":
+        refuse_prefilled_cache(prompts.inputs, self.name)
+        return SecondStreamGeneration(self, self.stream(prompts))
 
-    def stream(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStream:
-        """The second stream of a generation with these inputs."""
+    def stream(self, prompts: Prompts) -> SecondStream:
+        """The second stream of a generation of these prompts."""
         raise NotImplementedError
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         """The decoder's scores (rows, V) of step `step`, from 0."""
         raise NotImplementedError
+
+
+class TextOnlyLogitsProcessor(SecondStreamLogitsProcessor):
+    """The second stream reads the prompts without their images."""
+
+    def stream(self, prompts: Prompts) -> SecondStream:
+        return text_only_stream(self, prompts)
 
 
 class VCDLogitsProcessor(SecondStreamLogitsProcessor):
@@ -66,17 +64,13 @@ class VCDLogitsProcessor(SecondStreamLogitsProcessor):
     name = "VCD"
     config: VCDConfig
 
-    def stream(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStream:
-        if second_inputs is not None:
-            return _with_second_images(self, inputs, second_inputs)
+    def stream(self, prompts: Prompts) -> SecondStream:
+        if prompts.second_inputs is not None:
+            return _with_second_images(self, prompts.inputs, prompts.second_inputs)
+        inputs = prompts.inputs
         pixels = {name: values for name, values in image_inputs(inputs).items() if _pixels(name)}
         if not pixels:
-            _refuse_images(self, inputs, vision_mask, _wanted_images(inputs))
+            _refuse_images(self, prompts, _wanted_images(inputs))
         noisy = {name: self._distort(name, pixels[name], inputs) for name in pixels}
         return OtherImages(self.model, inputs, noisy, self.name)
 
@@ -119,38 +113,25 @@ class RITUALLogitsProcessor(SecondStreamLogitsProcessor):
     name = "RITUAL"
     config: RITUALConfig
 
-    def stream(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStream:
-        if second_inputs is not None:
-            return _with_second_images(self, inputs, second_inputs)
+    def stream(self, prompts: Prompts) -> SecondStream:
+        if prompts.second_inputs is not None:
+            return _with_second_images(self, prompts.inputs, prompts.second_inputs)
         advice = (
             "; make the images by revisit.decoders.transformations.second_image(image, seed), and "
             "their inputs by the model's processor"
         )
-        _refuse_images(self, inputs, vision_mask, _wanted_images(inputs) + advice)
-        return OtherImages(self.model, inputs, {}, self.name)
+        _refuse_images(self, prompts, _wanted_images(prompts.inputs) + advice)
+        return OtherImages(self.model, prompts.inputs, {}, self.name)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return ritual.combine(logits, second, self.config.alpha, self.config.beta)
 
 
-class M3IDLogitsProcessor(SecondStreamLogitsProcessor):
-    """The second stream reads the prompts without their images."""
+class M3IDLogitsProcessor(TextOnlyLogitsProcessor):
+    """Corrects the model's logits by those that it gives without the images."""
 
     name = "M3ID"
     config: M3IDConfig
-
-    def stream(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStream:
-        return text_only_stream(self, inputs, vision_mask, second_inputs)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return m3id.combine(logits, second, step, self.config.gamma, self.config.beta)
@@ -162,18 +143,13 @@ class CODELogitsProcessor(SecondStreamLogitsProcessor):
     name = "CODE"
     config: CODEConfig
 
-    def stream(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStream:
-        if second_inputs is not None:
-            return _other_prompt(self, inputs, second_inputs)
+    def stream(self, prompts: Prompts) -> SecondStream:
+        if prompts.second_inputs is not None:
+            return _other_prompt(self, prompts.inputs, prompts.second_inputs)
         advice = "pass second_inputs=revisit.transformers.other_prompts.described(...)"
-        _refuse_images(self, inputs, vision_mask, f"descriptions of the images: {advice}")
-        text = {name: inputs.get(name) for name in ("input_ids", "attention_mask")}
-        return _other_prompt(self, inputs, text)
+        _refuse_images(self, prompts, f"descriptions of the images: {advice}")
+        text = {name: prompts.inputs.get(name) for name in ("input_ids", "attention_mask")}
+        return _other_prompt(self, prompts.inputs, text)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return code.combine(logits, second, self.config.k)
@@ -185,19 +161,14 @@ class ICDLogitsProcessor(SecondStreamLogitsProcessor):
     name = "ICD"
     config: ICDConfig
 
-    def stream(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> SecondStream:
-        if second_inputs is None:
+    def stream(self, prompts: Prompts) -> SecondStream:
+        if prompts.second_inputs is None:
             raise ValueError(
                 "ICD needs the prompts with its instruction: pass second_inputs, the inputs that "
                 "the model's processor makes of them and of the same images "
                 "(revisit.transformers.other_prompts.instructed)"
             )
-        return _other_prompt(self, inputs, second_inputs)
+        return _other_prompt(self, prompts.inputs, prompts.second_inputs)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return icd.combine(logits, second, self.config.alpha, self.config.beta)
@@ -286,17 +257,13 @@ def _with_second_images(
     return OtherImages(processor.model, inputs, images, processor.name)
 
 
-def text_only_stream(
-    processor: DecoderLogitsProcessor,
-    inputs: Mapping[str, Any],
-    vision_mask: Tensor | None,
-    second_inputs: Mapping[str, Any] | None,
-) -> OtherPrompt:
+def text_only_stream(processor: DecoderLogitsProcessor, prompts: Prompts) -> OtherPrompt:
     """The second stream with the prompts without their images, or those that the caller gives."""
-    if second_inputs is not None:
-        return _other_prompt(processor, inputs, second_inputs)
+    if prompts.second_inputs is not None:
+        return _other_prompt(processor, prompts.inputs, prompts.second_inputs)
+    inputs = prompts.inputs
     ids, mask = _text(processor, inputs)
-    vision = locate(processor.model, inputs, vision_mask).mask
+    vision = locate(processor.model, inputs, prompts.vision_mask).mask
     ids, mask = without_images(processor.model.config, ids, mask, vision)
     return OtherPrompt(
         processor.model, {"input_ids": ids, "attention_mask": mask}, mask, processor.name
@@ -345,16 +312,12 @@ def _text(processor: DecoderLogitsProcessor, inputs: Mapping[str, Any]) -> tuple
     return ids, torch.ones_like(ids)
 
 
-def _refuse_images(
-    processor: DecoderLogitsProcessor,
-    inputs: Mapping[str, Any],
-    vision_mask: Tensor | None,
-    needed: str,
-) -> None:
+def _refuse_images(processor: DecoderLogitsProcessor, prompts: Prompts, needed: str) -> None:
     """Refuse prompts with images: a second stream with the same images would be plain decoding."""
+    inputs = prompts.inputs
     images = any(map(_pixels, image_inputs(inputs)))
     readable = not images and inputs.get("input_ids") is not None
-    if readable and not locate(processor.model, inputs, vision_mask).mask.any():
+    if readable and not locate(processor.model, inputs, prompts.vision_mask).mask.any():
         return
     raise ValueError(f"{processor.name} needs {needed}")
 

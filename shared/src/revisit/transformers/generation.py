@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,14 @@ def plain_generation(model: Model) -> Iterator[None]:
         _running.set(outer)
 
 
+class Prompts(NamedTuple):
+    """What a generation reads, as `DecoderLogitsProcessor.generation` takes it."""
+
+    inputs: Mapping[str, Any]
+    vision_mask: Tensor | None
+    second_inputs: Mapping[str, Any] | None
+
+
 class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """The first of a generation's logits processors, one class for each kind of decoder.
 
@@ -73,13 +81,8 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "latest": None}
 
-    def open(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> "Generation":
-        """A new generation with these inputs, as `generation` takes them."""
+    def open(self, prompts: Prompts) -> "Generation":
+        """A new generation of these prompts."""
         raise NotImplementedError
 
     @contextmanager
@@ -100,7 +103,7 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         Raises:
             ValueError: the decoder cannot work with them; the message says what to pass.
         """
-        self.latest = generation = self.open(inputs, vision_mask, second_inputs)
+        self.latest = generation = self.open(Prompts(inputs, vision_mask, second_inputs))
         generation.prompts = prompt_count(inputs)
         generation.outer = outer = current_generation()
         _running.set(generation)
@@ -249,6 +252,18 @@ def prompt_count(inputs: Mapping[str, Any]) -> int | None:
     """P, the number of prompts; None where neither `input_ids` nor `inputs_embeds` is there."""
     prompts = (inputs.get(name) for name in ("input_ids", "inputs_embeds"))
     return next((len(each) for each in prompts if each is not None), None)
+
+
+def refuse_second_inputs(prompts: Prompts, name: str) -> None:
+    """Refuse what a decoder without a second stream, `name`, would not read; raises ValueError."""
+    if prompts.second_inputs is not None:
+        raise ValueError(f"{name} has no second stream: leave out second_inputs")
+
+
+def refuse_chunked_prefill(model: Model, inputs: Mapping[str, Any], name: str) -> None:
+    """Refuse prompts that `generate` would read in chunks; raises ValueError."""
+    if setting(model, inputs, "prefill_chunk_size"):
+        raise ValueError(f"{name} cannot read prompts in chunks: leave out prefill_chunk_size")
 
 
 def refuse_prefilled_cache(inputs: Mapping[str, Any], name: str) -> None:

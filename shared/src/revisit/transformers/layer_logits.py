@@ -1,6 +1,6 @@
 """Logits of the layers below the last, at the last position of each step: DoLa, DeCo."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,8 +14,10 @@ from revisit.decoders.scaled import scaled
 from revisit.transformers.generation import (
     Generation,
     HiddenStatesLogitsProcessor,
+    Prompts,
     current_generation,
     normalized_like,
+    refuse_second_inputs,
 )
 from revisit.transformers.model_parts import calibrated, final_norm, modules_with_logits
 from revisit.transformers.recorder import eager, layer_inputs, product_dtype
@@ -43,14 +45,8 @@ class LayerLogitsProcessor(HiddenStatesLogitsProcessor):
         """What hidden states go through before the LM head reads them."""
         return None
 
-    def open(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> "LayerLogitsGeneration":
-        if second_inputs is not None:
-            raise ValueError(f"{self.name} has no second stream: leave out second_inputs")
+    def open(self, prompts: Prompts) -> "LayerLogitsGeneration":
+        refuse_second_inputs(prompts, self.name)
         return LayerLogitsGeneration(self)
 
 

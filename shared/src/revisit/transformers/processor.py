@@ -1,6 +1,5 @@
 """ReVisiT as a logits processor of Transformers, and the generation that it belongs to."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from itertools import repeat
 from typing import Any
@@ -17,7 +16,9 @@ from revisit.core.trace import Choice, TraceStep, VisionLayout
 from revisit.transformers.generation import (
     Generation,
     HiddenStatesLogitsProcessor,
+    Prompts,
     refuse_prefilled_cache,
+    refuse_second_inputs,
 )
 from revisit.transformers.kernels import Kernels, kernels_run
 from revisit.transformers.model_parts import Model, calibrated, modules_with_logits
@@ -67,16 +68,10 @@ class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
         super().__init__(model, config, lm_head=lm_head, decoder=decoder)
         self.prompts = 0  # decoded so far: the next prompt's number
 
-    def open(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> "ReVisiTGeneration":
-        if second_inputs is not None:
-            raise ValueError("ReVisiT has no second stream: leave out second_inputs")
-        refuse_prefilled_cache(inputs, self.name)
-        positions = locate(self.model, inputs, vision_mask)
+    def open(self, prompts: Prompts) -> "ReVisiTGeneration":
+        refuse_second_inputs(prompts, self.name)
+        refuse_prefilled_cache(prompts.inputs, self.name)
+        positions = locate(self.model, prompts.inputs, prompts.vision_mask)
         owners = modules_with_logits(self.model)
         recorder = Recorder(self.decoder, owners, self.layers, positions.mask, self.head())
         without = [prompt for prompt, count in enumerate(recorder.counts) if not count]

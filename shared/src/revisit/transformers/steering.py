@@ -12,7 +12,11 @@ from revisit.config import VISTAConfig
 from revisit.core.head import LMHead
 from revisit.decoders import vista
 from revisit.transformers.contrastive import text_only_stream
-from revisit.transformers.generation import refuse_prefilled_cache, setting
+from revisit.transformers.generation import (
+    Prompts,
+    refuse_chunked_prefill,
+    refuse_prefilled_cache,
+)
 from revisit.transformers.layer_logits import (
     LayerLogitsGeneration,
     LayerLogitsProcessor,
@@ -68,22 +72,17 @@ class VISTALogitsProcessor(LayerLogitsProcessor):
             )
         return mlps
 
-    def open(
-        self,
-        inputs: Mapping[str, Any],
-        vision_mask: Tensor | None,
-        second_inputs: Mapping[str, Any] | None,
-    ) -> LayerLogitsGeneration:
-        generation = super().open(inputs, vision_mask, second_inputs)
+    def open(self, prompts: Prompts) -> LayerLogitsGeneration:
+        generation = super().open(prompts)
         if not self.config.steering:
             return generation
+        inputs = prompts.inputs
         refuse_prefilled_cache(inputs, self.name)
-        if setting(self.model, inputs, "prefill_chunk_size"):
-            raise ValueError("VISTA cannot read prompts in chunks: leave out prefill_chunk_size")
-        seen = locate(self.model, inputs, vision_mask).mask.any(1)
+        refuse_chunked_prefill(self.model, inputs, self.name)
+        seen = locate(self.model, inputs, prompts.vision_mask).mask.any(1)
         streams = [
             OtherImages(self.model, inputs, {}, self.name),
-            text_only_stream(self, inputs, vision_mask, None),
+            text_only_stream(self, prompts),
         ]
         return SteeredGeneration(self, seen, streams) if seen.any() else generation
 
