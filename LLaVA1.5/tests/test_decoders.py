@@ -9,7 +9,17 @@ import torch
 import revisit
 from llava import IMAGE_TOKEN_INDEX, pad_prompts
 from revisit import PAIConfig, RITUALConfig
-from whole_passes import ASKED, CONFIGS, added, expected, formula, premature, steered, with_noise
+from whole_passes import (
+    ASKED,
+    CONFIGS,
+    added,
+    expected,
+    formula,
+    inner_logits,
+    premature,
+    steered,
+    with_noise,
+)
 
 IMAGE = IMAGE_TOKEN_INDEX
 PROMPTS = [
@@ -88,16 +98,9 @@ def reference(model, name, prompt, images, **settings):
             second, _ = whole(SECOND[name](prompt), tokens, images)
         elif name == "CODE":
             second, _ = whole(SECOND[name](prompt), tokens, images[:0])
-        elif name == "DeCo":
-            count = model.config.num_hidden_layers
-            layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
-            normed = [model.model.norm(states[k][0, -1]).double() for k in layers]
-            second = torch.stack([model.lm_head.weight.double() @ state for state in normed])
-        elif name == "VISTA":
-            count = model.config.num_hidden_layers
-            inner = states[min(round(26 / 32 * count), count - 1) : count]
-            weight = model.lm_head.weight.double()
-            second = torch.stack([weight @ state[0, -1].double() for state in inner])
+        elif name in ("DeCo", "VISTA"):
+            last = [state[0, -1] for state in states]
+            second = inner_logits(name, last, model.model.norm, model.lm_head.weight)
         elif name in ("M3ID", "PAI"):
             second, _ = whole(text, tokens, images[:0])
         else:

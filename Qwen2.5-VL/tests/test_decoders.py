@@ -9,7 +9,17 @@ import torch
 import revisit
 from prompts import BOTH, END, FILM, IMAGE, NOTHING, ONE, PAD, START, THREE, VIDEO, batch
 from revisit import PAIConfig
-from whole_passes import ASKED, CONFIGS, added, expected, formula, premature, steered, with_noise
+from whole_passes import (
+    ASKED,
+    CONFIGS,
+    added,
+    expected,
+    formula,
+    inner_logits,
+    premature,
+    steered,
+    with_noise,
+)
 
 PROMPTS = [NOTHING, ONE, THREE, FILM, BOTH]
 BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
@@ -83,16 +93,9 @@ def reference(model, name, prompt, **settings):
             second, _ = whole(tokens, **turned)
         elif name in SECOND:
             second, _ = whole(tokens, **batch([SECOND[name](prompt)]))
-        elif name == "DeCo":
-            count = model.config.num_hidden_layers
-            layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
-            normed = [model.model.norm(states[k][0, -1]).double() for k in layers]
-            second = torch.stack([model.lm_head.weight.double() @ state for state in normed])
-        elif name == "VISTA":
-            count = model.config.num_hidden_layers
-            inner = states[min(round(26 / 32 * count), count - 1) : count]
-            weight = model.lm_head.weight.double()
-            second = torch.stack([weight @ state[0, -1].double() for state in inner])
+        elif name in ("DeCo", "VISTA"):
+            last = [state[0, -1] for state in states]
+            second = inner_logits(name, last, model.model.norm, model.lm_head.weight)
         elif name in ("M3ID", "PAI"):
             second, _ = whole(tokens, words=text)
         else:

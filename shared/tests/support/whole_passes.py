@@ -3,6 +3,7 @@
 import math
 import sys
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
@@ -38,19 +39,21 @@ ASKED = {"max_new_tokens": 5, "suppress_tokens": SUPPRESSED}
 class Decided(LogitsProcessor):
     """Puts a host's scores aside for those that `decide` gives of the tokens so far."""
 
-    def __init__(self, decide, length):
+    def __init__(self, decide, length, suppressed):
         self.decide = decide
         self.length = length
+        self.suppressed = suppressed
 
     def __call__(self, input_ids, scores):
         decided = torch.stack([self.decide(ids[self.length :]) for ids in input_ids])
         decided = decided.log_softmax(-1).float()
-        decided[:, SUPPRESSED] = -math.inf
+        decided[:, self.suppressed] = -math.inf
         return decided
 
 
-def expected(decide, vocabulary, **settings):
-    """New tokens of one prompt; `decide` gives float64 scores (V,) after tokens (t,)."""
+@cache
+def text_host(vocabulary):
+    """A language model whose own scores are put aside."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=8,
@@ -63,9 +66,15 @@ def expected(decide, vocabulary, **settings):
     with torch.random.fork_rng():  # draws are those of the sampling alone
         host = LlamaForCausalLM(config).eval()
     host.generation_config.eos_token_id = None
+    return host
+
+
+def expected(decide, vocabulary, suppressed=SUPPRESSED, **settings):
+    """New tokens of one prompt; `decide` gives float64 scores (V,) after tokens (t,)."""
     ids = torch.ones(1, 3, dtype=torch.long)
-    processors = LogitsProcessorList([Decided(decide, 3)])
+    processors = LogitsProcessorList([Decided(decide, ids.shape[1], suppressed)])
     settings = {"do_sample": False, "max_new_tokens": ASKED["max_new_tokens"], **settings}
+    host = text_host(vocabulary)
     return host.generate(input_ids=ids, logits_processor=processors, **settings)[:, 3:].tolist()
 
 
@@ -111,6 +120,22 @@ def corrected(logits, inner):
     for token in candidates:
         scores[token] = logits[token] + 0.6 * likeliest[layer] * inner[layer, token]
     return scores
+
+
+@torch.no_grad()
+def inner_logits(name, states, norm, weight):
+    """float64 logits (J, V) of the layers that DeCo or VISTA reads.
+
+    `states` are the hidden states (d) of the last position, `norm` is the final norm, `weight` the
+    LM head's.
+    """
+    count = len(states) - 1
+    last = min(round(28 / 32 * count), count - 1)
+    layers = range(round(20 / 32 * count), last + 1)
+    if name == "VISTA":
+        layers = range(min(round(26 / 32 * count), count - 1), count)
+    read = [norm(states[k]) if name == "DeCo" else states[k] for k in layers]
+    return torch.stack([weight.double() @ state.double() for state in read])
 
 
 def premature(logits, candidates):

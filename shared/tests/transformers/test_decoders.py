@@ -39,7 +39,7 @@ from revisit.transformers.layer_logits import _layer_logits
 from revisit.transformers.model_parts import is_tied, text_decoder
 from small_llama import hooks
 from tiny_configs import IMAGE, VISION_END, VISION_START
-from whole_passes import SHARE, formula, premature
+from whole_passes import SHARE, formula, inner_logits, premature, with_noise
 
 CONFIGS = {
     **whole_passes.CONFIGS,
@@ -121,7 +121,7 @@ def decode(model, name, inputs, **settings):
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-class Reference(LogitsProcessor):
+class Reference:
     """The decoder of one prompt alone, by whole passes of another copy of the model."""
 
     def __init__(self, model, name, inputs):
@@ -196,24 +196,12 @@ class Reference(LogitsProcessor):
         decoder = text_decoder(self.model)
         weight = self.model.get_output_embeddings().weight.double()
         count = len(decoder.layers)
-        if name == "DeCo":
-            layers = range(round(20 / 32 * count), min(round(28 / 32 * count), count - 1) + 1)
-            with torch.no_grad():
-                normed = [decoder.module.norm(states[layer]) for layer in layers]
-            return torch.stack([weight @ state.double() for state in normed])
-        if name == "VISTA":
-            layers = range(min(round(26 / 32 * count), count - 1), count)
-            return torch.stack([weight @ states[layer].double() for layer in layers])
+        if name in ("DeCo", "VISTA"):
+            return inner_logits(name, states, decoder.module.norm, weight)
         start = 2 if is_tied(self.model) else 0
         low = range(start, count // 2 + (start == 2), 2)
         layers = range(count // 2, count, 2) if self.name == "DoLa, high" else low
         return premature(logits, [weight @ states[layer].double() for layer in layers])
-
-    def __call__(self, input_ids, scores):
-        rows = torch.stack([self.row(ids[self.length :]) for ids in input_ids])
-        decided = rows.log_softmax(-1).float()
-        decided[:, ASKED["suppress_tokens"]] = -math.inf
-        return decided
 
 
 def noise(inputs, name):
@@ -223,45 +211,17 @@ def noise(inputs, name):
         pieces = values.split(inputs["image_grid_thw"].prod(1).tolist())
     else:
         pieces = values.flatten(0, -4)
-    together = [drawn(piece) for piece in pieces]
+    together = [with_noise(piece) for piece in pieces]
     return torch.cat(together) if values.ndim == 2 else torch.stack(together).view_as(values)
-
-
-def drawn(image):
-    share = 0.7447987
-    draw = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    return math.sqrt(share) * image + math.sqrt(1 - share) * draw
 
 
 def expected(model, name, inputs, **settings):
     """The reference's new tokens, in a generation without a cache of its own."""
-    settings = {"do_sample": False, **ASKED, **settings}
-    reference = LogitsProcessorList([Reference(model, name, inputs)])
-    ids = inputs["input_ids"]
-    host = text_host(model)
-    output = host.generate(input_ids=ids, logits_processor=reference, **settings)
-    return output[:, ids.shape[1] :].tolist()
-
-
-HOSTS = {}
-
-
-def text_host(model):
-    """A language model of the same vocabulary, whose own scores the reference puts aside."""
-    size = model.get_output_embeddings().weight.shape[0]
-    if size not in HOSTS:
-        config = transformers.LlamaConfig(
-            vocab_size=size,
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-        with torch.random.fork_rng():  # draws are those of the sampling alone
-            HOSTS[size] = transformers.LlamaForCausalLM(config).eval()
-    return HOSTS[size]
+    reference, vocabulary = (
+        Reference(model, name, inputs),
+        len(model.get_output_embeddings().weight),
+    )
+    return whole_passes.expected(reference.row, vocabulary, ASKED["suppress_tokens"], **settings)
 
 
 @pytest.fixture(params=NAMES)
