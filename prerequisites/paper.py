@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from download_data import folder_of
+from download_from_huggingface import CHECKPOINTS
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 DEMO = HERE / "demo"
@@ -21,50 +24,43 @@ ELSEWHERE = {"VQAv2": "vqav2_val", "MMMU": "mmmu_val"}
 
 @dataclass(frozen=True)
 class Family:
-    """A family's script, its checkpoint, the demo's, and the layers of its published setting."""
+    """A family's script, and the layers of its published setting."""
 
     script: Path
-    checkpoint: Path
-    demo: Path
     layers: str
 
 
 FAMILIES = {
-    "llava": Family(
-        ROOT / "LLaVA1.5" / "eval" / "chair_eval_llava.py",
-        HERE / "llava-v1.5-7b",
-        DEMO / "llava-tiny",
-        "last",
-    ),
-    "qwen": Family(
-        ROOT / "Qwen2.5-VL" / "eval" / "chair_eval_qwenvl.py",
-        HERE / "Qwen2.5-VL-7B-Instruct",
-        DEMO / "qwen-tiny",
-        "all",
-    ),
+    "llava": Family(ROOT / "LLaVA1.5" / "eval" / "chair_eval_llava.py", "last"),
+    "qwen": Family(ROOT / "Qwen2.5-VL" / "eval" / "chair_eval_qwenvl.py", "all"),
 }
+
+
+def checkpoint(name: str, demo: bool) -> Path:
+    """The folder of a family's checkpoint, or of the demo's."""
+    return DEMO / f"{name}-tiny" if demo else HERE / str(CHECKPOINTS[name]["folder"])
 
 
 def benchmarks(demo: bool) -> dict[str, list[str]]:
     """The benchmarks that the paper and this repository have -> the flags of their data."""
-    data = DEMO / "coco" if demo else HERE / "coco"
+    data = DEMO / "coco" if demo else folder_of("coco")
     images, annotations = str(data / "val2014"), str(data / "annotations")
-    pope = str(data / "pope" if demo else HERE / "pope")
+    pope = str(data / "pope" if demo else folder_of("pope"))
     lemmatizer = "noun" if demo else "nltk"
     chair = ["--data_path", images, "--anno_path", annotations, "--lemmatizer", lemmatizer]
     found = {"chair": chair, "pope": ["--data_path", images, "--pope_path", pope]}
     if not demo:
-        folder = HERE / "hallusionbench"
+        folder = folder_of("hallusionbench")
         questions = ["--questions_path", str(folder / "HallusionBench.json")]
         found["hallusionbench"] = ["--data_path", str(folder / "hallusion_bench"), *questions]
     return found
 
 
-def missing(family: Family, demo: bool) -> Iterator[str]:
-    """What is not there of the checkpoint and the data."""
-    checkpoint = family.demo if demo else family.checkpoint
-    if not (checkpoint / "config.json").is_file():
-        yield f"the checkpoint {checkpoint}"
+def missing(family: str, demo: bool) -> Iterator[str]:
+    """What is not there of a family's checkpoint and the data."""
+    folder = checkpoint(family, demo)
+    if not (folder / "config.json").is_file():
+        yield f"the checkpoint {folder}"
     for name, flags in benchmarks(demo).items():
         for flag, value in zip(flags[::2], flags[1::2], strict=True):
             if flag.endswith("_path") and not Path(value).exists():
@@ -86,7 +82,7 @@ def run(name: str, demo: bool, more: Sequence[str], results: Path) -> int:
     family = FAMILIES[name]
     script: dict[str, Any] = runpy.run_path(str(family.script))
     decoders = {"greedy": [], "revisit": ["--use_revisit", "--layers", family.layers]}
-    model = ["--model_path", str(family.demo if demo else family.checkpoint)]
+    model = ["--model_path", str(checkpoint(name, demo))]
     worst = 0
     for benchmark, data in benchmarks(demo).items():
         folders = []
@@ -120,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--demo", action="store_true", help="on the embedded demo instead")
     parser.add_argument("--results", type=Path, help="default: results/paper, or demo/out/paper")
     args, more = parser.parse_known_args(argv)
-    lacking = list(missing(FAMILIES[args.family], args.demo))
+    lacking = list(missing(args.family, args.demo))
     if lacking:
         print("Missing:", *(f"  {each}" for each in lacking), sep="\n", file=sys.stderr)
         print(
