@@ -12,9 +12,14 @@ from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from revisit.evaluation.results.bootstrap import intervals
-from revisit.evaluation.results.result import Result
+from revisit.evaluation.results.result import Result, decoder_of
 
-_DEFAULTS = {"do_sample": False, "num_beams": 1, "repetition_penalty": None}
+_DEFAULTS = {
+    "do_sample": False,
+    "num_beams": 1,
+    "repetition_penalty": None,
+    "revisit_selection": "min",
+}
 """How the paper decodes: what a run's record says otherwise is another setting."""
 
 
@@ -51,36 +56,43 @@ def beside(results: Sequence[Result]) -> list[Beside]:
 
 
 def _beside(result: Result) -> Iterator[Beside]:
-    metrics = result.columns.metrics
-    values = 100 * result.columns.measure(result.counts.sum(0))
-    low, high = 100 * intervals(result.counts, result.columns.measure)
-    for table in tables():
-        if table["benchmark"] != result.benchmark:
-            continue
-        unlike = [
-            (differences(result.settings, table["setting"] | row), row) for row in table["rows"]
-        ]
-        unlike = [(why, row) for why, row in unlike if "decoder" not in why]
-        nearest = min((len(why) for why, _ in unlike), default=0)
-        for why, row in unlike:
-            if len(why) > nearest:
-                continue
-            for metric, published in row["figures"].items():
-                column = metrics.index(metric)
-                inside = low[column] <= published <= high[column]
-                verdict = "within" if inside else "outside"
-                if why:
-                    verdict = "not the same setting: " + "; ".join(why.values())
-                yield Beside(
-                    result.name,
-                    table["name"],
-                    table["source"],
-                    metric,
-                    published,
-                    float(values[column]),
-                    (float(low[column]), float(high[column])),
-                    verdict,
-                )
+    rows = [
+        (table, why, row)
+        for table in tables()
+        if table["benchmark"] == result.benchmark
+        for why, row in _nearest(result.settings, table)
+    ]
+    if not rows:
+        return
+    columns = result.columns
+    values = 100 * columns.measure(result.counts.sum(0))
+    low, high = 100 * intervals(result.counts, columns.measure)
+    for table, why, row in rows:
+        for metric, published in row["figures"].items():
+            column = columns.metrics.index(metric)
+            verdict = "within" if low[column] <= published <= high[column] else "outside"
+            if why:
+                verdict = "not the same setting: " + "; ".join(why.values())
+            yield Beside(
+                result.name,
+                table["name"],
+                table["source"],
+                metric,
+                published,
+                float(values[column]),
+                (float(low[column]), float(high[column])),
+                verdict,
+            )
+
+
+def _nearest(
+    settings: Mapping[str, Any], table: Mapping[str, Any]
+) -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """The rows of a table that are of the run's decoder and differ least, and how they differ."""
+    rows = [(differences(settings, table["setting"] | row), row) for row in table["rows"]]
+    rows = [(why, row) for why, row in rows if "decoder" not in why]
+    least = min((len(why) for why, _ in rows), default=0)
+    return [(why, row) for why, row in rows if len(why) == least]
 
 
 def differences(settings: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, str]:
@@ -90,15 +102,12 @@ def differences(settings: Mapping[str, Any], published: Mapping[str, Any]) -> di
     """
     if not settings:
         return {"model": "the result does not say what made it"}
-    decoder = settings.get("decoder") or ("revisit" if settings.get("use_revisit") else "greedy")
-    ours = _DEFAULTS | {"revisit_selection": "min"} | dict(settings) | {"decoder": decoder}
+    ours = {**_DEFAULTS, **settings, "decoder": decoder_of(settings)}
     ours["model"] = PurePath(settings.get("model", {}).get("name", "")).name
-    expected = _DEFAULTS | {"revisit_selection": "min"} | dict(published)
-    expected.pop("figures", None)
     return {
         name: f"{name} {ours.get(name)}, the paper's {value}"
-        for name, value in expected.items()
-        if _plain(ours.get(name)) != _plain(value)
+        for name, value in {**_DEFAULTS, **published}.items()
+        if name != "figures" and _plain(ours.get(name)) != _plain(value)
     }
 
 

@@ -75,7 +75,7 @@ def name_of(settings: Mapping[str, Any]) -> str:
     """What a run's settings call it: its model and how it decoded; empty where nothing is known."""
     if not settings:
         return ""
-    decoder = settings.get("decoder") or ("revisit" if settings.get("use_revisit") else "greedy")
+    decoder = decoder_of(settings)
     if settings.get("do_sample") and decoder == "greedy":
         decoder = "sampling"
     shown = {
@@ -89,3 +89,8 @@ def name_of(settings: Mapping[str, Any]) -> str:
     chosen = ", ".join(f"{name} {value}" for name, value in shown.items())
     model = settings.get("model", {}).get("name", "")
     return " ".join(filter(None, [model, decoder, f"({chosen})" if chosen else ""]))
+
+
+def decoder_of(settings: Mapping[str, Any]) -> str:
+    """The decoder that a run's settings name."""
+    return settings.get("decoder") or ("revisit" if settings.get("use_revisit") else "greedy")

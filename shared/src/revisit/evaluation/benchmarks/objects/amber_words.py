@@ -5,6 +5,7 @@ words similar where spaCy's word vectors say so; both need data, and have a way 
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,14 +159,15 @@ def similar_by_spacy(words: Collection[str], table: Path | None = None) -> Simil
         if not isinstance(saved, dict) or set(saved) != set(words):
             raise EvaluationError(f"{table} is no table of AMBER's {len(words)} words")
     else:
-        saved = _compare(words)
+        saved = _compare(frozenset(words))
         if table is not None:
             write_json(table, saved)
     return lambda first, second: second in saved[first]
 
 
-def _compare(words: Collection[str]) -> dict[str, list[str]]:
-    """Each word -> the words that are similar to it."""
+@cache
+def _compare(words: frozenset[str]) -> dict[str, list[str]]:
+    """Each word -> the words that are similar to it. A run asks before it begins, and to score."""
     try:
         import spacy
 
@@ -183,12 +185,8 @@ def _compare(words: Collection[str]) -> dict[str, list[str]]:
     }
 
 
-def _never(words: Collection[str], table: Path | None = None) -> Similar:
-    return never
-
-
 SIMILAR: Mapping[str, Callable[[Collection[str], Path | None], Similar]] = {
-    "exact": _never,
+    "exact": lambda words, table: never,
     "spacy": similar_by_spacy,
 }
 
