@@ -20,15 +20,15 @@ README = ROOT / "README.md"
 
 
 def blocks(page):
-    """Its blocks of Python, with the demo's model and image in place of the large and the yours."""
+    """The Python blocks of a page, with the demo's model and image in place of the large ones."""
     code = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    stand_ins = (
+    replacements = (
         ("Qwen/Qwen2.5-VL-7B-Instruct", DEMO / "qwen-tiny"),
         ("photo.jpg", IMAGES[3]),
         ('custom_generate="."', f'custom_generate="{ROOT}"'),
     )
-    for named, there in stand_ins:
-        code = [block.replace(named, str(there)) for block in code]
+    for name, path in replacements:
+        code = [block.replace(name, str(path)) for block in code]
     return code
 
 
@@ -62,7 +62,7 @@ def test_the_readme_names_what_picks_the_vision_token():
 
 @pytest.fixture(scope="module")
 def guide(tmp_path_factory):
-    """The names after each block of docs/using.md, and what was printed."""
+    """The variables after each block of docs/using.md, and what was printed."""
     printed = []
     variables = {"print": lambda text, **_: printed.append(text)}
     after = []
@@ -76,23 +76,23 @@ def guide(tmp_path_factory):
 
 
 def shown(guide, words):
-    """The names and prints after the block of docs/using.md that has these words."""
+    """The variables and prints after the block of docs/using.md that has these words."""
     ((_, variables, printed),) = [each for each in guide if words in each[0]]
     return variables, printed
 
 
-def test_the_guide_s_ways_in_agree(guide):
+def test_all_entrances_of_the_guide_give_the_same_tokens(guide):
     attached = shown(guide, 'with revisit.attach(model, revisit.ReVisiTConfig(layers="all")):')[0]
-    own_loop = shown(guide, "refine.generation(inputs)")[0]
+    loop = shown(guide, "refine.generation(inputs)")[0]
     folder = shown(guide, "custom_generate=")[0]
     expected = attached["described"]
-    assert torch.equal(own_loop["tokens"], expected)
+    assert torch.equal(loop["tokens"], expected)
     assert torch.equal(folder["output"], expected)
     plain = folder["model"].generate(**folder["inputs"], **folder["settings"])
     assert not torch.equal(plain, expected)
 
 
-def test_the_guide_s_mask_streams_and_traces_are_of_one_generation(guide):
+def test_the_guide_s_mask_stream_and_trace_give_the_same_tokens(guide):
     masked, before = shown(guide, "vision_mask=mask")
     traced, lines = shown(guide, "run.trace[0]")
     _, pieces = shown(guide, "TextIteratorStreamer(")
@@ -105,22 +105,22 @@ def test_the_guide_s_mask_streams_and_traces_are_of_one_generation(guide):
     assert "".join(pieces[len(lines) :]) == text
 
 
-def test_the_guide_s_other_decoders_decode_each_in_its_way(guide):
+def test_the_guide_s_other_decoders_give_different_scores(guide):
     last = shown(guide, "second_image(")[0]
     *contrasting, ritual = last["others"].values()
-    asked = {**last["inputs"], **last["settings"]}
-    plain = last["model"].generate(**asked)
+    arguments = {**last["inputs"], **last["settings"]}
+    plain = last["model"].generate(**arguments)
 
     def scores(config):
-        """Of the first steps; decoders may well agree about the words."""
-        told = {**asked, "return_dict_in_generate": True, "output_scores": True}
+        """The scores of the first steps: decoders may choose the same tokens."""
+        recorded = {**arguments, "return_dict_in_generate": True, "output_scores": True}
         with revisit.attach(last["model"], config):
-            output = last["model"].generate(**told)
+            output = last["model"].generate(**recorded)
         return tuple(torch.stack(output.scores[:3]).flatten().tolist())
 
-    own = {scores(config) for config in last["others"] if config != "RITUAL"}
-    assert len(own) == len(contrasting) == 3
-    # Where a picture is turned a little, RITUAL may well say what the model says.
+    different = {scores(config) for config in last["others"] if config != "RITUAL"}
+    assert len(different) == len(contrasting) == 3
+    # RITUAL may choose the tokens of greedy decoding, since the image changes little.
     with revisit.attach(last["model"], revisit.RITUALConfig(alpha=0)):
         same = last["model"].generate(
             **last["inputs"], **last["settings"], second_inputs=last["second"]
