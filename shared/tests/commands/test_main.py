@@ -11,7 +11,7 @@ from revisit.commands.main import COMMANDS, main
 
 IMAGE = Path(__file__).parents[3] / "prerequisites" / "demo" / "coco" / "val2014"
 IMAGE /= "COCO_val2014_000000000001.jpg"
-HEAVY = ("torch", "transformers", "jinja2", "matplotlib", "nltk")
+HEAVY = ("torch", "transformers", "numpy", "PIL", "jinja2", "matplotlib", "nltk")
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -19,7 +19,7 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "eval chair"])
 def test_help_is_quick_and_imports_nothing_heavy(command):
     code = (
         "import sys, time; before = time.process_time()\n"

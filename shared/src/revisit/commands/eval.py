@@ -96,14 +96,17 @@ def new_eval(
     """The command, with a subcommand for each benchmark; `then` is given runs, `family` and
     `dry_run`, and evaluates where it is None."""
     app = new_app(program, "Ask a model what a benchmark asks, and score the answers.")
+    family, then = family or _any_model(), then or _evaluate
+    decoders = decoder_flags(DECODERS, {"revisit_layers": family.layers})
     for name, kind in BENCHMARKS.items():
-        app.command(_command(kind, family or _any_model(), then or _evaluate), name=name)
+        app.command(_command(kind, decoders, family, then), name=name)
     return app
 
 
-def _command(kind: type[Benchmark], family: Family, then: Callable[..., int]) -> Callable[..., int]:
+def _command(
+    kind: type[Benchmark], decoders: type, family: Family, then: Callable[..., int]
+) -> Callable[..., int]:
     """The subcommand of a benchmark, whose flags are the fields of the dataclasses."""
-    decoders = decoder_flags(DECODERS, {"revisit_layers": family.layers})
     longest = ("max_new_tokens", int, field(default=kind.max_new_tokens))
     generations = make_dataclass(
         "Generation", [longest], bases=(Generation,), frozen=True, kw_only=True

@@ -7,7 +7,6 @@ from inspect import isfunction
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-import yaml
 from cyclopts import App, Group, Parameter, Token
 from cyclopts.argument import Argument
 from cyclopts.config import Dict
@@ -176,6 +175,8 @@ def _layers(word: str) -> bool:
 
 def _config(words: Sequence[str]) -> Dict:
     """The flags in the file that is named first, as `prepare` leaves those of a command line."""
+    import yaml
+
     try:
         read = yaml.safe_load(Path(words[0]).read_text(encoding="utf-8"))
         if isinstance(read, dict):

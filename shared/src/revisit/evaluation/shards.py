@@ -12,9 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import Form, Key
@@ -29,6 +27,9 @@ from revisit.evaluation.store import (
     with_versions,
     write_whole,
 )
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 Texts = dict[Key, str]
 Record = dict[str, Any]

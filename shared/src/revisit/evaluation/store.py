@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any, Self
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import Form, Key
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 VERSION = "revisit version"
 """Of a record's settings; another version continues a file, which then names both."""
@@ -143,12 +144,14 @@ class AnswerStore:
             os.ftruncate(self._file, whole)
 
 
-def lock(path: Path, patience_s: float = 0.0) -> FileLock:
+def lock(path: Path, patience_s: float = 0.0) -> "FileLock":
     """Lock a file against other processes by a hidden file beside it; its folder is made.
 
     Raises:
         EvaluationError: another process has it locked for longer than `patience_s`.
     """
+    from filelock import FileLock, Timeout  # --help needs none
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         found = FileLock(path.with_name(f".{path.name}.lock"))

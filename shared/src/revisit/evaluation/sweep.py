@@ -4,15 +4,19 @@ Each combination is a run of its own, in the folder that its settings name, and 
 Greedy decoding comes first: it is what the table of all of them holds the others against.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import product
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from revisit.config import DecoderConfig, Number, ReVisiTConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Captioner, Load
 from revisit.evaluation.run import DECODERS, Run, decoder_name
+
+if TYPE_CHECKING:
+    from revisit.evaluation.answering import Captioner, Load
 
 _SWEPT = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
 

@@ -18,13 +18,12 @@ published scorer starts every denominator at 0.001, and computes F1 from a preci
 that are rounded to a tenth of a percent; so does this one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import (
@@ -51,6 +50,10 @@ from revisit.evaluation.benchmarks.objects.amber_words import (
 )
 from revisit.evaluation.store import read_answers, read_record, sha256
 
+if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
+    import numpy as np
+    from numpy.typing import NDArray
+
 CAPTION_METRICS = ("CHAIR", "Cover", "Hal", "Cog")
 ANSWER_METRICS = ("Accuracy", "Precision", "Recall", "F1")
 
@@ -73,6 +76,8 @@ def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Simila
 
     Raises `EvaluationError` where there are no answers, or one is to no item.
     """
+    import numpy as np
+
     if not answers:
         raise EvaluationError("there are no answers to score")
     if strangers := answers.keys() - data.items.keys():
@@ -95,6 +100,8 @@ def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Simila
 
 def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
     """Counts (..., `COUNTS`) -> `METRICS` (metrics, ...), as fractions of 1."""
+    import numpy as np
+
     pairs = range(0, _CAPTION_COUNTS, 2)
     found = [_percent(totals[..., part], totals[..., part + 1]) for part in pairs]
     leaves = totals[..., _CAPTION_COUNTS:].reshape(*totals.shape[:-1], len(_LEAVES), -1)
@@ -114,6 +121,8 @@ def _percent(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 
 def _tenths(percent: Any) -> NDArray[np.float64]:
     """Rounded as Python rounds; NumPy's own rounding differs in the last digit now and then."""
+    import numpy as np
+
     return np.asarray(np.vectorize(lambda value: round(value, 1), otypes=[float])(percent))
 
 
@@ -236,6 +245,8 @@ class Amber(Benchmark):
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
         """See `Benchmark.counted`."""
+        import numpy as np
+
         items = sorted(saved["counts"].items(), key=lambda each: int(each[0]))
         counted = np.zeros((len(items), COUNTS), np.int64)
         for row, (_, values) in zip(counted, items, strict=True):

@@ -1,15 +1,18 @@
 """What every benchmark says of itself: its data, what it asks, and how its answers are scored."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from revisit.evaluation import EvaluationError
+
+if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
+    import numpy as np
+    from numpy.typing import NDArray
 
 Key = int | str | tuple[int | str, ...]
 """What a task and its answer have in common: an id, or several."""

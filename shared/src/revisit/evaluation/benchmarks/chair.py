@@ -14,17 +14,14 @@ Len      mean number of words of a caption, two-word objects counting once, / 10
 =======  ====================================================================================
 """
 
+from __future__ import annotations
+
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from revisit import __version__
 from revisit.evaluation import EvaluationError
@@ -47,8 +44,11 @@ from revisit.evaluation.benchmarks.objects.coco import (
 )
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS, Lemmatizer
 from revisit.evaluation.benchmarks.objects.truth import Objects, count, load_objects, mentions
-from revisit.evaluation.results.bootstrap import named_intervals, ratio
 from revisit.evaluation.store import read_record, sha256
+
+if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
+    import numpy as np
+    from numpy.typing import NDArray
 
 METRICS = ("CHAIRs", "CHAIRi", "Recall", "F1", "Len")
 
@@ -73,6 +73,9 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
 
     Raises `EvaluationError` where there are no captions, or an image has no ground truth.
     """
+    import numpy as np
+    from tqdm import tqdm
+
     if not captions:
         raise EvaluationError("there are no captions to score")
     if strangers := [image for image in captions if image not in objects]:
@@ -97,6 +100,10 @@ def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
 
 def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
     """Counts (..., 7) -> metrics (5, ...)."""
+    import numpy as np
+
+    from revisit.evaluation.results.bootstrap import ratio
+
     captions, hallucinating, wrong, words, found, true, length = np.moveaxis(totals, -1, 0)
     chair_i, recall = ratio(wrong, words), ratio(found, true)
     precision = 1 - chair_i
@@ -105,8 +112,14 @@ def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.stack([chair_s, chair_i, recall, f1, mean])
 
 
-paired_bootstrap = partial(named_intervals, METRICS, measure)
-"""The intervals of the differences between two captions of each image, of their counts."""
+def paired_bootstrap(
+    first: NDArray[np.int64], second: NDArray[np.int64], **options: Any
+) -> dict[str, dict[str, float]]:
+    """The intervals of the differences between two captions of each image, of their counts; see
+    `named_intervals`."""
+    from revisit.evaluation.results.bootstrap import named_intervals
+
+    return named_intervals(METRICS, measure, first, second, **options)
 
 
 def score_file(
@@ -147,6 +160,10 @@ def score_file(
 
 def _measure_twice(totals: NDArray[Any]) -> NDArray[np.float64]:
     """Counts (..., 8), those of `score` and captions that name an object twice -> (6, ...)."""
+    import numpy as np
+
+    from revisit.evaluation.results.bootstrap import ratio
+
     twice = ratio(totals[..., -1], totals[..., 0])
     return np.concatenate([measure(totals[..., :-1]), twice[None]])
 
@@ -228,6 +245,8 @@ class Chair(Benchmark):
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
         """See `Benchmark.counted`."""
+        import numpy as np
+
         sentences = sorted(saved["sentences"], key=lambda each: int(each["image_id"]))
         if not sentences:
             raise ValueError("no captions")

@@ -11,15 +11,14 @@ fAcc  figures of which all questions are answered right / figures; none where th
 ====  ===========================================================================================
 """
 
+from __future__ import annotations
+
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import (
@@ -34,6 +33,10 @@ from revisit.evaluation.benchmarks.benchmark import (
     check_record,
 )
 from revisit.evaluation.store import read_answers, read_json_lines, read_record, sha256
+
+if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
+    import numpy as np
+    from numpy.typing import NDArray
 
 METRICS = ("aAcc", "qAcc", "fAcc")
 KEY = ("category", "subcategory", "set_id", "figure_id", "question_id")
@@ -81,6 +84,8 @@ def counts(
     Raises:
         EvaluationError: no questions, a question without an answer, or an answer to no question.
     """
+    import numpy as np
+
     check_answered(questions, answers, FORM)
     asked: dict[Key, list[bool]] = defaultdict(list)
     figures: dict[Key, list[bool]] = defaultdict(list)
@@ -102,6 +107,8 @@ def counts(
 
 def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
     """Counts (..., 6) -> aAcc, qAcc, fAcc (3, ...), as fractions of 1; 0 where there are none."""
+    import numpy as np
+
     right, asked = totals[..., ::2], totals[..., 1::2]
     return np.asarray(np.moveaxis(right / np.maximum(asked, 1), -1, 0))
 

@@ -7,15 +7,14 @@ answered right, and the images of which both are. Perception has 2,000 points, c
 the hallucination subset (existence, count, position, color) 800.
 """
 
+from __future__ import annotations
+
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import (
@@ -30,6 +29,10 @@ from revisit.evaluation.benchmarks.benchmark import (
     check_record,
 )
 from revisit.evaluation.store import read_answers, read_record, sha256
+
+if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
+    import numpy as np
+    from numpy.typing import NDArray
 
 HALLUCINATION = ("existence", "count", "position", "color")
 PERCEPTION = (
@@ -117,6 +120,8 @@ def counts(answers: Mapping[Question, str]) -> tuple[list[tuple[str, str]], NDAr
     Raises:
         EvaluationError: there are no answers, or an image has not two.
     """
+    import numpy as np
+
     if not answers:
         raise EvaluationError("there are no answers to score")
     asked = Counter((question.category, question.image) for question in answers)
@@ -137,6 +142,8 @@ def counts(answers: Mapping[Question, str]) -> tuple[list[tuple[str, str]], NDAr
 def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
     """Counts (..., categories x 4) -> `METRICS` (17, ...), in hundreds of points: a category has
     2 at most, 0 where nothing was asked."""
+    import numpy as np
+
     right, asked, both, images = np.moveaxis(
         totals.reshape(*totals.shape[:-1], len(CATEGORIES), 4), -1, 0
     )

@@ -14,14 +14,13 @@ Yes        answers that mean yes / questions
 =========  ====================================================
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import (
@@ -36,8 +35,11 @@ from revisit.evaluation.benchmarks.benchmark import (
     check_images,
     check_record,
 )
-from revisit.evaluation.results.bootstrap import ratio
 from revisit.evaluation.store import read_answers, read_json_lines, read_record, sha256
+
+if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
+    import numpy as np
+    from numpy.typing import NDArray
 
 _LOG = logging.getLogger("revisit")
 
@@ -67,6 +69,8 @@ def score(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> dict[str, f
 def counts(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> NDArray[np.int64]:
     """What the metrics sum, (questions, 5) in the order of `labels`: questions, answers that mean
     yes, labels of yes, answers that mean yes to these, right answers."""
+    import numpy as np
+
     said = [(means_yes(answers[each]), label) for each, label in labels.items()]
     return np.array([(1, yes, true, yes and true, yes == true) for yes, true in said], np.int64)
 
@@ -78,6 +82,10 @@ def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
 
 def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
     """Counts (..., 5) -> metrics (5, ...)."""
+    import numpy as np
+
+    from revisit.evaluation.results.bootstrap import ratio
+
     asked, yes, true, found, right = np.moveaxis(totals, -1, 0)
     precision, recall = ratio(found, yes), ratio(found, true)
     f1 = ratio(2 * precision * recall, precision + recall)

@@ -4,8 +4,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.objects.coco import (
     annotation_pairs,
@@ -57,6 +55,8 @@ def count(sentence: Mapping[str, Any], length: int) -> tuple[int, ...]:
 
 def ground_truth(annotations: Path, lemmatize: Lemmatizer) -> dict[int, set[str]]:
     """Image id -> objects, from every pair of instances and captions files of `annotations`."""
+    from tqdm import tqdm
+
     objects: dict[int, set[str]] = {}
     for instances, captions in annotation_pairs(annotations):
         for image, names in read_instances(instances).items():
