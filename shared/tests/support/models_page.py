@@ -10,37 +10,36 @@ IN_VLLM = {"llava": "yes", "qwen2_5_vl": "yes"}
 
 HEAD = """# Models
 
-What ReVisiT does with each model type that Transformers maps to image-text-to-text. The tests
-write this page (`REVISIT_WRITE_MODELS=1` and the session `stock`), so it says what they saw, on
-tiny models with random weights:
+This page lists every model type that Transformers maps to image-text-to-text. The tests write it
+(`REVISIT_WRITE_MODELS=1` and the session `stock`), so it reports what they measured, on tiny models
+with random weights:
 
 - **exact**: the tokens, scores and chosen vision tokens of a generation equal a dense float64
-  computation on the hidden states that Transformers itself reports, for `layers="last"` and
-  `"all"`, alone and in a padded batch.
-- **exact with**: the same, given the argument that is named.
-- **refused**: an error says why before anything is generated.
-- **not built**: no tiny model of it was made, so nothing is known of it; an error, and never a
-  plain decoding in silence, is what a wrong part would give.
-- **broken**: this release of Transformers fails to run it, with or without ReVisiT.
+  computation on the hidden states that Transformers reports, for `layers="last"` and `"all"`, alone
+  and in a padded batch.
+- **exact with**: the same, if you pass the argument that is named.
+- **refused**: an error gives the reason before anything is generated.
+- **not built**: the tests have no tiny model of it, so nothing is known. If a part were found
+  wrongly, there would be an error; ReVisiT never falls back to plain decoding silently.
+- **broken**: this release of Transformers fails to run the model, with or without ReVisiT.
 
-Decoder, final norm, LM head (tied, biased, scaled, capped, in half precision) and vision token ids
-are found from the model and its config, never by its name, and what was found is compared with the
-model's own logits before anything is decoded. Refused in every family: an LM head that is
-quantized or offloaded, or that does more than multiply by its weight (an adapter that is not
-merged, a forward hook, a forward of its own), unless you pass its weights
-(`lm_head=revisit.LMHead(...)`). Models spread over several GPUs are not tested.
+The text decoder, final norm, LM head (tied, biased, scaled, capped, in half precision) and vision
+token ids are found from the model and its config, never by its name. The LM head is compared with
+the model's logits before anything is decoded. Every family refuses an LM head that is quantized or
+offloaded, or that does more than multiply by its weight (an adapter that is not merged, a forward
+hook, another `forward`), unless you pass its weights (`lm_head=revisit.LMHead(...)`). Models spread
+over several GPUs are not tested.
 
-The columns are the releases that this table was tried on. ReVisiT was run on Transformers 4.31.0,
-4.45.2, 4.49 to 4.57 and 5.0 to 5.24, and LLaVA alone on 4.36.2, 4.38.2, 4.42.4 and 4.44.2. These
-four expand the one placeholder of an image themselves: with `vision_mask` over the prompt as it is
-then, LLaVA gives what it gives on 4.57.
+The columns are the tested releases. ReVisiT was run on Transformers 4.31.0, 4.45.2, 4.49 to 4.57
+and 5.0 to 5.24, and with LLaVA only on 4.36.2, 4.38.2, 4.42.4 and 4.44.2. These four releases expand
+the single placeholder of an image themselves. There, with `vision_mask` over the expanded prompt,
+LLaVA gives the same as on 4.57.
 
-A trace tells the vision token and layer of every model; the last column says where it also tells
-the image and the patch in it (row and column), for some where the prompt has one plain image
-([seeing.md](seeing.md) shows patches of more). `revisit check MODEL` tries a model of your own: it
-says what was found, and whether a generation is exact, or what to pass; with `--random` it needs
-no more than a `config.json`. Whether a model is served by vLLM is said where it was tried
-([vllm.md](vllm.md)).
+A trace has the vision token and layer for every model. The column *trace* says where it also has the
+image and the patch (row and column); for some models only if the prompt has one plain image
+([seeing.md](seeing.md) shows patches of more). `revisit check MODEL` tests a model that you name: it
+reports what was found, and whether a generation is exact or what to pass. With `--random` it needs
+only a `config.json`. The column *vLLM* says where a model was tried with vLLM ([vllm.md](vllm.md)).
 
 | model type | {releases} | argument, remarks | trace | vLLM |
 |---|{rules}|---|---|---|
