@@ -31,15 +31,16 @@ hook, another `forward`), unless you pass its weights (`lm_head=revisit.LMHead(.
 over several GPUs are not tested.
 
 The columns are the tested releases. ReVisiT was run on Transformers 4.31.0, 4.45.2, 4.49 to 4.57
-and 5.0 to 5.24, and with LLaVA only on 4.36.2, 4.38.2, 4.42.4 and 4.44.2. These four releases expand
-the single placeholder of an image themselves. There, with `vision_mask` over the expanded prompt,
-LLaVA gives the same as on 4.57.
+and 5.0 to 5.24, and with LLaVA only on 4.36.2, 4.38.2, 4.42.4 and 4.44.2. These four releases
+expand the single placeholder of an image themselves. There, with `vision_mask` over the expanded
+prompt, LLaVA gives the same as on 4.57.
 
-A trace has the vision token and layer for every model. The column *trace* says where it also has the
-image and the patch (row and column); for some models only if the prompt has one plain image
-([seeing.md](seeing.md) shows patches of more). `revisit check MODEL` tests a model that you name: it
-reports what was found, and whether a generation is exact or what to pass. With `--random` it needs
-only a `config.json`. The column *vLLM* says where a model was tried with vLLM ([vllm.md](vllm.md)).
+A trace has the vision token and layer for every model. The column *trace* says where it also has
+the image and the patch (row and column); for some models only if the prompt has one plain image
+([seeing.md](seeing.md) shows patches of more). `revisit check MODEL` tests a model that you name:
+it reports what was found, and whether a generation is exact or what to pass. With `--random` it
+needs only a `config.json`. The column *vLLM* says where a model was tried with vLLM
+([vllm.md](vllm.md)).
 
 | model type | {releases} | argument, remarks | trace | vLLM |
 |---|{rules}|---|---|---|
