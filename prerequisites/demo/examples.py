@@ -77,7 +77,7 @@ def captions(
     describer: Describer, files: Mapping[int, Path], config: ReVisiTConfig | None
 ) -> dict[int, str]:
     """By image id, what the model says of it."""
-    from revisit.commands.engines.described import QUESTION
+    from revisit.commands.engines.description import QUESTION
     from revisit.commands.engines.transformers import chat_inputs
 
     model, processor = describer.model, describer.processor
@@ -98,12 +98,12 @@ def captions(
 
 def example(describer: Describer, file: Path, truth: Collection[str], kind: str) -> dict[str, Any]:
     """What the page has of an image."""
-    from revisit.commands.engines.described import picture
+    from revisit.commands.engines.description import picture
 
     image = open_image(file).image
     said = {GREEDY: describer.describe(image, None), REVISIT: describer.describe(image, CONFIG)}
     title = f"scene {int(file.stem.rpartition('_')[2])}"
-    made = picture(describer, title, image, said, truth)
+    made = picture(describer.boxes, title, image, said, truth)
     shown = made.as_json()
     del shown["images"]  # stands beside it
     wrong = sum(word.kind == "wrong" and word.last for word in made.shown[GREEDY])

@@ -19,7 +19,7 @@ from revisit import ReVisiTConfig
 from revisit.commands import CommandError, describe
 from revisit.commands.caption import side_by_side
 from revisit.commands.describe import Describer, demo_model
-from revisit.commands.engines.described import Said
+from revisit.commands.engines.description import Description
 from revisit.commands.main import main
 from revisit.evaluation.pictures.picture import replaced
 
@@ -63,7 +63,7 @@ def test_words_come_one_after_another_and_say_what_the_whole_says(describer):
     image = Image.open(FILES[0])
     lengths = []
     said = describer.describe(
-        image, ReVisiTConfig(), heard=lambda words: lengths.append(len(words))
+        image, ReVisiTConfig(), on_words=lambda words: lengths.append(len(words))
     )
     assert len(lengths) == said.tokens > 10
     assert lengths == sorted(lengths) and lengths[0] <= 1
@@ -133,7 +133,9 @@ def test_compare_sets_both_side_by_side_and_says_where_they_differ(describer, ru
 
 
 def test_columns_are_coloured_on_a_terminal():
-    said = {name: Said(text, [], 1, False) for name, text in (("one", "a b c"), ("two", "a x c"))}
+    said = {
+        name: Description(text, [], 1, False) for name, text in (("one", "a b c"), ("two", "a x c"))
+    }
     made = side_by_side(said, 43, coloured=True)
     assert made.splitlines()[1] == f"a \033[31mb\033[0m c{' ' * 15} | a \033[1;32mx\033[0m c"
 

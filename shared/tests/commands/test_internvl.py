@@ -12,7 +12,7 @@ from PIL import Image
 import revisit
 from revisit import ReVisiTConfig
 from revisit.commands import describe
-from revisit.commands.engines.described import picture
+from revisit.commands.engines.description import picture
 from revisit.evaluation.benchmarks.chair import Chair
 from revisit.evaluation.evaluate import evaluate
 from revisit.evaluation.run import Generation, Place, Run
@@ -137,7 +137,7 @@ def test_words_are_shown_with_patches_of_their_tiles(checkpoint, images):
     describer = describe.Describer(str(checkpoint))
     wide = Image.open(images / "COCO_val2014_000000000002.png")
     said = describer.describe(wide, ReVisiTConfig(), max_new_tokens=6)
-    shown = picture(describer, "wide", wide, {"ReVisiT": said})
+    shown = picture(describer.boxes, "wide", wide, {"ReVisiT": said})
     assert not shown.note and len(shown.boxes) == 16
     steps = [token.step for word in said.words for token in word.tokens]
     assert steps and all(0 <= step.vision_token < 16 for step in steps if step is not None)

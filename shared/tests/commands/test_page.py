@@ -267,9 +267,9 @@ def test_settings_out_of_range_are_said(visit, address):
 def test_a_photograph_of_24_megapixels_is_made_smaller(shown):
     file = io.BytesIO()
     Image.new("RGB", (6000, 4000), "teal").save(file, "JPEG")
-    asked = shown.asked(SETTINGS | {"name": "sea.jpg"}, file.getvalue())
-    assert asked.image.size == (2048, 1365)
-    assert asked.notes == ["made smaller from 6000 x 4000 pixels"]
+    request = shown.read(SETTINGS | {"name": "sea.jpg"}, file.getvalue())
+    assert request.image.size == (2048, 1365)
+    assert request.notes == ["made smaller from 6000 x 4000 pixels"]
 
 
 def test_it_works_by_the_keyboard_alone(visit, address):
@@ -320,15 +320,15 @@ class Slow:
         self.quick = threading.Event()
         real = describer.describe
 
-        def describe(image, config, *, heard, **more):
+        def describe(image, config, *, on_words, **more):
             self.asked += 1
 
             def slowly(words):
                 while not self.quick.is_set() and not self.go.acquire(timeout=0.01):
-                    heard(words)
-                heard(words)
+                    on_words(words)
+                on_words(words)
 
-            return real(image, config, heard=slowly, **more)
+            return real(image, config, on_words=slowly, **more)
 
         monkeypatch.setattr(describer, "describe", describe)
 
@@ -379,7 +379,7 @@ def test_what_is_stopped_ends_on_the_server_too(visit, address, slow, how, shown
         view.reload()
     else:
         view.get_by_role("button", name=shown.examples[2]["title"]).click()
-    wait_until(lambda: not shown._line)
+    wait_until(lambda: not shown._queue)
     wait_until(lambda: threading.active_count() <= before + 2)  # the browser's connections
     slow.quick.set()
     describe(view)
@@ -394,7 +394,7 @@ def test_too_many_requests_are_refused(shown, slow):
     assert "others are waiting" in next(last)["error"]
     for each in waiting:
         each.close()
-    assert not shown._line
+    assert not shown._queue
 
 
 def test_words_stream_in_both_captions(shown):

@@ -13,7 +13,7 @@ from revisit.commands.main import main
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch):
-    monkeypatch.setattr(web, "_speaker", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(web, "_describer", lambda *_: pytest.fail("the model was loaded"))
 
 
 def test_a_port_that_is_taken_is_said(capsys):

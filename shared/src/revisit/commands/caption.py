@@ -21,13 +21,13 @@ if TYPE_CHECKING:  # loaded once the flags are checked
     from PIL.Image import Image
 
     from revisit.commands.describe import Describer
-    from revisit.commands.engines.described import Said
+    from revisit.commands.engines.description import Description
     from revisit.evaluation.pictures.picture import Picture
     from revisit.evaluation.pictures.words import Word
 
     Settings = Any
     Configs = Mapping[str, ReVisiTConfig | None]
-    Written = Callable[[Describer, str, Image, str, Configs], dict[str, Said]]
+    Written = Callable[[Describer, str, Image, str, Configs], dict[str, Description]]
 else:
     Settings = decoder_flags(["revisit"])
 
@@ -128,7 +128,7 @@ def _describe(
     import transformers
 
     from revisit.commands.describe import Describer, demo_model
-    from revisit.commands.engines.described import QUESTION, picture
+    from revisit.commands.engines.description import QUESTION, picture
     from revisit.evaluation.images import open_image
 
     transformers.logging.set_verbosity_error()
@@ -150,7 +150,8 @@ def _describe(
             continue
         cut = [each.tokens for each in said.values() if each.stopped]
         notes += [f"cut after {tokens} tokens" for tokens in cut]
-        pictures.append(picture(describer, Path(name).name, image, said, note="; ".join(notes)))
+        title, note = Path(name).name, "; ".join(notes)
+        pictures.append(picture(describer.boxes, title, image, said, note=note))
     return pictures
 
 
@@ -174,7 +175,7 @@ def _draw(pictures: "Sequence[Picture]", report: Path | None, figure: Path | Non
 
 def _write(
     describer: "Describer", name: str, image: "Image", question: str, configs: "Configs"
-) -> "dict[str, Said]":
+) -> "dict[str, Description]":
     """Describe an image, and write the last description as it comes."""
     made = {}
     for at, (decoder, config) in enumerate(configs.items(), 1):
@@ -185,7 +186,7 @@ def _write(
         writer = Writer(sys.stdout)
         try:
             made[decoder] = describer.describe(
-                image, config, question=question, heard=writer.so_far
+                image, config, question=question, on_words=writer.so_far
             )
             writer.write(made[decoder].words)
         finally:
@@ -195,7 +196,7 @@ def _write(
 
 def _write_as_json(
     describer: "Describer", name: str, image: "Image", question: str, configs: "Configs"
-) -> "dict[str, Said]":
+) -> "dict[str, Description]":
     """Describe an image, and write a JSON object of it: the words, the first token's step of each,
     and what greedy decoding says where that was asked for."""
     made = {
@@ -217,7 +218,7 @@ def _write_as_json(
 
 def _write_beside(
     describer: "Describer", name: str, image: "Image", question: str, configs: "Configs"
-) -> "dict[str, Said]":
+) -> "dict[str, Description]":
     """Describe an image by both decoders, and write both side by side."""
     made = {
         decoder: describer.describe(image, config, question=question)
@@ -228,7 +229,7 @@ def _write_beside(
     return made
 
 
-def side_by_side(made: "Mapping[str, Said]", width: int, coloured: bool) -> str:
+def side_by_side(made: "Mapping[str, Description]", width: int, coloured: bool) -> str:
     """Two descriptions in columns; words that the other lacks there are coloured, or bracketed."""
     first, second = texts = [said.text.split() for said in made.values()]
     blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()

@@ -1,4 +1,4 @@
-"""A model of Transformers that describes images, and what it looked at meanwhile."""
+"""Images described by a model of Transformers in this process, with the trace of each token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import revisit
 from revisit.commands import CommandError
-from revisit.commands.engines.described import QUESTION, Heard, Said
+from revisit.commands.engines.description import QUESTION, Description, OnWords
 from revisit.commands.engines.transformers import chat_inputs, load_model
 from revisit.config import ReVisiTConfig
 from revisit.core.trace import TraceStep
@@ -88,9 +88,17 @@ class Describer:
         question: str = QUESTION,
         max_new_tokens: int = 256,
         max_seconds: float | None = None,
-        heard: Heard | None = None,
-    ) -> Said:
-        """See `Speaker.describe`."""
+        on_words: OnWords | None = None,
+    ) -> Description:
+        """Describe an image.
+
+        Args:
+            config: None decodes greedily.
+            max_seconds: the description ends after them.
+
+        Raises:
+            CommandError: the model cannot read the image.
+        """
         try:
             inputs = self.inputs([image], question).to(self.model.device, self.model.dtype)
         except Exception as error:  # whatever its processor raises
@@ -102,16 +110,20 @@ class Describer:
             "max_time": max_seconds,
         }
         if config is None:
-            streamer = _Streamer(self._decode(), heard, None)
+            streamer = _Streamer(self._decode(), on_words, None)
             self.model.generate(**inputs, **settings, streamer=streamer)
         else:
             with revisit.attach(self.model, replace(config, trace=True)) as run:
-                streamer = _Streamer(self._decode(), heard, run)
+                streamer = _Streamer(self._decode(), on_words, run)
                 self.model.generate(**inputs, **settings, streamer=streamer)
-        return streamer.said(self._ends())
+        return streamer.description(self._ends())
 
     def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
-        """See `Speaker.boxes`."""
+        """Of each vision token its image, and the part of it that the token shows.
+
+        Raises:
+            ValueError: that is not known of this model.
+        """
         inputs = self.inputs([image], QUESTION)
         count = int(locate(self.model, inputs, None).mask.sum())
         return prompt_boxes(
@@ -142,11 +154,11 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
     def __init__(
         self,
         decode: Callable[[Sequence[int]], str],
-        heard: Heard | None,
+        on_words: OnWords | None,
         run: ReVisiTLogitsProcessor | None,
     ) -> None:
         self.decode = decode
-        self.heard = heard
+        self.on_words = on_words
         self.run = run
         self.prompt = True
         self.tokens: list[int] = []
@@ -167,13 +179,13 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
                 self.fits[len(self.tokens)] = fits.tolist()
         self.tokens.append(token)
         self.steps.append(step and step._replace(token=token))
-        if self.heard is not None:
-            self.heard(join(self.tokens, self.steps, self.decode))
+        if self.on_words is not None:
+            self.on_words(join(self.tokens, self.steps, self.decode))
 
     def end(self) -> None:
         pass
 
-    def said(self, ends: set[int]) -> Said:
+    def description(self, ends: set[int]) -> Description:
         words = join(self.tokens, self.steps, self.decode, self.fits)
         stopped = not self.tokens or self.tokens[-1] not in ends
-        return Said(self.decode(self.tokens).strip(), words, len(self.tokens), stopped)
+        return Description(self.decode(self.tokens).strip(), words, len(self.tokens), stopped)

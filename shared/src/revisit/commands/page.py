@@ -1,7 +1,8 @@
-"""The page of `revisit web`: greedy decoding and ReVisiT, and where each word was seen.
+"""The page of `revisit web`: captions by greedy decoding and by ReVisiT, and each word's patch.
 
-A server of the standard library: the page, and `POST /describe`, which answers line by line in JSON
-while the words come. Its body is an image, or empty where the address names an example's number.
+A server of the standard library answers `GET /` with the page, and `POST /describe` with lines of
+JSON while the words come. The body of that request is an image, or empty where its address has the
+number of an example.
 """
 
 import base64
@@ -11,17 +12,18 @@ import logging
 import queue
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from PIL import Image
 
 from revisit.commands import CommandError
-from revisit.commands.engines.described import QUESTION, Said, Speaker, picture
+from revisit.commands.engines.description import QUESTION, Description, picture
 from revisit.commands.flags import read_layers
 from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
@@ -29,69 +31,90 @@ from revisit.evaluation.images import open_image
 from revisit.evaluation.pictures.picture import GREEDY, REVISIT, Picture
 from revisit.evaluation.pictures.templates import render
 
+if TYPE_CHECKING:
+    from revisit.commands.describe import Describer
+    from revisit.commands.describe_on_server import ServerDescriber
+
 MOST_BYTES = 64 * 2**20  # of an image
-LONGEST_SIDE = 2048  # pixels that a model is given; a larger image is made smaller
+LONGEST_SIDE = 2048  # pixels of an image for the model; a larger one is made smaller
 MOST_SECONDS = 60.0  # of one description
 MOST_TOKENS = 256
 MOST_WAITING = 8  # requests; one is answered at a time
 LONGEST_QUESTION = 2000  # characters
 EXAMPLES = files("revisit.evaluation.pictures") / "examples.json"
 
-_SILENT = 1.0  # seconds after which a line says that nothing has happened
-_ONLY_HERE = ("127.0.0.1", "::1", "localhost")
+_IDLE = 1.0  # seconds without news after which an empty line is sent
+_LOCAL = ("127.0.0.1", "::1", "localhost")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
 _LOG = logging.getLogger(__name__)
 
+Lines = Generator[dict[str, Any], None, None]
+"""The lines of an answer, each a JSON object."""
 
-class Asked(NamedTuple):
-    """What is to be described, and how."""
+
+class Request(NamedTuple):
+    """An image to describe, and how."""
 
     image: Image.Image
     title: str
     question: str
     config: ReVisiTConfig
     notes: list[str]
-    example: int | None = None
+    example: dict[str, Any] | None = None
 
 
 class _Cancelled(Exception):
-    """The one who asked has gone."""
+    """The browser has closed the connection."""
 
 
 class Page:
     """What the page shows, and the requests that wait for the model.
 
     Args:
-        speaker: describes images.
-        made: whether the examples' captions, made in advance, are this model's.
+        describer: describes the images.
+        made: whether the examples' captions, made in advance, are of this describer's model.
     """
 
-    def __init__(self, speaker: Speaker, made: bool) -> None:
-        self.speaker = speaker
-        text = json.loads(EXAMPLES.read_text("utf-8"))
-        self.about: str = text["about"]
-        self.examples: list[dict[str, Any]] = text["examples"]
+    def __init__(self, describer: "Describer | ServerDescriber", made: bool) -> None:
+        self.describer = describer
+        saved = json.loads(EXAMPLES.read_text("utf-8"))
+        self.about: str = saved["about"]
+        self.examples: list[dict[str, Any]] = saved["examples"]
         for example in self.examples:
             example["picture"]["images"] = [example["image"]]
         if not made:
             self.about = "Described by this model when the page was opened, or now."
             self.examples = [each | {"picture": None, "label": ""} for each in self.examples]
-        self._line: list[object] = []  # who waits; the first is answered
-        self._moved = threading.Condition()
+        self._queue: list[object] = []  # the first request is being answered
+        self._queue_changed = threading.Condition()
 
     def html(self) -> str:
-        """The page, with all that has been described of the examples."""
-        speaker = self.speaker
+        """The page, with the captions that the examples have so far."""
         data = {
             "examples": self.examples,
-            "defaults": {"question": QUESTION, "layers": speaker.layers, "alpha": 1e-5},
-            "warning": speaker.warning,
+            "warning": self.describer.warning,
             "most_bytes": MOST_BYTES,
         }
-        title = "ReVisiT: see where each word comes from"
-        return render("page.html", title=title, data=data, speaker=speaker, about=self.about)
+        return render(
+            "page.html",
+            title="ReVisiT: see where each word comes from",
+            describer=self.describer,
+            question=QUESTION,
+            about=self.about,
+            data=data,
+        )
 
-    def asked(self, settings: Mapping[str, str], body: bytes) -> Asked:
-        """What a request asks for; `CommandError` or `EvaluationError` says what is wrong."""
+    def read(self, settings: Mapping[str, str], body: bytes) -> Request:
+        """A request from its settings and its body.
+
+        Raises:
+            CommandError, EvaluationError: a setting is out of range, or the image cannot be read.
+        """
         try:
             config = ReVisiTConfig(
                 layers=read_layers(settings.get("layers", "")),  # type: ignore[arg-type]
@@ -100,7 +123,7 @@ class Page:
             )
         except ValueError as error:
             raise CommandError(str(error)) from error
-        self.speaker.check(config)
+        self.describer.check(config)
         question = settings.get("question", "").strip() or QUESTION
         if len(question) > LONGEST_QUESTION:
             raise CommandError(f"a question has at most {LONGEST_QUESTION} characters")
@@ -111,137 +134,142 @@ class Page:
             if max(image.size) > LONGEST_SIDE:
                 notes.append(f"made smaller from {image.width} x {image.height} pixels")
                 image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-            return Asked(image, title, question, config, notes)
+            return Request(image, title, question, config, notes)
         if not number.isdecimal() or int(number) >= len(self.examples):
             raise CommandError(f"there is no example {number}")
-        chosen = self.examples[int(number)]
-        image = decode_image(chosen["image"])
-        return Asked(image, chosen["title"], question, config, [], int(number))
+        example = self.examples[int(number)]
+        image = decode_image(example["image"])
+        return Request(image, example["title"], question, config, [], example)
 
-    def answer(self, settings: Mapping[str, str], body: bytes) -> Iterator[dict[str, Any]]:
-        """What the page is sent, line by line; a failure is a line, and ends this request only.
+    def answer(self, settings: Mapping[str, str], body: bytes) -> Lines:
+        """The lines of an answer; a failure is a line too, and ends this request only.
 
-        `{}` where nothing has happened, `waiting` for so many requests, `captions` so far, and at
-        the end the `picture`, or what is wrong as `error`.
+        `{}` where nothing is new, `waiting` with the number of requests before this one, `captions`
+        so far, and at the end the `picture`, or as `error` what is wrong.
         """
-        me = object()
+        place = object()
         try:
-            asked = self.asked(settings, body)
-            with self._moved:
-                if len(self._line) > MOST_WAITING:
+            request = self.read(settings, body)
+            with self._queue_changed:
+                if len(self._queue) > MOST_WAITING:
                     raise CommandError(f"{MOST_WAITING} others are waiting already; try again")
-                self._line.append(me)
-            while ahead := self._ahead(me):
+                self._queue.append(place)
+            while ahead := self._ahead(place):
                 yield {"waiting": ahead}
-            yield from self._describe(asked)
+            yield from self._describe(request)
         except (CommandError, EvaluationError) as error:
             yield {"error": str(error)}
         except Exception:
             _LOG.exception("a request failed")
             yield {"error": "this failed; the server's log says why. Try another image."}
         finally:
-            with self._moved:
-                if me in self._line:
-                    self._line.remove(me)
-                self._moved.notify_all()
+            with self._queue_changed:
+                if place in self._queue:
+                    self._queue.remove(place)
+                self._queue_changed.notify_all()
 
-    def _ahead(self, me: object) -> int:
-        """How many are before this request, after waiting a while where there are some."""
-        with self._moved:
-            if self._line[0] is not me:
-                self._moved.wait(_SILENT)
-            return self._line.index(me)
+    def _ahead(self, place: object) -> int:
+        """The number of requests before this one, after a wait for the queue to move."""
+        with self._queue_changed:
+            if self._queue[0] is not place:
+                self._queue_changed.wait(_IDLE)
+            return self._queue.index(place)
 
-    def _describe(self, asked: Asked) -> Iterator[dict[str, Any]]:
-        """Both descriptions at once, each in a thread of its own."""
-        heard: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        gone = threading.Event()
+    def _describe(self, request: Request) -> Lines:
+        """Both descriptions at once, each in a thread."""
+        news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        closed = threading.Event()
 
-        def describe(name: str, config: ReVisiTConfig | None) -> None:
-            def so_far(words: Any) -> None:
-                if gone.is_set():
+        def describe(decoder: str, config: ReVisiTConfig | None) -> None:
+            def on_words(words: Any) -> None:
+                if closed.is_set():
                     raise _Cancelled
-                heard.put((name, words))
+                news.put((decoder, words))
 
             try:
-                said = self.speaker.describe(
-                    asked.image,
+                description = self.describer.describe(
+                    request.image,
                     config,
-                    question=asked.question,
+                    question=request.question,
                     max_new_tokens=MOST_TOKENS,
                     max_seconds=MOST_SECONDS,
-                    heard=so_far,
+                    on_words=on_words,
                 )
-                heard.put((name, said))
+                news.put((decoder, description))
             except BaseException as error:
-                heard.put((name, error))
+                news.put((decoder, error))
 
         threads = [
             threading.Thread(target=describe, args=each, daemon=True)
-            for each in ((GREEDY, None), (REVISIT, asked.config))
+            for each in ((GREEDY, None), (REVISIT, request.config))
         ]
         for thread in threads:
             thread.start()
         try:
-            yield from self._listen(asked, heard)
+            yield from self._lines(request, news)
         finally:
-            gone.set()
+            closed.set()
             for thread in threads:
                 thread.join()
 
-    def _listen(
-        self, asked: Asked, heard: "queue.SimpleQueue[tuple[str, Any]]"
-    ) -> Iterator[dict[str, Any]]:
+    def _lines(self, request: Request, news: "queue.SimpleQueue[tuple[str, Any]]") -> Lines:
+        """A line for each list of words, Description or exception of a decoder, and the picture."""
         words: dict[str, Any] = {GREEDY: [], REVISIT: []}
-        said: dict[str, Said] = {}
-        truth = None if asked.example is None else self.examples[asked.example]["truth"]
-        while len(said) < len(words):
+        descriptions: dict[str, Description] = {}
+        truth = request.example and request.example["truth"]
+        while len(descriptions) < len(words):
             try:
-                name, news = heard.get(timeout=_SILENT)
+                decoder, latest = news.get(timeout=_IDLE)
             except queue.Empty:
                 yield {}
                 continue
-            if isinstance(news, BaseException):
-                raise news
-            if isinstance(news, Said):
-                said[name] = news
-            words[name] = news.words if isinstance(news, Said) else news
-            yield {"captions": Picture(asked.title, [], words, truth=truth).words_json()}
-        notes = list(asked.notes)
-        if any(each.stopped for each in said.values()):
+            if isinstance(latest, BaseException):
+                raise latest
+            if isinstance(latest, Description):
+                descriptions[decoder] = latest
+                latest = latest.words
+            words[decoder] = latest
+            yield {"captions": Picture(request.title, [], words, truth=truth).words_json()}
+        notes = list(request.notes)
+        if any(each.stopped for each in descriptions.values()):
             notes.append("a description was cut at the limit of length or time")
-        if self.speaker.origin:
+        if self.describer.origin:
             notes.append("which patch each word came from, a server does not say")
-        in_order = {name: said[name] for name in words}
-        made = picture(self.speaker, asked.title, asked.image, in_order, truth, "; ".join(notes))
-        shown = made.as_json()
-        if asked.example is not None and self._usual(asked):
-            self.examples[asked.example]["picture"] = shown
+        boxes, note = self.describer.boxes, "; ".join(notes)
+        in_order = {decoder: descriptions[decoder] for decoder in words}
+        shown = picture(boxes, request.title, request.image, in_order, truth, note).as_json()
+        if request.example is not None and self._has_defaults(request):
+            request.example["picture"] = shown
         yield {"picture": shown}
 
-    def _usual(self, asked: Asked) -> bool:
-        layers = read_layers(self.speaker.layers)
-        return asked.question == QUESTION and asked.config == ReVisiTConfig(layers=layers)  # type: ignore[arg-type]
+    def _has_defaults(self, request: Request) -> bool:
+        layers = read_layers(self.describer.layers)
+        default = ReVisiTConfig(layers=layers)  # type: ignore[arg-type]
+        return request.question == QUESTION and request.config == default
 
     def prepare(self) -> None:
-        """Describe the first example, where nothing was made in advance for the model."""
+        """Describe the first example, unless its captions were made in advance.
+
+        Raises:
+            CommandError: the model cannot.
+        """
         if self.examples[0]["picture"] is None:
-            settings = {"example": "0", "layers": self.speaker.layers, "alpha": "1e-5"}
+            settings = {"example": "0", "layers": self.describer.layers, "alpha": "1e-5"}
             for line in self.answer(settings, b""):
                 if "error" in line:
                     raise CommandError(line["error"])
 
 
 def decode_image(url: str) -> Image.Image:
-    """The image in a `data:` URL of ours."""
+    """The image in a `data:` URL of an example."""
     return open_image("example", file=io.BytesIO(base64.b64decode(url.partition(",")[2]))).image
 
 
 class Server(ThreadingHTTPServer):
-    """Listens once `serve_forever` is called: the address is taken before a model is loaded.
+    """Takes its address at once, before a model is loaded; `server_activate` begins to listen.
 
     Raises:
-        CommandError: nothing can listen there.
+        CommandError: nothing can listen at this address.
     """
 
     daemon_threads = True
@@ -257,16 +285,16 @@ class Server(ThreadingHTTPServer):
                 f"cannot listen on --host {host} --port {port}: {error.strerror}; is that an "
                 "address of this machine, and the port free?"
             ) from error
-        self.only_here = host in _ONLY_HERE
+        self.local = host in _LOCAL
 
     @property
     def url(self) -> str:
-        """Where the page is."""
-        host, port = self.server_address[:2]
-        return f"http://[{host!s}]:{port}/" if ":" in str(host) else f"http://{host!s}:{port}/"
+        """The address of the page."""
+        host, port = str(self.server_address[0]), self.server_address[1]
+        return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Who has gone is no error."""
+        """A browser that closed the connection is no error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -274,19 +302,19 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 60  # seconds for each read
 
     def log_message(self, *_: Any) -> None:
-        """Nobody reads it."""
+        """Requests are not logged."""
 
     def do_GET(self) -> None:
-        if not self._is_ours() or self.path != "/":
+        if not self._is_for_us() or self.path != "/":
             return self._refuse(HTTPStatus.NOT_FOUND, "there is nothing at this address")
         self._begin(HTTPStatus.OK, "text/html; charset=utf-8")
         self.wfile.write(self.server.page.html().encode())
 
     def do_POST(self) -> None:
         address = urlsplit(self.path)
-        # A page of another site cannot send this type without asking, and is not answered then.
-        ours = self.headers.get_content_type() == "application/octet-stream"
-        if not self._is_ours() or address.path != "/describe" or not ours:
+        # For a page of another site, the browser asks before it sends this type, and gets no leave.
+        from_page = self.headers.get_content_type() == "application/octet-stream"
+        if not self._is_for_us() or address.path != "/describe" or not from_page:
             return self._refuse(HTTPStatus.NOT_FOUND, "there is nothing at this address")
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal() or int(length) > MOST_BYTES:
@@ -296,33 +324,29 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < int(length):
             return None
         self._begin(HTTPStatus.OK, "application/x-ndjson")
-        lines = self.server.page.answer(dict(parse_qsl(address.query)), body)
-        try:
+        with (
+            suppress(OSError),  # the browser has closed the connection
+            closing(self.server.page.answer(dict(parse_qsl(address.query)), body)) as lines,
+        ):
             for line in lines:
-                self.wfile.write(json.dumps(line).encode() + b"\n")
+                self._write(line)
                 self.wfile.flush()
-        except OSError:  # who asked has gone
-            pass
-        finally:
-            lines.close()  # type: ignore[attr-defined]
 
-    def _is_ours(self) -> bool:
-        """Whether it was asked by this machine's name: another that leads here is a trick."""
+    def _is_for_us(self) -> bool:
+        """Whether the request names a local host: another name that leads here is an attack."""
         host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        return not self.server.only_here or host in _ONLY_HERE
+        return not self.server.local or host in _LOCAL
 
-    def _refuse(self, status: HTTPStatus, why: str) -> None:
+    def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self._begin(status, "application/x-ndjson")
-        self.wfile.write(json.dumps({"error": why}).encode() + b"\n")
+        self._write({"error": reason})
 
-    def _begin(self, status: HTTPStatus, kind: str) -> None:
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self.wfile.write(json.dumps(line).encode() + b"\n")
+
+    def _begin(self, status: HTTPStatus, content_type: str) -> None:
         self.send_response(status)
-        for name, value in {
-            "Content-Type": kind,
-            "Cache-Control": "no-store",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "frame-ancestors 'none'",
-            "Referrer-Policy": "no-referrer",
-        }.items():
+        self.send_header("Content-Type", content_type)
+        for name, value in _HEADERS.items():
             self.send_header(name, value)
         self.end_headers()

@@ -1,4 +1,4 @@
-"""`revisit web`: the page of `revisit.commands.page`, served."""
+"""`revisit web`: starts the server of the page (`revisit.commands.page`)."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -6,7 +6,8 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 if TYPE_CHECKING:  # loaded once the flags are checked
-    from revisit.commands.engines.described import Speaker
+    from revisit.commands.describe import Describer
+    from revisit.commands.describe_on_server import ServerDescriber
 
 
 def web(
@@ -41,8 +42,8 @@ def web(
     from revisit.commands.page import Page, Server
 
     server = Server(host, port)
-    speaker = _speaker(model, base_url)
-    server.page = Page(speaker, made=model is None and base_url is None)
+    describer = _describer(model, base_url)
+    server.page = Page(describer, made=model is None and base_url is None)
     server.page.prepare()
     server.server_activate()
     print(f"open {server.url} (stop with Ctrl-C)", flush=True)
@@ -52,13 +53,13 @@ def web(
         server.server_close()
 
 
-def _speaker(model: str | None, base_url: str | None) -> "Speaker":
+def _describer(model: str | None, base_url: str | None) -> "Describer | ServerDescriber":
     if base_url is not None:
-        from revisit.commands.served import Served
+        from revisit.commands.describe_on_server import ServerDescriber
 
-        served = Served(base_url, model)
-        served.reach()
-        return served
+        describer = ServerDescriber(base_url, model)
+        describer.check_reachable()
+        return describer
     import transformers
 
     from revisit.commands.describe import Describer, demo_model

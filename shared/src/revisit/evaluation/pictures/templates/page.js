@@ -1,4 +1,4 @@
-const { examples, defaults, warning, most_bytes } = JSON.parse(document.getElementById("data").textContent);
+const { examples, warning, most_bytes } = JSON.parse(document.getElementById("data").textContent);
 const by = id => document.getElementById(id);
 const root = document.querySelector(".result"), tiles = [...document.querySelectorAll("[data-example]")];
 let chosen = null, running = null;

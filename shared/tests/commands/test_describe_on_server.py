@@ -15,8 +15,8 @@ from revisit.commands import CommandError, page
 
 pytest.importorskip("openai", reason="the server is asked with OpenAI's client")
 
-from revisit.commands import served
-from revisit.commands.served import Served
+from revisit.commands import describe_on_server
+from revisit.commands.describe_on_server import ServerDescriber
 
 
 @pytest.fixture
@@ -48,11 +48,11 @@ def ask(speaker, file, **settings):
 )
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(CommandError, match="is no address; vLLM's is like http://"):
-        Served(address)
+        ServerDescriber(address)
 
 
 def test_both_columns_stream_what_the_server_says(server, photo):
-    *seen, last = ask(Served(server.base_url), photo)
+    *seen, last = ask(ServerDescriber(server.base_url), photo)
     for column, pieces in enumerate((GREEDY, REFINED)):
         shown = [text(line["captions"][column]) for line in seen if "captions" in line]
         assert len({*shown} - {""}) == len(pieces)
@@ -66,7 +66,7 @@ def text(caption):
 
 
 def test_the_image_and_the_settings_are_sent_as_vllm_takes_them(server, photo):
-    ask(Served(server.base_url), photo)
+    ask(ServerDescriber(server.base_url), photo)
     (refined,) = [each for each in server.asked if "vllm_xargs" in each]
     (greedy,) = [each for each in server.asked if "vllm_xargs" not in each]
     settings = {"alpha": 1e-3, "divergence": "js"}
@@ -81,7 +81,7 @@ def test_the_image_and_the_settings_are_sent_as_vllm_takes_them(server, photo):
 
 
 def test_a_model_is_asked_for_by_the_name_that_was_given(server, photo):
-    ask(Served(server.base_url, "other"), photo)
+    ask(ServerDescriber(server.base_url, "other"), photo)
     assert {each["model"] for each in server.asked} == {"other"}
 
 
@@ -99,8 +99,8 @@ TROUBLE = {
 
 @pytest.mark.parametrize("manner", TROUBLE)
 def test_a_server_in_trouble_is_told_and_the_next_request_works(server, photo, manner, monkeypatch):
-    monkeypatch.setattr(served, "SILENT", 0.5)
-    speaker = Served(server.base_url)
+    monkeypatch.setattr(describe_on_server, "SILENT", 0.5)
+    speaker = ServerDescriber(server.base_url)
     server.manner = manner
     before = threading.active_count()
     last = ask(speaker, photo)[-1]["error"]
@@ -114,7 +114,7 @@ def test_a_server_in_trouble_is_told_and_the_next_request_works(server, photo, m
 def test_a_server_that_is_away_is_told_and_asked_again_once_it_is_there(photo):
     with serving() as running:
         port = running.server_address[1]
-        speaker = Served(running.base_url)
+        speaker = ServerDescriber(running.base_url)
     last = ask(speaker, photo)[-1]["error"]
     assert "cannot be reached" in last and f"127.0.0.1:{port}" in last
     with serving(port):
@@ -123,7 +123,7 @@ def test_a_server_that_is_away_is_told_and_asked_again_once_it_is_there(photo):
 
 @pytest.mark.parametrize("model", [None, "tiny"])
 def test_an_address_without_v1_is_told(server, photo, model):
-    last = ask(Served(server.base_url.removesuffix("/v1"), model), photo)[-1]["error"]
+    last = ask(ServerDescriber(server.base_url.removesuffix("/v1"), model), photo)[-1]["error"]
     assert "(HTTP 404): no reason given; does --base_url end in /v1?" in last
 
 
@@ -131,21 +131,21 @@ def test_a_caption_that_was_cut_is_told(server, photo):
     server.manner = "long"
     assert (
         "cut at the limit of length or time"
-        in ask(Served(server.base_url), photo)[-1]["picture"]["note"]
+        in ask(ServerDescriber(server.base_url), photo)[-1]["picture"]["note"]
     )
 
 
 def test_a_caption_ends_at_the_limit_of_time(server, photo, monkeypatch):
     monkeypatch.setattr(page, "MOST_SECONDS", 0.2)
     server.manner = "endless"
-    last = ask(Served(server.base_url), photo)[-1]
+    last = ask(ServerDescriber(server.base_url), photo)[-1]
     assert "cut at the limit of length or time" in last["picture"]["note"]
     assert server.left.wait(5)
 
 
 def test_who_has_gone_is_not_listened_for_any_longer(server, photo):
     server.manner = "endless"
-    lines = asked(Served(server.base_url), photo)
+    lines = asked(ServerDescriber(server.base_url), photo)
     next(lines)
     next(lines)
     lines.close()
@@ -153,20 +153,20 @@ def test_who_has_gone_is_not_listened_for_any_longer(server, photo):
 
 
 def test_a_password_in_the_address_is_not_shown():
-    assert Served("http://me:secret@127.0.0.1:1/v1").origin == "http://127.0.0.1:1/v1"
+    assert ServerDescriber("http://me:secret@127.0.0.1:1/v1").origin == "http://127.0.0.1:1/v1"
 
 
 def test_settings_are_checked_before_the_server_is_asked(server, photo):
-    (only,) = ask(Served(server.base_url), photo, alpha=2)
+    (only,) = ask(ServerDescriber(server.base_url), photo, alpha=2)
     assert "must be in [0, 1]" in only["error"] and not server.asked
 
 
 def test_transformers_is_not_loaded_for_a_model_elsewhere():
     code = (
         "import sys\n"
-        "from revisit.commands.served import Served\n"
+        "from revisit.commands.describe_on_server import ServerDescriber\n"
         "from revisit.commands import page\n"
-        "Served('http://127.0.0.1:1/v1')\n"
+        "ServerDescriber('http://127.0.0.1:1/v1')\n"
         "print('transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -174,15 +174,15 @@ def test_transformers_is_not_loaded_for_a_model_elsewhere():
 
 
 def test_without_the_client_it_is_said_what_to_install(monkeypatch):
-    monkeypatch.setattr(served, "find_spec", lambda name: None)
+    monkeypatch.setattr(describe_on_server, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match=r"pip install .revisit-decoding\[web\]"):
-        Served("http://127.0.0.1:8000/v1")
+        ServerDescriber("http://127.0.0.1:8000/v1")
 
 
 @pytest.fixture
 def address(server):
     listening = page.Server("127.0.0.1", 0)
-    listening.page = page.Page(Served(server.base_url), made=False)
+    listening.page = page.Page(ServerDescriber(server.base_url), made=False)
     listening.server_activate()
     thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
     thread.start()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from revisit.commands import CommandError
 from revisit.commands.engines import requests
-from revisit.commands.engines.described import QUESTION, Heard, Said
+from revisit.commands.engines.description import QUESTION, Description, OnWords
 from revisit.config import ReVisiTConfig
 from revisit.evaluation.pictures.picture import Box
 from revisit.evaluation.pictures.words import split
@@ -20,19 +20,22 @@ from revisit.evaluation.pictures.words import split
 CONNECTING, SILENT = 5.0, 60.0
 """Seconds to wait for a connection, and for each next word."""
 
-_LONGEST_MESSAGE = 300  # characters of what a server says went wrong
+_LONGEST_MESSAGE = 300  # characters of a server's error that are shown
 
 
-class Served:
-    """Describes images by a server, which is not asked anything before `reach` or `describe`.
+class ServerDescriber:
+    """Describes images by a server, which gets no request before `check_reachable` or `describe`.
 
     Args:
         base_url: as `http://127.0.0.1:8000/v1`.
-        model: its name there; None takes the first that the server names.
+        model: its name on the server; None takes the first that the server lists.
 
     Raises:
-        CommandError: the OpenAI client is not installed, or that is no address.
+        CommandError: the OpenAI client is not installed, or `base_url` is no address.
     """
+
+    warning = ""
+    layers = "last"  # the server decides
 
     def __init__(self, base_url: str, model: str | None = None) -> None:
         if find_spec("openai") is None:
@@ -45,15 +48,13 @@ class Served:
         import openai
 
         self.name = self.title = model or "the model"
-        self.warning = ""
-        self.layers = "last"  # which it decides itself
         self.origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self.model = model
         timeout = openai.Timeout(SILENT, connect=CONNECTING)
         self.client = requests.connect(base_url, timeout=timeout, max_retries=0)
 
     def check(self, config: ReVisiTConfig) -> None:
-        """The server judges, once it is asked."""
+        """Nothing to check here: the server refuses what it cannot decode."""
 
     def describe(
         self,
@@ -63,21 +64,21 @@ class Served:
         question: str = QUESTION,
         max_new_tokens: int = 256,
         max_seconds: float | None = None,
-        heard: Heard | None = None,
-    ) -> Said:
-        """See `Speaker.describe`. Of `config` only alpha and divergence are asked for."""
+        on_words: OnWords | None = None,
+    ) -> Description:
+        """See `Describer.describe`; of `config` only alpha and divergence are sent."""
         with self._named_errors():
-            asked = self._asked(image, config, question, max_new_tokens)
-            return self._listen(asked, max_seconds, heard)
+            request = self._request(image, config, question, max_new_tokens)
+            return self._stream(request, max_seconds, on_words)
 
-    def reach(self) -> None:
+    def check_reachable(self) -> None:
         """Raises `CommandError` where no server answers."""
         with self._named_errors():
             self.client.models.list(timeout=CONNECTING)
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """What goes wrong between here and the server, as `CommandError`."""
+        """Turn what fails in a request, and an answer out of form, into `CommandError`."""
         import openai
 
         try:
@@ -85,10 +86,9 @@ class Served:
         except CommandError:
             raise
         except openai.APIStatusError as error:
-            told = _message(error.body) or "no reason given; does --base_url end in /v1?"
+            message = _message(error.body) or "no reason given; does --base_url end in /v1?"
             raise CommandError(
-                f"the server {self.origin} refuses this (HTTP {error.status_code}): "
-                f"{told[:_LONGEST_MESSAGE]}"
+                f"the server {self.origin} refuses this (HTTP {error.status_code}): {message}"
             ) from error
         except openai.APITimeoutError as error:
             raise CommandError(f"the server {self.origin} does not answer in time") from error
@@ -97,11 +97,9 @@ class Served:
                 f"the server {self.origin} cannot be reached, or broke off: is it running, and "
                 "--base_url right?"
             ) from error
-        except openai.APIError as error:  # told in the stream
-            told = _message(error.body) or error.message
-            raise CommandError(
-                f"the server {self.origin} failed: {told[:_LONGEST_MESSAGE]}"
-            ) from error
+        except openai.APIError as error:  # an event of the stream
+            message = _message(error.body) or error.message[:_LONGEST_MESSAGE]
+            raise CommandError(f"the server {self.origin} failed: {message}") from error
         except (ValueError, TypeError, AttributeError) as error:
             raise CommandError(
                 f"the server {self.origin} says what is no answer of OpenAI's API: is it vLLM's, "
@@ -112,7 +110,7 @@ class Served:
         """Always ValueError: a server does not say which vision tokens it chose."""
         raise ValueError("a server does not say which patch each word came from")
 
-    def _asked(
+    def _request(
         self, image: Image.Image, config: ReVisiTConfig | None, question: str, max_new_tokens: int
     ) -> dict[str, Any]:
         content = [
@@ -133,24 +131,24 @@ class Served:
 
     def _model(self) -> str:
         if self.model is None:
-            served = list(self.client.models.list().data)
-            if not served:
+            models = list(self.client.models.list().data)
+            if not models:
                 raise CommandError(f"the server {self.origin} names no model: give --model")
-            self.model = str(served[0].id)
+            self.model = str(models[0].id)
         return self.model
 
-    def _listen(
-        self, asked: dict[str, Any], max_seconds: float | None, heard: Heard | None
-    ) -> Said:
+    def _stream(
+        self, request: dict[str, Any], max_seconds: float | None, on_words: OnWords | None
+    ) -> Description:
         began = time.monotonic()
         text, reason = "", None
-        with self.client.chat.completions.create(**asked, stream=True) as stream:
+        with self.client.chat.completions.create(**request, stream=True) as stream:
             for chunk in stream:
                 for choice in chunk.choices:
                     text += choice.delta.content or ""
                     reason = choice.finish_reason or reason
-                if heard is not None:
-                    heard(split(text))
+                if on_words is not None:
+                    on_words(split(text))
                 if max_seconds is not None and time.monotonic() - began > max_seconds:
                     reason = "time"
                     break
@@ -158,9 +156,10 @@ class Served:
             raise CommandError(f"the server {self.origin} ended in the middle; try again")
         if reason not in (*requests.WHOLE, "time"):
             raise CommandError(f"the server {self.origin} ended an answer by {reason!r}")
-        return Said(text.strip(), split(text), None, reason != "stop")
+        return Description(text.strip(), split(text), None, reason != "stop")
 
 
 def _message(body: object) -> str:
-    """What the body of an error says, where it is as OpenAI's are."""
-    return str(body["message"]) if isinstance(body, dict) and "message" in body else ""
+    """The message in the body of an error of OpenAI's API, cut; empty for another body."""
+    message = body.get("message", "") if isinstance(body, dict) else ""
+    return str(message)[:_LONGEST_MESSAGE]
