@@ -29,21 +29,23 @@ _WEIGHTS = (
 
 
 def why_incomplete(checkpoint: Path, hashes: bool = False) -> str:
-    """What the folder lacks of the files that it names itself; "" if nothing. `hashes`: read all
-    files that were downloaded, and compare them with what the hub announced."""
+    """Which of the files that its config and index name the folder lacks; "" if none.
+
+    With `hashes`, every downloaded file is read and compared with the hash that the hub announced.
+    """
     if not checkpoint.is_dir():
         return f"{checkpoint} is missing"
-    wrong = _missing(checkpoint)
-    wrong += [name for name in _damaged(checkpoint) if name not in wrong] if hashes else []
-    return f"{checkpoint} lacks {', '.join(wrong)} (missing or damaged)" if wrong else ""
+    wrong = _missing(checkpoint) + (_damaged(checkpoint) if hashes else [])
+    names = ", ".join(dict.fromkeys(wrong))
+    return f"{checkpoint} lacks {names} (missing or damaged)" if names else ""
 
 
 def download(model: str, parent: Path, revision: str | None = None) -> None:
     """Put the checkpoint of `model`, a key of `CHECKPOINTS`, into `parent`.
 
-    Its folder appears when every file is there and has the hub's hash; until then what has come is
-    kept beside it, and gone on with. `revision`: a branch, tag or commit in place of the pin of the
-    model's own repository. Raises `DownloadError`.
+    Its folder appears when every file is there and has the hub's hash; until then the files are in
+    a folder beside it, and the next call continues there. `revision` is a branch, tag or commit in
+    place of the pin of the model's repository. Raises `DownloadError`.
     """
     about = CHECKPOINTS[model]
     checkpoint, work = parent / about["folder"], parent / f".{about['folder']}.making"
@@ -54,7 +56,7 @@ def download(model: str, parent: Path, revision: str | None = None) -> None:
                 return
             shutil.rmtree(work, ignore_errors=True)
             checkpoint.rename(work)  # no checkpoint before it is whole again
-            _remove(work, _damaged(work))
+            _remove_damaged(work)
             wanted = _commit(work)
         elif not (work / REVISION).is_file() or (work / REVISION).read_text() != wanted:
             shutil.rmtree(work, ignore_errors=True)  # of another revision
@@ -66,13 +68,13 @@ def download(model: str, parent: Path, revision: str | None = None) -> None:
 
 
 def _is_complete(checkpoint: Path, revision: str | None) -> bool:
-    """Whether nothing is to be done; False if files that were downloaded here are damaged."""
+    """Whether all of it is there; False if files that this program downloaded are damaged."""
     commit, note = _commit(checkpoint), checkpoint / REVISION
-    asked = note.read_text() if note.is_file() else ""
-    if commit and revision not in (None, asked, commit):
+    recorded = note.read_text() if note.is_file() else ""
+    if commit and revision not in (None, recorded, commit):
         raise DownloadError(
-            f"{checkpoint} holds commit {commit} (revision {asked}), not {revision}. Move it away, "
-            "or download elsewhere with --download_path."
+            f"{checkpoint} holds commit {commit} (revision {recorded}), not {revision}. Move it "
+            "away, or download elsewhere with --download_path."
         )
     why = why_incomplete(checkpoint, hashes=True)
     if not commit and (why or revision):
@@ -86,7 +88,7 @@ def _is_complete(checkpoint: Path, revision: str | None) -> bool:
 
 
 def _fetch(work: Path, about: dict[str, Any], wanted: str) -> None:
-    """Download what `work` lacks, and compare all of it with what the hub announced."""
+    """Download the files that `work` lacks, and compare the hash of each with the hub's."""
 
     def have() -> int:
         return sum(bytes_of(path) for path in work.rglob("*"))
@@ -109,17 +111,16 @@ def _fetch(work: Path, about: dict[str, Any], wanted: str) -> None:
             raise Passing(f"{missing[0]} has not come from the hub")
 
     fetching.patiently(attempt, have)
-    if wrong := _damaged(work):
-        _remove(work, wrong)
+    if damaged := _remove_damaged(work):
         raise DownloadError(
-            f"these files do not have the hash that the hub announces: {', '.join(wrong)}. They "
+            f"these files do not have the hash that the hub announces: {', '.join(damaged)}. They "
             "were thrown away; run this again."
         )
 
 
 @contextmanager
 def _hub(name: str, revision: str) -> Iterator[Any]:
-    """The hub's client; its errors leave as `Passing`, or as what a user can do about them."""
+    """The hub's client; its errors become `Passing`, or a `DownloadError` that says what to do."""
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -134,23 +135,25 @@ def _hub(name: str, revision: str) -> Iterator[Any]:
     except errors.OfflineModeIsEnabled as error:
         raise DownloadError("HF_HUB_OFFLINE forbids the network. Unset it.") from error
     except errors.HfHubHTTPError as error:
-        words = f"no {name} at {revision} from the hub: {' '.join(str(error).split())}"
+        message = f"no {name} at {revision} from the hub: {' '.join(str(error).split())}"
         if error.response.status_code in fetching.BUSY:
-            raise Passing(words) from error
+            raise Passing(message) from error
         raise DownloadError(
-            f"{words} Check --revision; where the hub wants a token, make one at "
+            f"{message} Check --revision; where the hub wants a token, make one at "
             "https://huggingface.co/settings/tokens and give it as HF_TOKEN."
         ) from error
     except Exception as error:
-        of_network = type(error).__module__.startswith(("httpx", "urllib3", "requests"))
-        if of_network or isinstance(error, errors.LocalEntryNotFoundError):
+        from_network = type(error).__module__.startswith(("httpx", "urllib3", "requests"))
+        if from_network or isinstance(error, errors.LocalEntryNotFoundError):
             raise Passing(f"no answer from the hub: {' '.join(str(error).split())}") from error
         raise
 
 
 def _notes(checkpoint: Path) -> Iterator[tuple[Path, str, str]]:
-    """Each file that the hub's client downloaded, its commit, and the hash that was announced: of
-    large files the sha256, of others git's name of the contents."""
+    """Each file that the hub's client downloaded, its commit, and its hash at the hub.
+
+    The hash is the sha256 of a large file, and git's hash of a small one.
+    """
     for note in sorted(checkpoint.rglob(".cache/huggingface/download/*.metadata")):
         commit, tag = note.read_text().splitlines()[:2]
         algorithm = "sha256" if len(tag) == 64 else "git-sha1"
@@ -172,21 +175,24 @@ def _damaged(checkpoint: Path) -> list[str]:
     ]
 
 
-def _remove(folder: Path, files: Sequence[str]) -> None:
-    for file in files:
-        (folder / file).unlink(missing_ok=True)
+def _remove_damaged(checkpoint: Path) -> list[str]:
+    damaged = _damaged(checkpoint)
+    for file in damaged:
+        (checkpoint / file).unlink(missing_ok=True)
+    return damaged
 
 
 def _missing(checkpoint: Path) -> list[str]:
-    """What a checkpoint lacks by its own config.json and index of weights."""
+    """The files that a checkpoint lacks by its config.json and its index of weights."""
     tower: str | None = _read(checkpoint / "config.json").get("mm_vision_tower")
     needed = ["config.json", "tokenizer.model" if tower else "preprocessor_config.json"]
     weights = next((name for name in _WEIGHTS if (checkpoint / name).is_file()), "weights")
     index = _read(checkpoint / weights) if weights.endswith(".json") else {}
     needed += [weights, *sorted(set(index.get("weight_map", {}).values()))]
     missing = [name for name in needed if not (checkpoint / name).is_file()]
-    lost = tower and not (checkpoint / tower / "config.json").is_file()
-    return [*missing, f"its vision tower {tower}"] if lost else missing
+    if tower and not (checkpoint / tower / "config.json").is_file():
+        missing.append(f"its vision tower {tower}")
+    return missing
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -211,13 +217,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "hash. A run that was cut goes on where it stopped; what is complete is only checked, "
         "without a network. The commit is recorded in the checkpoint, and kept to.",
     )
-    add = parser.add_argument
-    models = "llava: liuhaotian/llava-v1.5-7b (15 GB); qwen: Qwen/Qwen2.5-VL-7B-Instruct (17 GB)"
-    add("--model", choices=[*CHECKPOINTS, "all"], required=True, help=models)
-    where = "the folder that gets the checkpoint's (default: where the scripts look, %(default)s)"
-    add("--download_path", type=Path, default=fetching.HERE, help=where)
-    commit = "a branch, tag or commit of the model's repository (default: the pin); for one model"
-    add("--revision", help=commit)
+    flag = parser.add_argument
+    text = "llava: liuhaotian/llava-v1.5-7b (15 GB); qwen: Qwen/Qwen2.5-VL-7B-Instruct (17 GB)"
+    flag("--model", choices=[*CHECKPOINTS, "all"], required=True, help=text)
+    text = "the folder that gets the checkpoint's (default: where the scripts look, %(default)s)"
+    flag("--download_path", type=Path, default=fetching.HERE, help=text)
+    text = "a branch, tag or commit of the model's repository (default: the pin); for one model"
+    flag("--revision", help=text)
     options = parser.parse_args(arguments)
     if options.model == "all" and options.revision:
         parser.error("--revision belongs to one model: give --model llava or --model qwen")

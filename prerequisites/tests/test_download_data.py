@@ -7,14 +7,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from nltk import data
 
 import download_data
 from conftest import make_zip
 from download_data import DATA, HERE, why_incomplete
+from download_from_huggingface import CHECKPOINTS
 
 IMAGES = [f"COCO_val2014_{number:012}.jpg" for number in range(3)]
 LISTED = json.dumps({"images": [{"file_name": name} for name in IMAGES]}).encode()
@@ -168,40 +169,17 @@ def test_single_files_come_as_published_and_the_user_s_are_left_alone(
     assert download_data.main("pope", run) == 0 and why_incomplete("pope", tmp_path) == ""
 
 
-TAGGER = "averaged_perceptron_tagger_eng"
-# The smallest data in NLTK's formats: WordNet knows "dog" and that "mice" are "mouse".
-NLTK = {
-    "wordnet": {
-        **dict.fromkeys(["cntlist.rev", "index.sense", "adj.exc", "adv.exc", "verb.exc"], ""),
-        **{f"{kind}.{part}": "" for kind in ("index", "data") for part in ("adj", "adv", "verb")},
-        "lexnames": "00\tnoun.animal\t1\n",
-        "noun.exc": "mice mouse\n",
-        "index.noun": "dog n 1 0 1 1 00000000  \nmouse n 1 0 1 1 00000099  \n",
-        "data.noun": "00000000 00 n 01 dog 0 000 | an animal\n",
-    },
-    "punkt_tab": {
-        **dict.fromkeys(["english/collocations.tab", "english/ortho_context.tab"], ""),
-        **{"english/sent_starters.txt": "", "english/abbrev_types.txt": "mr"},
-    },
-    TAGGER: {
-        f"{TAGGER}.weights.json": json.dumps({"bias": {"NN": 1.0, "VB": 0.0}}),
-        f"{TAGGER}.tagdict.json": json.dumps({"a": "DT"}),
-        f"{TAGGER}.classes.json": json.dumps(["NN", "VB"]),
-    },
-}
-
-
 @pytest.fixture
 def nltk(server, tmp_path):
     """Call it with what an index says of every package in place of the truth."""
 
     def call(**wrong: str) -> int:
         entries = ""
-        for name, files in NLTK.items():
-            packed = make_zip({f"{name}/{file}": text.encode() for file, text in files.items()})
-            about = {"id": name, "url": server.add(f"/{name}.zip", packed), "size": len(packed)}
-            about |= {"checksum": hashlib.md5(packed).hexdigest()} | wrong
-            attributes = " ".join(f'{key}="{value}"' for key, value in about.items())
+        for name in DATA["nltk"]["packages"]:
+            packed = make_zip({f"{name}/english/": b""})
+            entry = {"id": name, "url": server.add(f"/{name}.zip", packed), "size": len(packed)}
+            entry |= {"checksum": hashlib.md5(packed).hexdigest()} | wrong
+            attributes = " ".join(f'{key}="{value}"' for key, value in entry.items())
             entries += f"<package {attributes}/>"
         index = server.add("/index.xml", f"<nltk_data>{entries}</nltk_data>".encode())
         return download_data.main("nltk", ["--download_path", str(tmp_path), "--index_url", index])
@@ -209,19 +187,15 @@ def nltk(server, tmp_path):
     return call
 
 
-def test_nltk_reads_what_was_downloaded_and_a_second_run_asks_for_nothing(nltk, server, tmp_path):
-    assert why_incomplete("nltk", tmp_path).endswith(f"wordnet, punkt_tab, {TAGGER}")
+def test_nltk_finds_what_was_downloaded_and_a_second_run_asks_for_nothing(
+    nltk, server, tmp_path, monkeypatch
+):
+    packages = DATA["nltk"]["packages"]
+    assert why_incomplete("nltk", tmp_path).endswith(", ".join(packages))
     assert nltk() == 0 and nltk() == 0 and len(server.asked) == 4
     assert why_incomplete("nltk", tmp_path) == ""
-    program = "import nltk; print(nltk.WordNetLemmatizer().lemmatize('mice'), "
-    program += "nltk.pos_tag(nltk.word_tokenize('a dog'))[1][1])"
-    read = subprocess.run(
-        [sys.executable, "-c", program],
-        env=os.environ | {"HOME": "/nonexistent", "NLTK_DATA": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert read.stdout.split() == ["mouse", "NN"], read.stderr
+    monkeypatch.setattr(data, "path", [str(tmp_path)])
+    assert all(data.find(f"{folder}/{name}/english/") for name, folder in packages.items())
 
 
 @pytest.mark.parametrize(
@@ -242,12 +216,14 @@ def test_a_package_unlike_its_entry_does_not_come(nltk, tmp_path, capsys, wrong,
 
 
 def test_the_evaluation_looks_where_downloads_go():
-    for script in ("LLaVA1.5/eval_chair_llava.sh", "Qwen2.5-VL/eval_chair_qwenvl.sh"):
+    scripts = {"llava": "LLaVA1.5/eval_chair_llava.sh", "qwen": "Qwen2.5-VL/eval_chair_qwenvl.sh"}
+    for model, script in scripts.items():
         text = (HERE.parent / script).read_text()
-        assert all(f"$root/prerequisites/coco/{folder}}}" in text for folder in FILES)
+        for folder in (CHECKPOINTS[model]["folder"], "coco/annotations", "coco/val2014"):
+            assert f"$root/prerequisites/{folder}}}" in text
     script = HERE.parent / "shared" / "eval_chair.sh"
     (line,) = [line for line in script.read_text().splitlines() if "NLTK_DATA" in line]
     bare = {name: value for name, value in os.environ.items() if name != "NLTK_DATA"}
     command = ["bash", "-c", f'root={HERE.parent}; {line}; echo "$NLTK_DATA"']
-    for more, place in ({}, str(HERE / "nltk_data")), ({"NLTK_DATA": "/mine"}, "/mine"):
-        assert subprocess.check_output(command, env=bare | more, text=True).strip() == place
+    for more, folder in ({}, str(HERE / "nltk_data")), ({"NLTK_DATA": "/mine"}, "/mine"):
+        assert subprocess.check_output(command, env=bare | more, text=True).strip() == folder

@@ -125,7 +125,7 @@ def hub(repository, tmp_path):
     server = Server()
     files = {path.relative_to(repository).as_posix(): path for path in repository.rglob("*.*")}
     named = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
-    server.models["someone/revisit"] = {"0" * 40: named}
+    server.add_model("someone/revisit", "0" * 40, named)
     yield {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)}
     server.close()
 
