@@ -285,7 +285,7 @@ def test_an_environment_without_transformers_is_named():
 
 def test_the_transformers_of_this_environment_is_recognised_without_importing_it():
     code = (
-        "import sys; from revisit.forks import installed, make; status = installed.main(['--check']);"
+        "import sys; from revisit.forks import installed; status = installed.main(['--check']);"
         "print({'torch', 'transformers', 'numpy'} & set(sys.modules)); sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
