@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from revisit.config import PAIConfig as PAIConfig
     from revisit.config import ReVisiTConfig as ReVisiTConfig
     from revisit.config import RITUALConfig as RITUALConfig
+    from revisit.config import SIDConfig as SIDConfig
     from revisit.config import VCDConfig as VCDConfig
     from revisit.config import VISTAConfig as VISTAConfig
     from revisit.core.head import LMHead as LMHead
@@ -33,6 +34,7 @@ __all__ = [
     "RITUALConfig",
     "ReVisiTConfig",
     "ReVisiTLogitsProcessor",
+    "SIDConfig",
     "VCDConfig",
     "VISTAConfig",
     "attach",
@@ -52,6 +54,7 @@ _HOME = {
     "RITUALConfig": "revisit.config",
     "ReVisiTConfig": "revisit.config",
     "ReVisiTLogitsProcessor": "revisit.transformers.processor",
+    "SIDConfig": "revisit.config",
     "VCDConfig": "revisit.config",
     "VISTAConfig": "revisit.config",
     "attach": "revisit.transformers.enable",

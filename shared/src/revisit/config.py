@@ -315,6 +315,36 @@ class PAIConfig:
         _check_share("beta", self.beta)
 
 
+@dataclass(frozen=True)
+class SIDConfig:
+    """How SID decodes (`revisit.decoders.sid` has its formulas).
+
+    Args:
+        alpha: >= 0, how much the second stream, which sees the least attended vision tokens alone,
+            is held against the model; 0 does not.
+        beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
+        layer: 1 to 31, the first layer, from 0, that sees only those vision tokens in a model of 32
+            layers; scaled to the model's own number. The layer before it chooses them.
+        rank: >= 0, how many vision tokens the later layers see.
+
+    Raises:
+        ValueError: a setting is outside its range.
+    """
+
+    alpha: float = 0.5
+    beta: float = 0.1
+    layer: int = 2
+    rank: int = 100
+
+    def __post_init__(self) -> None:
+        _check_weight("alpha", self.alpha)
+        _check_share("beta", self.beta)
+        if type(self.layer) is not int or not 1 <= self.layer < 32:
+            raise ValueError(f"layer must be an integer in 1..31, got {self.layer!r}")
+        if type(self.rank) is not int or self.rank < 0:
+            raise ValueError(f"rank must be an integer >= 0, got {self.rank!r}")
+
+
 OtherConfig = (
     VCDConfig
     | RITUALConfig
@@ -325,6 +355,7 @@ OtherConfig = (
     | DeCoConfig
     | VISTAConfig
     | PAIConfig
+    | SIDConfig
 )
 DecoderConfig = ReVisiTConfig | OtherConfig
 
@@ -338,6 +369,7 @@ OTHERS: dict[str, type[OtherConfig]] = {
     "deco": DeCoConfig,
     "vista": VISTAConfig,
     "pai": PAIConfig,
+    "sid": SIDConfig,
 }
 """The decoders beside ReVisiT, as flags name them, and their settings."""
 

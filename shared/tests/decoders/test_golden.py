@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from revisit.decoders import code, deco, icd, pai, vista
+from revisit.decoders import code, deco, icd, pai, sid, vista
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
 FORMULAS = {
     "CODE": lambda logits, second, told: code.combine(logits, second, told["cd_alpha"]),
     "PAI": lambda logits, second, told: pai.combine(logits, second, told["gamma"], told["cutoff"]),
     "ICD": lambda logits, second, told: icd.combine(logits, second, told["alpha"], told["beta"]),
+    "SID": lambda logits, second, told: sid.combine(logits, second, told["alpha"], told["beta"]),
     "DeCo": lambda logits, inner, told: deco.combine(
         logits, inner, told["alpha"], told["top_p"], told["top_k"]
     ),

@@ -86,6 +86,8 @@ def formula(name, logits, second, step):
     share = SHARE
     if name in ("VCD", "ICD"):
         decided = 2 * logits - second
+    elif name == "SID":
+        decided = 3 * logits - 2 * second
     elif name == "RITUAL":
         decided = logits + 3 * second
     elif name == "M3ID":
@@ -202,32 +204,65 @@ def last_outputs(layers, run):
 
 
 @contextmanager
-def raised(layers, vision, start, alpha):
-    """PAI's passes of one prompt: from position `start` on, each attends more to the tokens at
-    `vision` (S,) in these layers; attention of all positions, in float64."""
+def computed(layers, change):
+    """Passes of one prompt in which these layers' attention is computed in float64.
+
+    `change` gives a layer's scores (heads, Q, keys), before the softmax, from its number, the
+    scores and `seen` (Q, keys).
+    """
     modules = [layer.self_attn for layer in layers]
     interface = sys.modules[type(modules[0]).__module__].ALL_ATTENTION_FUNCTIONS
     plain = interface["sdpa"]
 
     def attend(module, query, key, value, attention_mask, scaling=None, **settings):
         mask = attention_mask
-        if not any(module is each for each in modules):
+        number = next((n for n, each in enumerate(modules) if module is each), None)
+        if number is None:
             return plain(module, query, key, value, mask, scaling=scaling, **settings)
         groups = query.shape[1] // key.shape[1]
-        keys, values = (each.double().repeat_interleave(groups, 1) for each in (key, value))
-        scores = scaling * query.double() @ keys.transpose(2, 3)
-        length = scores.shape[2]
-        seen = torch.zeros(length, dtype=torch.bool)
-        seen[: len(vision)] = vision
-        scores[:, :, start:, seen] += alpha * scores[:, :, start:, seen].abs()
+        keys, values = (each[0].double().repeat_interleave(groups, 0) for each in (key, value))
+        scores = scaling * query[0].double() @ keys.transpose(1, 2)
         if mask is None:
-            mask = torch.ones(length, length, dtype=torch.bool).tril()
-        hidden = ~mask if mask.dtype == torch.bool else mask < -1e30
-        weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
-        return (weights @ values).transpose(1, 2).to(query.dtype).contiguous(), None
+            mask = torch.ones(1, 1, *scores.shape[1:], dtype=torch.bool).tril()
+        seen = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] > -1e30
+        weights = change(number, scores, seen).masked_fill(~seen, -math.inf).softmax(-1)
+        return (weights @ values).transpose(0, 1).unsqueeze(0).to(query.dtype), None
 
     interface["sdpa"] = attend
     try:
         yield
     finally:
         interface["sdpa"] = plain
+
+
+def raised(layers, vision, start, alpha):
+    """PAI's passes: from position `start` on, each attends more to the tokens at `vision` (S,)."""
+
+    def change(_number, scores, _seen):
+        at = vision.nonzero().flatten()
+        scores[:, start:, at] += alpha * scores[:, start:, at].abs()
+        return scores
+
+    return computed(layers, change)
+
+
+def least_attended(layers, vision, start, rank):
+    """SID's passes: the first layer chooses, for each position from `start` on, the `rank` tokens
+    at `vision` (S,) that it attends to least, and the others see no more of them. Positions before
+    `start` see what it sees."""
+    hidden = []  # of each position
+
+    def change(number, scores, seen):
+        if number == 0:
+            hidden.clear()
+            weights = scores.masked_fill(~seen, -math.inf).softmax(-1).mean(0)
+            for position in range(len(seen)):
+                attended = weights[max(position, start)].tolist()
+                tokens = sorted(vision.nonzero().flatten().tolist(), key=attended.__getitem__)
+                hidden.append(tokens[rank:])
+        else:
+            for position, tokens in enumerate(hidden):
+                scores[:, position, tokens] = -math.inf
+        return scores
+
+    return computed(layers, change)

@@ -31,6 +31,7 @@ from revisit import (
     PAIConfig,
     ReVisiTConfig,
     RITUALConfig,
+    SIDConfig,
     VCDConfig,
     VISTAConfig,
 )
@@ -45,6 +46,7 @@ CONFIGS = {
     **whole_passes.CONFIGS,
     "DoLa, high": DoLaConfig(layers="high", relative_top=SHARE),
     "PAI": PAIConfig(gamma=1.3, alpha=0.6, beta=SHARE),
+    "SID": SIDConfig(alpha=2, beta=SHARE, layer=8, rank=3),  # of four layers, the first one chooses
 }
 INSTRUCTION, DESCRIPTION = [50, 51, 52], [60, 61, 62, 63]
 # One has images of different sizes and positions of three kinds, one a sliding window, one rows
@@ -129,6 +131,7 @@ class Reference:
         self.name = name
         self.inputs = inputs
         self.length = inputs["input_ids"].shape[1]
+        self.vision = inputs["input_ids"][0] == IMAGE
         self.directions = None  # VISTA's
 
     def whole(self, tokens, inputs=None):
@@ -159,9 +162,8 @@ class Reference:
     def changes(self):
         """What VISTA and PAI do in each pass; VISTA nothing where there is no image."""
         if self.name == "PAI":
-            vision = self.inputs["input_ids"][0] == IMAGE
-            layers = text_decoder(self.model).layers[2:]
-            return whole_passes.raised(layers, vision, self.length - 1, CONFIGS["PAI"].alpha)
+            layers, alpha = text_decoder(self.model).layers[2:], CONFIGS["PAI"].alpha
+            return whole_passes.raised(layers, self.vision, self.length - 1, alpha)
         if self.name != "VISTA" or IMAGE not in self.inputs["input_ids"]:
             return nullcontext()
         layers, nothing = text_decoder(self.model).layers, torch.zeros(0, dtype=torch.long)
@@ -181,6 +183,10 @@ class Reference:
             other = self.layer_logits(name, logits, states)
         elif name in ("M3ID", "PAI"):
             other, _ = self.whole(tokens, self.without_images())
+        elif name == "SID":
+            layers, rank = text_decoder(self.model).layers, CONFIGS["SID"].rank
+            with whole_passes.least_attended(layers, self.vision, self.length - 1, rank):
+                other, _ = self.whole(tokens)
         elif name == "VCD":
             pixels = [key for key in self.inputs if key.startswith("pixel_values")]
             noisy = {key: noise(self.inputs, key) for key in pixels}
@@ -318,6 +324,8 @@ OFF = {
     "DeCo": DeCoConfig(alpha=0),
     "VISTA": VISTAConfig(weight=0, steering=0),
     "PAI": PAIConfig(gamma=1, alpha=0, beta=SHARE),
+    "SID": SIDConfig(alpha=0, beta=SHARE),
+    "SID, all seen": SIDConfig(beta=SHARE, rank=99),
 }
 
 

@@ -32,3 +32,23 @@ def within(layer: int, count: int, name: str) -> int:
         stacklevel=2,
     )
     return count - 1
+
+
+def scaled_layer(layer: int, count: int, name: str) -> int:
+    """The number of a layer of 32, from 0, for a decoder of `count` layers: never its first layer.
+
+    Where `count` is not 32, a warning says which one it is; `name` is the decoding method's.
+
+    Raises:
+        ValueError: the decoder has one layer alone.
+    """
+    if count == _LAYERS:
+        return layer
+    if count < 2:
+        raise ValueError(f"{name} needs a layer below another one, and the model has {count}")
+    found = min(max(round(layer * count / _LAYERS), 1), count - 1)
+    warnings.warn(
+        f"{name}'s layer {layer} is one of {_LAYERS}: of {count} layers it is {found}",
+        stacklevel=2,
+    )
+    return found

@@ -1,23 +1,20 @@
-"""PAI in `generate`: what the last position attends to of the image, through Transformers' own
-attention interface."""
+"""Attention that a decoder changes in one of its two streams: PAI, SID.
+
+Transformers' attention interface is intercepted for as long as a generation needs it.
+"""
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from revisit.config import PAIConfig
-from revisit.decoders import pai
-from revisit.decoders.scaled import within
-from revisit.transformers.contrastive import (
-    SecondStreamGeneration,
-    TextOnlyLogitsProcessor,
-)
+from revisit.config import PAIConfig, SIDConfig
+from revisit.transformers.contrastive import SecondStreamGeneration, SecondStreamLogitsProcessor
 from revisit.transformers.generation import (
     Prompts,
     current_generation,
@@ -31,39 +28,100 @@ from revisit.transformers.vision_positions import locate
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _FUNCTION = "sdpa"  # the one that is intercepted: those of a GPU's kernels have no mask to read
 
+# What some attentions add to the scores, or to the softmax.
+_NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
 
-class PAILogitsProcessor(TextOnlyLogitsProcessor):
-    """The second stream reads the prompts without their images; the first attends to them more.
+Output = tuple[Tensor, Tensor | None]
 
-    Raises:
-        ValueError: the release or the model has no attention that can be raised.
+
+class AttentionCall(NamedTuple):
+    """The attention of one layer in a pass over Q positions.
+
+    Attributes:
+        function: of the interface.
+        module: the layer's attention.
+        query: (rows, heads, Q, d).
+        key, value: (rows, heads or fewer, keys, d).
+        mask: (rows or 1, heads or 1, Q, keys or more), bool and true at what a position sees, or
+            numbers to add; None is causal.
+        settings: the function's further arguments.
     """
 
-    name = "PAI"
-    config: PAIConfig
+    function: Callable[..., Output]
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    settings: Mapping[str, Any]
 
-    def __init__(self, model: Model, config: PAIConfig) -> None:
+    def run(self) -> Output:
+        """The output, (rows, Q, heads, d), and the weights or None."""
+        inputs = (self.module, self.query, self.key, self.value, self.mask)
+        return self.function(*inputs, **self.settings)
+
+    def scores(self, count: int) -> Tensor:
+        """Of the last positions, before the softmax: (rows, heads, count, keys) float32.
+
+        What a position does not see has -inf, or about the least number of the mask's dtype.
+        """
+        scale = self.settings.get("scaling") or self.query.shape[-1] ** -0.5
+        keys = self.for_each_head(self.key)
+        scores: Tensor = self.query[:, :, -count:].float() @ keys.transpose(2, 3) * scale
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            return scores + self.mask[:, :, -count:, : scores.shape[3]]
+        return scores.masked_fill(~self._seen()[:, :, -count:], -torch.inf)
+
+    def for_each_head(self, states: Tensor) -> Tensor:
+        """Keys or values for each head of the query, float32."""
+        return states.repeat_interleave(self.query.shape[1] // states.shape[1], 1).float()
+
+    def hiding(self, hidden: Tensor) -> "AttentionCall":
+        """The call with keys hidden where `hidden` (rows, Q, keys) is true.
+
+        A position that would see no key at all sees those that it saw.
+        """
+        seen = self._seen()
+        hidden = hidden.unsqueeze(1) & seen
+        hidden &= (seen & ~hidden).any(-1, keepdim=True)
+        mask = seen & ~hidden
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            least = torch.finfo(self.mask.dtype).min
+            mask = self.mask[..., : seen.shape[3]].masked_fill(hidden, least)
+        return self._replace(mask=mask, settings={**self.settings, "is_causal": False})
+
+    def _seen(self) -> Tensor:
+        """(rows or 1, heads or 1, Q, keys) bool, true where a position sees a key."""
+        queries, keys = self.query.shape[2], self.key.shape[2]
+        if self.mask is None:
+            seen = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=self.query.device)
+            return seen if queries == 1 else seen.tril()
+        mask = self.mask[..., :keys]
+        return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+class AttentionLogitsProcessor(SecondStreamLogitsProcessor):
+    """A decoder with a second stream that changes the attention of one of the streams.
+
+    With alpha 0 it changes none, and works with every attention.
+
+    Raises:
+        ValueError: the release or the model has no attention that can be changed.
+    """
+
+    config: PAIConfig | SIDConfig
+    generation_class: ClassVar[type["AttentionGeneration"]]
+    without: ClassVar[str]  # what alpha 0 leaves of the decoder, for messages
+
+    def __init__(self, model: Model, config: PAIConfig | SIDConfig) -> None:
         super().__init__(model, config)
-        if config.alpha:
-            self.attentions()  # what cannot work is refused now
+        self.first = 0
+        if config.alpha:  # what cannot work is refused now
+            self.first = self.first_layer(len(self._attentions()))
 
-    def attentions(self) -> list[nn.Module]:
-        """The attention of each layer, all of which the interface serves."""
-        attentions: list[Any] = [
-            getattr(layer, "self_attn", None) for layer in text_decoder(self.model).layers
-        ]
-        for attention in attentions:
-            kind = type(attention)
-            served = hasattr(sys.modules[kind.__module__], _INTERFACE)
-            function = getattr(getattr(attention, "config", None), "_attn_implementation", None)
-            if not served or function != _FUNCTION:
-                what = f"is {function!r}" if served else f"does not go through {_INTERFACE}"
-                advice = f"load the model with attn_implementation={_FUNCTION!r}, or " * served
-                raise ValueError(
-                    f"PAI raises attention that Transformers computes by {_FUNCTION!r}, and that "
-                    f"of {kind.__name__} {what}: {advice}pass alpha=0, which leaves the logits half"
-                )
-        return attentions
+    def first_layer(self, count: int) -> int:
+        """The first of `count` layers, from 0, whose attention is read or changed."""
+        raise NotImplementedError
 
     def open(self, prompts: Prompts) -> SecondStreamGeneration:
         if not self.config.alpha:
@@ -71,103 +129,106 @@ class PAILogitsProcessor(TextOnlyLogitsProcessor):
         inputs = prompts.inputs
         refuse_prefilled_cache(inputs, self.name)
         refuse_chunked_prefill(self.model, inputs, self.name)
-        stream = self.stream(prompts)
-        return RaisedGeneration(self, stream, locate(self.model, inputs, prompts.vision_mask).mask)
+        vision = locate(self.model, inputs, prompts.vision_mask).mask
+        attentions = self._attentions()[self.first :]
+        return self.generation_class(self, self.stream(prompts), vision, attentions)
 
-    def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
-        return pai.combine(logits, second, self.config.gamma, self.config.beta)
+    def _attentions(self) -> list[nn.Module]:
+        """The attention of each layer, all of which go through the interface."""
+        layers = text_decoder(self.model).layers
+        attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in layers]
+        for attention in attentions:
+            kind = type(attention)
+            has_interface = hasattr(sys.modules[kind.__module__], _INTERFACE)
+            function = getattr(getattr(attention, "config", None), "_attn_implementation", None)
+            if has_interface and function == _FUNCTION:
+                continue
+            what, advice = f"does not go through {_INTERFACE}", ""
+            if has_interface:
+                what = f"is {function!r}"
+                advice = f"load the model with attn_implementation={_FUNCTION!r}, or "
+            raise ValueError(
+                f"{self.name} changes attention that Transformers computes by {_FUNCTION!r}, and "
+                f"that of {kind.__name__} {what}: {advice}pass alpha=0, which leaves {self.without}"
+            )
+        return attentions
 
 
-class RaisedGeneration(SecondStreamGeneration):
-    """Raises what the last position attends to of the image, in each step of the first stream.
+class AttentionGeneration(SecondStreamGeneration):
+    """Changes the attention of some layers in each step of one stream.
 
     Args:
         vision: (P, S) bool, true at the vision tokens of the prompts as the layers read them.
+        attentions: of these layers.
     """
 
-    processor: PAILogitsProcessor
+    processor: AttentionLogitsProcessor
+    changes_second: ClassVar[bool]  # whether it changes the second stream, and not the first
 
-    def __init__(self, processor: PAILogitsProcessor, stream: SecondStream, vision: Tensor) -> None:
+    def __init__(
+        self,
+        processor: AttentionLogitsProcessor,
+        stream: SecondStream,
+        vision: Tensor,
+        attentions: list[nn.Module],
+    ) -> None:
         super().__init__(processor, stream)
         self.vision = vision
-        attentions = processor.attentions()
-        first = within(pai.FIRST_LAYER, len(attentions), processor.name)
-        self._raised = attentions[first:]
-        self._seen = 0  # how many of them attended since the last step
+        self.attentions = attentions
+        self._called = 0  # how many of them were in this step
 
-    def __enter__(self) -> "RaisedGeneration":
+    def __enter__(self) -> "AttentionGeneration":
         super().__enter__()
         with ExitStack() as undo:
             undo.push(self._undo.pop_all())
-            for interface in {id(each): each for each in map(_interface, self._raised)}.values():
+            for interface in {id(each): each for each in map(_interface, self.attentions)}.values():
                 undo.enter_context(_intercepted(interface))
             self._undo = undo.pop_all()
         return self
 
     def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if self._seen != len(self._raised):
+        decided = super().step(input_ids, scores)
+        if self._called != len(self.attentions):
             raise ValueError(
-                f"PAI saw {self._seen} layers attend in a step, not {len(self._raised)}: the "
-                "model's passes must be those of this generation, in its thread and not compiled"
+                f"{self.processor.name} saw {self._called} layers attend in a step, not "
+                f"{len(self.attentions)}: the model's passes must be those of this generation, in "
+                "its thread and not compiled"
             )
-        self._seen = 0
-        return super().step(input_ids, scores)
+        self._called = 0
+        return decided
 
-    def attend(
-        self,
-        function: Callable[..., Any],
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **settings: Any,
-    ) -> Any:
-        """The attention function's output, with the last position's attention raised."""
-        output, weights = function(module, query, key, value, attention_mask, **settings)
-        if self._running_second or not any(module is each for each in self._raised):
-            return output, weights
-        if others := [name for name in _OTHERS if settings.get(name) is not None]:
-            raise ValueError(f"PAI cannot raise attention with {others}: pass alpha=0")
-        self._seen += 1
-        groups = query.shape[1] // key.shape[1]
-        keys, values = (each.repeat_interleave(groups, 1).float() for each in (key, value))
-        # One position of a pass, but without a KV cache all that were the last one of a step.
-        count = min(query.shape[2], self.steps + 1)
-        scale = settings.get("scaling") or query.shape[-1] ** -0.5
-        scores = query[:, :, -count:].float() @ keys.transpose(2, 3) * scale
-        scores = _masked(scores, attention_mask, query.shape[2])
-        vision = self._vision_keys(len(query), keys.shape[2]).to(scores.device)
-        raised = pai.boost(scores.flatten(1, 2), vision, self.processor.config.alpha)
-        last = raised.view_as(scores).softmax(-1) @ values
-        last = last.transpose(1, 2).to(output.dtype)
-        return torch.cat([output[:, :-count], last], 1), weights
+    def call(self, call: AttentionCall) -> Output:
+        """What a layer's attention gives in this generation."""
+        changes = self._running_second == self.changes_second
+        if not changes or not any(call.module is each for each in self.attentions):
+            return call.run()
+        self._called += 1
+        return self.attend(call)
 
-    def _vision_keys(self, rows: int, length: int) -> Tensor:
-        """(rows, length) bool, true at the keys of vision tokens.
+    def attend(self, call: AttentionCall) -> Output:
+        """The changed attention of a layer."""
+        raise NotImplementedError
 
-        Static caches have room behind the keys, those of a sliding window hold the latest alone.
-        """
-        vision = pad(self.vision, (0, self.steps)).repeat_interleave(rows // len(self.vision), 0)
-        return pad(vision, (0, max(0, length - vision.shape[1])))[:, -length:]
+    def scores(self, call: AttentionCall) -> Tensor:
+        """(rows, heads, count, keys) before the softmax, of those positions of a pass that end a
+        step: the last one, or without a KV cache the last one of each step so far."""
+        if others := [name for name in _NOT_COMPUTED if call.settings.get(name) is not None]:
+            raise ValueError(
+                f"{self.processor.name} cannot compute attention with {others}: pass alpha=0"
+            )
+        return call.scores(min(call.query.shape[2], self.steps + 1))
+
+    def vision_tokens(self, rows: int) -> Tensor:
+        """(rows, T) bool, true at the vision tokens of the sequences so far."""
+        return pad(self.vision, (0, self.steps)).repeat_interleave(rows // len(self.vision), 0)
 
 
-# What some attentions add to the scores, or to the softmax.
-_OTHERS = ("softcap", "s_aux", "position_bias")
+def at_keys(values: Tensor, keys: int) -> Tensor:
+    """Values (..., T) of the sequences' positions, for the keys of a layer: (..., keys).
 
-
-def _masked(scores: Tensor, mask: Tensor | None, queries: int) -> Tensor:
-    """The scores (rows, heads, c, keys) of a pass's last positions, with -inf or a dtype's least
-    number where its mask hides a key."""
-    count, length = scores.shape[2:]
-    if mask is None:  # causal: a single position sees all keys
-        if queries == 1:
-            return scores
-        places = torch.arange(queries - count, queries, device=scores.device)
-        seen = torch.arange(length, device=scores.device) <= places.unsqueeze(1)
-        return scores.masked_fill(~seen, -torch.inf)
-    last = mask[:, :, -count:, :length]
-    return scores.masked_fill(~last, -torch.inf) if last.dtype == torch.bool else scores + last
+    Static caches have room behind the positions; those of a sliding window hold the latest alone.
+    """
+    return pad(values, (0, max(0, keys - values.shape[-1])))[..., -keys:]
 
 
 def _interface(attention: nn.Module) -> Any:
@@ -177,15 +238,22 @@ def _interface(attention: nn.Module) -> Any:
 class _Interception:
     """Asks the generation that runs about each attention, for as long as any needs it."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Output]) -> None:
         self.function = function
         self.users = 0
 
-    def __call__(self, *args: Any, **settings: Any) -> Any:
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **settings: Any,
+    ) -> Output:
+        call = AttentionCall(self.function, module, query, key, value, attention_mask, settings)
         generation = current_generation()
-        if isinstance(generation, RaisedGeneration):
-            return generation.attend(self.function, *args, **settings)
-        return self.function(*args, **settings)
+        return generation.call(call) if isinstance(generation, AttentionGeneration) else call.run()
 
 
 _lock = threading.Lock()

@@ -22,11 +22,11 @@ from revisit.config import (
     PAIConfig,
     ReVisiTConfig,
     RITUALConfig,
+    SIDConfig,
     VCDConfig,
     VISTAConfig,
 )
 from revisit.core.head import LMHead
-from revisit.transformers.attention import PAILogitsProcessor
 from revisit.transformers.blocks import changes, close_block, open_block
 from revisit.transformers.contrastive import (
     CODELogitsProcessor,
@@ -43,8 +43,10 @@ from revisit.transformers.generation import (
 )
 from revisit.transformers.layer_logits import DeCoLogitsProcessor, DoLaLogitsProcessor
 from revisit.transformers.model_parts import Model
+from revisit.transformers.pai import PAILogitsProcessor
 from revisit.transformers.processor import ReVisiTLogitsProcessor
 from revisit.transformers.refusals import refuse_open_batching
+from revisit.transformers.sid import SIDLogitsProcessor
 from revisit.transformers.steering import VISTALogitsProcessor
 
 _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
@@ -58,6 +60,7 @@ _DECODERS: dict[type, type[DecoderLogitsProcessor]] = {
     DeCoConfig: DeCoLogitsProcessor,
     VISTAConfig: VISTALogitsProcessor,
     PAIConfig: PAILogitsProcessor,
+    SIDConfig: SIDLogitsProcessor,
 }
 
 
