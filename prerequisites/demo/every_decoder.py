@@ -47,7 +47,7 @@ NAMES = {
     "pai": "PAI, logits half",
 }
 GIVEN = {"pai": {"pai_alpha": 0}}
-"""The other half needs an attention interface, which the families' releases lack."""
+"""The other half needs an attention interface, which the families' releases lack. So does SID."""
 ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 LAYERS = ("last", "all", "low", "high")
 ROUNDS = 5
@@ -59,7 +59,7 @@ SHOWN = [*COLUMNS.metrics, "s/token"]
 
 def others() -> list[Decoder]:
     """The decoders beside greedy decoding and ReVisiT, by their published settings."""
-    return [Decoder(NAMES[name], name, {"decoder": name, **GIVEN.get(name, {})}) for name in OTHERS]
+    return [Decoder(NAMES[name], name, {"decoder": name, **GIVEN.get(name, {})}) for name in NAMES]
 
 
 def ablations(family: Family) -> list[Decoder]:
@@ -193,9 +193,9 @@ def measured(family: Family, out: Path) -> str:
 def settings_of_others() -> str:
     """The settings of the other decoders: the defaults of their configs."""
     told = []
-    for name, config in OTHERS.items():
-        given = ", ".join(f"{field.name} {field.default}" for field in fields(config))
-        told.append(f"{NAMES[name]} {given}")
+    for name, shown in NAMES.items():
+        given = ", ".join(f"{field.name} {field.default}" for field in fields(OTHERS[name]))
+        told.append(f"{shown} {given}")
     return "; ".join(told)
 
 

@@ -115,7 +115,7 @@ def test_an_ablation_differs_from_the_chosen_setting_in_one_thing() -> None:
 
 
 def test_each_way_captions_once_and_by_its_own_flags(tmp_path: Path) -> None:
-    assert NAMES.keys() == OTHERS.keys()
+    assert NAMES.keys() == OTHERS.keys() - {"sid"}  # the families' releases cannot run it
     for family in FAMILIES:
         *todo, timed = jobs(family, tmp_path, 4)
         last = [
@@ -124,7 +124,7 @@ def test_each_way_captions_once_and_by_its_own_flags(tmp_path: Path) -> None:
         folders = [each["--output_path"] for each in last]
         assert len(set(folders)) == len(folders) == len(ways(family))
         assert folders[0] == str(tmp_path / GREEDY.slug) and "--decoder" not in last[0]
-        assert OTHERS.keys() == {each["--decoder"] for each in last if "--decoder" in each}
+        assert NAMES.keys() == {each["--decoder"] for each in last if "--decoder" in each}
         assert all(each["--data_path"] == str(COCO / "val2014") for each in last)
 
         flags = timed["ways"]
