@@ -8,7 +8,7 @@ import torch
 
 import revisit
 from llava import IMAGE_TOKEN_INDEX, pad_prompts
-from revisit import PAIConfig, RITUALConfig
+from revisit import PAIConfig, RITUALConfig, SIDConfig
 from whole_passes import (
     ASKED,
     CONFIGS,
@@ -176,6 +176,7 @@ def test_ritual_says_what_to_pass(small_model, pixels):
         small_model.generate(torch.tensor([PROMPTS[0]]), images=pixels[:1], max_new_tokens=2)
 
 
-def test_attention_of_this_release_is_not_raised(small_model):
+@pytest.mark.parametrize("kind", [PAIConfig, SIDConfig])
+def test_attention_of_this_release_is_not_changed(small_model, kind):
     with pytest.raises(ValueError, match="ALL_ATTENTION_FUNCTIONS: pass alpha=0"):
-        revisit.enable(small_model, PAIConfig())
+        revisit.enable(small_model, kind())

@@ -8,7 +8,7 @@ import torch
 
 import revisit
 from prompts import BOTH, END, FILM, IMAGE, NOTHING, ONE, PAD, START, THREE, VIDEO, batch
-from revisit import PAIConfig
+from revisit import PAIConfig, SIDConfig
 from whole_passes import (
     ASKED,
     CONFIGS,
@@ -133,6 +133,7 @@ def test_sampling_draws_from_the_reference_s_distribution(golden_model, name):
     assert tokens == reference(golden_model, name, THREE, **asked)
 
 
-def test_attention_of_this_release_is_not_raised(golden_model):
+@pytest.mark.parametrize("kind", [PAIConfig, SIDConfig])
+def test_attention_of_this_release_is_not_changed(golden_model, kind):
     with pytest.raises(ValueError, match="ALL_ATTENTION_FUNCTIONS: pass alpha=0"):
-        revisit.enable(golden_model, PAIConfig())
+        revisit.enable(golden_model, kind())

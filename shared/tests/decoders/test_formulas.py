@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from revisit import DoLaConfig, M3IDConfig, RITUALConfig, VCDConfig
-from revisit.decoders import dola, m3id, ritual, vcd
+from revisit import DoLaConfig, M3IDConfig, RITUALConfig, SIDConfig, VCDConfig
+from revisit.decoders import dola, m3id, ritual, sid, vcd
+from revisit.decoders.scaled import scaled_layer
 from revisit.decoders.transformations import blur, second_image
 
 SEEDS = range(8)
@@ -86,6 +87,35 @@ def test_words_that_the_model_rules_out_stay_out():
 def test_m3id_stays_finite_however_long_the_text():
     logits = draw(1, 2, 6)
     assert m3id.combine(logits, draw(2, 2, 6), 100_000, 1.0, 0.0).isfinite().all()
+
+
+# SID's vision tokens
+
+
+def test_sid_hides_all_but_the_least_attended_row_by_row():
+    vision = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
+    heads = torch.tensor([[0.1, 0.3, 0.4, 0.2, 0.0], [0.1, 0.3, 0.0, 0.2, 0.4]])
+    weights = heads.view(1, 2, 1, 5).repeat(3, 1, 2, 1)
+    weights[0, :, 1] = 0.2  # of equals, the first one stays
+
+    def hidden(rank):
+        found = sid.hidden_tokens(weights, vision, rank)
+        return [[at.nonzero().flatten().tolist() for at in row] for row in found]
+
+    assert hidden(1) == [[[1, 3], [2, 3]], [[1], [1]], [[], []]]
+    assert hidden(2) == [[[1], [3]], [[], []], [[], []]]
+    assert hidden(0) == [[[1, 2, 3]] * 2, [[0, 1]] * 2, [[]] * 2]
+    assert hidden(9) == [[[]] * 2] * 3
+
+
+def test_sid_s_layer_is_as_far_up_in_a_model_of_another_depth():
+    assert scaled_layer(2, 32, "SID") == 2
+    with pytest.warns(UserWarning, match="SID's layer 2 is one of 32: of 64 layers it is 4"):
+        assert scaled_layer(2, 64, "SID") == 4
+    with pytest.warns(UserWarning, match="of 2 layers it is 1"):
+        assert [scaled_layer(layer, 2, "SID") for layer in (1, 31)] == [1, 1]
+    with pytest.raises(ValueError, match="needs a layer below another one"):
+        scaled_layer(2, 1, "SID")
 
 
 # VCD's noise
@@ -195,6 +225,11 @@ def test_the_blur_is_a_gaussian_thirteen_wide():
         (lambda: DoLaConfig(layers="middle"), "layers must be one of"),
         (lambda: DoLaConfig(layers="last"), "say 'low'"),
         (lambda: DoLaConfig(relative_top=2), "relative_top must be in"),
+        (lambda: SIDConfig(alpha=-1), "alpha must be a finite number"),
+        (lambda: SIDConfig(beta=2), "beta must be in"),
+        (lambda: SIDConfig(layer=0), r"layer must be an integer in 1\.\.31, got 0"),
+        (lambda: SIDConfig(layer=32), r"layer must be an integer in 1\.\.31, got 32"),
+        (lambda: SIDConfig(rank=-1), "rank must be an integer >= 0, got -1"),
     ],
 )
 def test_a_setting_out_of_range_is_named(make, message):
@@ -207,3 +242,4 @@ def test_defaults_are_those_of_the_contract():
     assert RITUALConfig() == RITUALConfig(3.0, 0.1, 0)
     assert M3IDConfig() == M3IDConfig(0.02, 0.1)
     assert DoLaConfig() == DoLaConfig("low", 0.1)
+    assert SIDConfig() == SIDConfig(0.5, 0.1, 2, 100)

@@ -2,7 +2,15 @@
 
 import pytest
 
-from revisit.config import DoLaConfig, M3IDConfig, Number, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit.config import (
+    DoLaConfig,
+    M3IDConfig,
+    Number,
+    ReVisiTConfig,
+    RITUALConfig,
+    SIDConfig,
+    VCDConfig,
+)
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.run import (
     Generation,
@@ -61,6 +69,11 @@ WRITTEN = [
         DoLaConfig(layers=[0, 2, 4], relative_top=Number("0")),
         "dola-0-2-4-0",
         {"decoder": "dola", "dola_layers": [0, 2, 4], "dola_relative_top": 0.0},
+    ),
+    (
+        SIDConfig(rank=50),
+        "sid-0.5-0.1-2-50",
+        {"decoder": "sid", "sid_alpha": 0.5, "sid_beta": 0.1, "sid_layer": 2, "sid_rank": 50},
     ),
 ]
 

@@ -637,25 +637,50 @@ def test_a_copy_of_an_enabled_model_decodes_as_it_does(name):
     assert output[:, rows[1]["input_ids"].shape[1] :].tolist() == wanted
 
 
-def test_attention_that_cannot_be_raised_is_refused_with_what_can():
+@pytest.mark.parametrize("kind", [PAIConfig, SIDConfig])
+def test_attention_that_cannot_be_changed_is_refused_with_what_can(kind):
     model = families.make("llava")
     model.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="attn_implementation='sdpa', or pass alpha=0"):
-        revisit.enable(model, PAIConfig())
-    with revisit.attach(model, PAIConfig(alpha=0)):
+        revisit.enable(model, kind())
+    with revisit.attach(model, kind(alpha=0)):
         pass
+
+
+@pytest.mark.parametrize("kind", [PAIConfig, SIDConfig])
+def test_attention_that_is_no_longer_intercepted_is_noticed(kind):
+    model = families.make("llava")
+    model.register_forward_pre_hook(lambda *_: model.set_attn_implementation("eager"))
+    refused(model, kind(), made("llava")[2][0], "saw 0 layers attend in a step, not")
+
+
+@pytest.mark.parametrize("kind", [PAIConfig, SIDConfig, VISTAConfig])
+def test_prompts_read_in_parts_are_refused_before_anything_runs(kind):
     model, _, rows = made("llava")
-    chunked = {"prefill_chunk_size": 3}
-    for config in (PAIConfig(), VISTAConfig()):
-        refused(model, config, rows[0], "leave out prefill_chunk_size", **chunked)
+    ran = []
+    handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
+    refused(model, kind(), rows[0], "leave out prefill_chunk_size", prefill_chunk_size=3)
+    handle.remove()
+    assert not ran
+    text = {name: rows[0][name][:, :4] for name in ("input_ids", "attention_mask")}
+    cache = model.model.language_model(text["input_ids"] % 5).past_key_values
+    refused(model, kind(), rows[0], "leave out past_key_values", past_key_values=cache)
+    assert cache.get_seq_length() == 4
 
 
-def test_the_attention_interface_is_as_it_was():
+def test_sid_s_second_stream_has_no_other_inputs():
+    model, _, rows = made("llava")
+    other = {"second_inputs": {"pixel_values": rows[0]["pixel_values"]}}
+    refused(model, SIDConfig(), rows[0], "reads the same inputs: leave out second_inputs", **other)
+
+
+@pytest.mark.parametrize("name", ["PAI", "SID"])
+def test_the_attention_interface_is_as_it_was(name):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     model, _, rows = made("llava")
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    decode(model, "PAI", rows[0])
+    decode(model, name, rows[0])
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
 
 
