@@ -8,6 +8,7 @@ from llava import IMAGE_TOKEN_INDEX, pad_prompts
 
 IMAGE = IMAGE_TOKEN_INDEX
 PLAIN: dict = {}
+SCORES = {"output_scores": True, "return_dict_in_generate": True}
 REVISIT = {"use_revisit": True, "early_exit_layers": "all", "relative_top": 0.01}
 both_decoders = pytest.mark.parametrize("decoder", [PLAIN, REVISIT], ids=["greedy", "revisit"])
 
@@ -18,18 +19,16 @@ TEXT = [1, 21, 22, 23, 24]
 
 def rows_of(prompts, pixels):
     """The images of each prompt: (k, 3, H, W) each."""
-    return pixels[: sum(prompt.count(IMAGE) for prompt in prompts)].split(
-        [prompt.count(IMAGE) for prompt in prompts]
-    )
+    counts = [prompt.count(IMAGE) for prompt in prompts]
+    return pixels[: sum(counts)].split(counts)
 
 
 def batch(model, prompts, pixels, **settings):
     """New tokens of each row of a padded batch; rows of a prompt follow each other."""
     ids, mask = pad_prompts(prompts, 0)
     stacked = torch.cat(rows_of(prompts, pixels))
-    output = model.generate(
-        ids, images=stacked if len(stacked) else None, attention_mask=mask, **settings
-    )
+    images = stacked if len(stacked) else None
+    output = model.generate(ids, images=images, attention_mask=mask, **settings)
     assert torch.equal(output[:, : ids.shape[1]].unique(dim=0), ids.unique(dim=0))
     return output[:, ids.shape[1] :].tolist()
 
@@ -54,7 +53,7 @@ def alone(model, prompts, pixels, **settings):
         {"encoder_repetition_penalty": 1.5},
         {"num_beams": 3},
         {"num_beams": 4, "num_return_sequences": 2, "repetition_penalty": 1.3},
-        {"min_new_tokens": 8},
+        {"min_new_tokens": 8, "early_exit_layers": "last"},
         {"bad_words_ids": [[5], [7, 9]]},
     ],
     ids=str,
@@ -71,27 +70,16 @@ def test_a_batch_gives_each_row_what_it_gives_alone(small_model, pixels, decoder
     assert [row for block in blocks[::-1] for row in block] == expected
 
 
-def test_groups_of_beams_too(small_model, pixels):
-    settings = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5, "max_new_tokens": 6}
-    assert batch(small_model, PROMPTS, pixels, **settings) == alone(
-        small_model, PROMPTS, pixels, **settings
-    )
-
-
-def test_golden_prompts_in_one_batch_give_the_golden_tokens(golden_model, golden_images):
-    prompts = [[1, 5, 7, 9, IMAGE, 11, 13, 17, 19], [1, IMAGE, 70, 71, 72, 73, 74]]
-    images = torch.cat([golden_images["image_21"], golden_images["image_23"]])
-    settings = {"max_new_tokens": 5, "use_revisit": True, "relative_top": 0.001}
-    assert batch(golden_model, prompts, images, **settings) == alone(
-        golden_model, prompts, images, **settings
-    )
-
-
-def test_prompts_without_an_image_beside_prompts_with_one(small_model, pixels):
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}],
+    ids=["greedy", "groups of beams"],
+)
+def test_prompts_without_an_image_beside_prompts_with_one(small_model, pixels, settings):
     prompts = [TEXT, *PROMPTS, TEXT[:2]]
-    assert batch(small_model, prompts, pixels, max_new_tokens=6) == alone(
-        small_model, prompts, pixels, max_new_tokens=6
-    )
+    settings = {"max_new_tokens": 6, **settings}
+    expected = alone(small_model, prompts, pixels, **settings)
+    assert batch(small_model, prompts, pixels, **settings) == expected
 
 
 @both_decoders
@@ -112,11 +100,9 @@ def test_images_come_as_one_tensor_by_prompt_or_as_a_list(small_model, pixels):
         [pixels[:2], pixels[2:4]],
         [pixels[:1], pixels[1], pixels[2:4]],
     ]
-    results = [
-        small_model.generate(ids, attention_mask=mask, images=form, max_new_tokens=4)
-        for form in forms
-    ]
-    assert all(torch.equal(result, results[0]) for result in results)
+    settings = {"attention_mask": mask, "max_new_tokens": 4}
+    first, *others = (small_model.generate(ids, images=form, **settings) for form in forms)
+    assert all(torch.equal(other, first) for other in others)
 
 
 @both_decoders
@@ -129,8 +115,7 @@ def test_rows_of_one_prompt_see_the_same_images(small_model, pixels, decoder):
         max_new_tokens=1,
         do_sample=True,
         num_return_sequences=3,
-        output_scores=True,
-        return_dict_in_generate=True,
+        **SCORES,
         **decoder,
     )
     scores = output.scores[0].unflatten(0, (2, 3))
@@ -142,15 +127,8 @@ def test_rows_of_one_prompt_see_the_same_images(small_model, pixels, decoder):
 def test_sampling_obeys_its_settings(small_model, pixels, decoder):
     def first_scores(**settings):
         torch.manual_seed(3)
-        return small_model.generate(
-            torch.tensor([PROMPTS[0]]),
-            images=pixels[:1],
-            max_new_tokens=4,
-            output_scores=True,
-            return_dict_in_generate=True,
-            **decoder,
-            **settings,
-        )
+        settings = {"images": pixels[:1], "max_new_tokens": 4, **SCORES, **decoder, **settings}
+        return small_model.generate(torch.tensor([PROMPTS[0]]), **settings)
 
     plain = first_scores(do_sample=True, top_k=0)
     assert torch.equal(plain.scores[0], first_scores().scores[0])
@@ -166,23 +144,16 @@ def test_sampling_obeys_its_settings(small_model, pixels, decoder):
 
 @pytest.mark.parametrize("pad", [0, 2])
 def test_a_penalty_reads_the_text_of_the_prompt_and_not_its_padding(small_model, pixels, pad):
-    prompts = [PROMPTS[0], PROMPTS[1]]
-    ids, mask = pad_prompts(prompts, pad)
-    arguments = {
-        "attention_mask": mask,
-        "images": pixels[:4],
-        "max_new_tokens": 1,
-        "pad_token_id": pad,
-        "output_scores": True,
-        "return_dict_in_generate": True,
-    }
-    free = small_model.generate(ids, **arguments).scores[0]
-    held = small_model.generate(ids, repetition_penalty=2.0, **arguments).scores[0]
-    for row, prompt in enumerate(prompts):
-        expected = free[row].clone()
+    ids, mask = pad_prompts(PROMPTS[:2], pad)
+    arguments = {"attention_mask": mask, "images": pixels[:4], "pad_token_id": pad, **SCORES}
+    arguments["max_new_tokens"] = 1
+    plain = small_model.generate(ids, **arguments).scores[0]
+    penalized = small_model.generate(ids, repetition_penalty=2.0, **arguments).scores[0]
+    for row, prompt in enumerate(PROMPTS[:2]):
+        expected = plain[row].clone()
         for token in {token for token in prompt if token != IMAGE}:
             expected[token] *= 2 if expected[token] < 0 else 0.5
-        assert torch.equal(held[row], expected)
+        assert torch.equal(penalized[row], expected)
 
 
 def test_a_penalty_on_a_prompt_that_is_one_image(small_model, pixels):
@@ -210,22 +181,13 @@ def test_streaming_gives_the_text_of_the_answer(
 @both_decoders
 def test_scores_come_with_the_tokens(small_model, pixels, decoder):
     ids, mask = pad_prompts(PROMPTS, 0)
-    output = small_model.generate(
-        ids,
-        attention_mask=mask,
-        images=pixels,
-        max_new_tokens=5,
-        output_scores=True,
-        output_hidden_states=True,
-        return_dict_in_generate=True,
-        **decoder,
-    )
+    settings = {"max_new_tokens": 5, "output_hidden_states": True, **SCORES, **decoder}
+    output = small_model.generate(ids, attention_mask=mask, images=pixels, **settings)
     chosen = torch.stack([scores.argmax(1) for scores in output.scores], 1)
     ended = (output.sequences[:, ids.shape[1] :] == 0).cumsum(1) > 0
     assert torch.equal(chosen[~ended], output.sequences[:, ids.shape[1] :][~ended])
-    _, grids = small_model.vision_tokens(ids, mask)
-    mask, _ = small_model.vision_tokens(ids, mask)
-    assert output.hidden_states[0][0].shape[:2] == mask.shape
+    vision_mask, grids = small_model.vision_tokens(ids, mask)
+    assert output.hidden_states[0][0].shape[:2] == vision_mask.shape
     assert [len(row) for row in grids] == [1, 3, 2]
 
 
@@ -246,20 +208,19 @@ def test_images_that_do_not_match_the_prompt(small_model, pixels, prompt, count,
 
 def test_images_of_another_size(small_model):
     ids = torch.tensor([[1, IMAGE, IMAGE, 5]])
-    with pytest.raises(ValueError, match=r"takes \(3, 56, 56\)"):
-        small_model.generate(ids, images=torch.zeros(2, 3, 70, 70), max_new_tokens=1)
-    with pytest.raises(ValueError, match="differ in size"):
-        images = [torch.zeros(3, 56, 56), torch.zeros(3, 70, 70)]
-        small_model.generate(ids, images=images, max_new_tokens=1)
-    with pytest.raises(ValueError, match=r"shape \(3, 56, 56\); expected"):
-        small_model.generate(ids, images=torch.zeros(3, 56, 56), max_new_tokens=1)
+    for images, message in (
+        (torch.zeros(2, 3, 70, 70), r"takes \(3, 56, 56\)"),
+        ([torch.zeros(3, 56, 56), torch.zeros(3, 70, 70)], "differ in size"),
+        (torch.zeros(3, 56, 56), r"shape \(3, 56, 56\); expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            small_model.generate(ids, images=images, max_new_tokens=1)
 
 
 def test_contrastive_search_is_refused(small_model, pixels):
+    ids = torch.tensor([PROMPTS[0]])
     with pytest.raises(NotImplementedError, match="penalty_alpha"):
-        small_model.generate(
-            torch.tensor([PROMPTS[0]]), images=pixels[:1], penalty_alpha=0.6, top_k=4
-        )
+        small_model.generate(ids, images=pixels[:1], penalty_alpha=0.6, top_k=4)
 
 
 def test_a_mask_of_another_shape(small_model, pixels):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import CLIPVisionModel
 
 from llava import IMAGE_TOKEN_INDEX, LlavaLlamaForCausalLM, load_pretrained_model
@@ -106,26 +106,22 @@ def test_keys_of_the_tower_and_of_old_buffers_may_be_there_or_not(checkpoint, sm
         assert torch.equal(loaded(IDS, images=pixels[:1]).logits, expected)
 
 
-def test_a_tower_named_at_the_call(checkpoint, tmp_path, small_model, pixels):
-    shutil.move(checkpoint / "tower", tmp_path / "elsewhere")
-    loaded = LlavaLlamaForCausalLM.from_pretrained(
-        checkpoint, mm_vision_tower=str(tmp_path / "elsewhere"), torch_dtype=torch.float32
-    )
-    expected = small_model(IDS, images=pixels[:1]).logits
-    assert torch.equal(loaded(IDS, images=pixels[:1]).logits, expected)
-
-
 def test_an_index_beside_the_weights_that_are_read_does_not_matter(checkpoint):
     index = {"weight_map": {"lm_head.weight": "pytorch_model-00001-of-00002.bin"}}
     (checkpoint / INDEX).write_text(json.dumps(index))
     LlavaLlamaForCausalLM.from_pretrained(checkpoint)
 
 
-def test_a_tower_at_an_absolute_path(checkpoint, tmp_path, small_model, pixels):
-    shutil.move(checkpoint / "tower", tmp_path / "elsewhere")
-    edit_config(checkpoint, mm_vision_tower=str(tmp_path / "elsewhere"))
-    loaded = LlavaLlamaForCausalLM.from_pretrained(checkpoint)
+def test_a_tower_named_at_the_call_or_by_an_absolute_path(
+    checkpoint, tmp_path, small_model, pixels
+):
+    elsewhere = str(shutil.move(checkpoint / "tower", tmp_path / "elsewhere"))
     expected = small_model(IDS, images=pixels[:1]).logits
+    settings = {"mm_vision_tower": elsewhere, "torch_dtype": torch.float32}
+    loaded = LlavaLlamaForCausalLM.from_pretrained(checkpoint, **settings)
+    assert torch.equal(loaded(IDS, images=pixels[:1]).logits, expected)
+    edit_config(checkpoint, mm_vision_tower=elsewhere)
+    loaded = LlavaLlamaForCausalLM.from_pretrained(checkpoint)
     assert torch.equal(loaded(IDS, images=pixels[:1]).logits, expected)
     loaded.save_pretrained(tmp_path / "again")
     again = LlavaLlamaForCausalLM.from_pretrained(tmp_path / "again")
@@ -162,125 +158,86 @@ def test_a_bin_file_cannot_run_code(checkpoint, tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def truncate(file: Path) -> None:
+def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def shard(folder: Path, safe: bool = False) -> None:
+def lose(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def save_as(folder: Path, kind: str) -> None:
+    """Save the weights again: "safe" and "shards" may be in `kind`."""
     model = LlavaLlamaForCausalLM.from_pretrained(folder)
-    (folder / "pytorch_model.bin").unlink()
-    model.save_pretrained(folder, max_shard_size="100KB", safe_serialization=safe)
+    if kind == "bin shards":
+        lose(folder / "pytorch_model.bin")  # which would be read before them
+    shard_size = "100KB" if "shards" in kind else "10GB"
+    model.save_pretrained(folder, max_shard_size=shard_size, safe_serialization="safe" in kind)
 
 
-def cut_bin(folder):
-    truncate(folder / "pytorch_model.bin")
-
-
-def cut_safetensors(folder):
-    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    truncate(folder / "model.safetensors")
-
-
-def cut_shard(folder):
-    shard(folder)
-    truncate(sorted(folder.glob("pytorch_model-*.bin"))[1])
-
-
-def cut_safe_shard(folder):
-    shard(folder, safe=True)
-    truncate(sorted(folder.glob("model-*.safetensors"))[1])
-
-
-def lose_shard(folder):
-    shard(folder)
-    sorted(folder.glob("pytorch_model-*.bin"))[1].unlink()
-
-
-def cut_index(folder):
-    shard(folder)
-    truncate(folder / INDEX)
-
-
-def lose_weights(folder):
-    (folder / "pytorch_model.bin").unlink()
-
-
-def lose_config(folder):
-    (folder / "config.json").unlink()
-
-
-def cut_config(folder):
-    truncate(folder / "config.json")
+@pytest.mark.parametrize("low_memory", [False, True], ids=["", "low_memory"])
+@pytest.mark.parametrize(
+    ("kind", "spoil", "file", "error", "message"),
+    [
+        ("bin", cut, "pytorch_model.bin", OSError, r"read the checkpoint .*pytorch_model\.bin"),
+        ("safe", cut, "model.safetensors", OSError, r"read the checkpoint .*"),
+        ("bin shards", cut, "*-00002-of-*", OSError, r"read the checkpoint .*-00002-of"),
+        ("safe shards", cut, "*-00002-of-*", OSError, r"read the checkpoint .*"),
+        ("bin shards", lose, "*-00002-of-*", FileNotFoundError, r"index\.json names .*-00002-of"),
+        ("bin shards", cut, INDEX, OSError, r"index\.json is not an index of weights"),
+        ("bin", lose, "pytorch_model.bin", OSError, r"no file named pytorch_model"),
+        ("bin", lose, "config.json", FileNotFoundError, r"no config\.json in .*checkpoint"),
+        ("bin", cut, "config.json", OSError, r"cannot read the checkpoint .*config\.json"),
+        ("bin", lose, "tower", OSError, r"no vision tower 'tower' for .*checkpoint: .*hub"),
+        ("bin", lose, "tower/pytorch_model.bin", OSError, r"vision tower 'tower'.*no file named"),
+        ("bin", cut, "tower/pytorch_model.bin", OSError, r"vision tower 'tower'.*cannot read"),
+        ("bin", lose, "tower/preprocessor_config.json", OSError, r"tower 'tower'.*preprocessor_c"),
+    ],
+)
+def test_a_file_that_is_cut_or_lost_is_named(
+    checkpoint, kind, spoil, file, error, message, low_memory
+):
+    if kind != "bin":
+        save_as(checkpoint, kind)
+    (path,) = checkpoint.glob(file)
+    spoil(path)
+    with pytest.raises(error, match=f"(?s){message}"):
+        LlavaLlamaForCausalLM.from_pretrained(checkpoint, low_cpu_mem_usage=low_memory)
 
 
 def lose_key(folder):
     edit_weights(folder, lambda weights: weights.pop("model.mm_projector.2.bias"))
 
 
-def widen(folder):
+def widen_head(folder):
     edit_weights(folder, lambda weights: weights.update({"lm_head.weight": torch.zeros(320, 40)}))
-
-
-def be_llama(folder):
-    edit_config(folder, model_type="llama")
-
-
-def be_other_llava(folder):
-    edit_config(folder, text_config={}, mm_vision_tower=None)
-
-
-def lose_tower(folder):
-    shutil.rmtree(folder / "tower")
-
-
-def lose_tower_path(folder):
-    edit_config(folder, mm_vision_tower="/nowhere/clip")
-
-
-def lose_tower_weights(folder):
-    (folder / "tower" / "pytorch_model.bin").unlink()
-
-
-def cut_tower(folder):
-    truncate(folder / "tower" / "pytorch_model.bin")
 
 
 def lose_tower_key(folder):
     edit_weights(folder / "tower", lambda weights: weights.pop("vision_model.pre_layrnorm.weight"))
 
 
-def lose_processor(folder):
-    (folder / "tower" / "preprocessor_config.json").unlink()
-
-
 @pytest.mark.parametrize("low_memory", [False, True], ids=["", "low_memory"])
 @pytest.mark.parametrize(
-    ("spoil", "error", "message"),
+    ("change", "error", "message"),
     [
-        (cut_bin, OSError, r"cannot read the checkpoint .*pytorch_model\.bin"),
-        (cut_safetensors, OSError, r"cannot read the checkpoint .*"),
-        (cut_shard, OSError, r"cannot read the checkpoint .*pytorch_model-00002-of"),
-        (cut_safe_shard, OSError, r"cannot read the checkpoint .*"),
-        (lose_shard, FileNotFoundError, r"index\.json names files .*pytorch_model-00002-of"),
-        (cut_index, OSError, r"index\.json is not an index of weights"),
-        (lose_weights, OSError, r"cannot read the checkpoint .*no file named pytorch_model"),
-        (lose_config, FileNotFoundError, r"no config\.json in .*checkpoint"),
-        (cut_config, OSError, r"cannot read the checkpoint .*config\.json"),
         (lose_key, ValueError, r"1 weights are missing .*: model\.mm_projector\.2\.bias"),
-        (widen, ValueError, r"lm_head\.weight: \(320, 40\) in the files, \(320, 32\) by config"),
-        (be_llama, ValueError, r"model_type 'llama', not 'llava'"),
-        (be_other_llava, ValueError, r"LLaVA in another format"),
-        (lose_tower, OSError, r"no vision tower 'tower' for .*checkpoint: .*hub"),
-        (lose_tower_path, OSError, r"no vision tower '/nowhere/clip'.*does not exist"),
-        (lose_tower_weights, OSError, r"no vision tower 'tower'.*no file named"),
-        (cut_tower, OSError, r"no vision tower 'tower'.*cannot read"),
+        (
+            widen_head,
+            ValueError,
+            r"lm_head\.weight: \(320, 40\) in the files, \(320, 32\) by config",
+        ),
         (lose_tower_key, ValueError, r"no vision tower 'tower'.*pre_layrnorm\.weight"),
-        (lose_processor, OSError, r"no vision tower 'tower'.*preprocessor_config\.json"),
+        ({"model_type": "llama"}, ValueError, r"model_type 'llama', not 'llava'"),
+        ({"text_config": {}, "mm_vision_tower": None}, ValueError, r"LLaVA in another format"),
+        ({"mm_vision_tower": "/nowhere/clip"}, OSError, r"tower '/nowhere/clip'.*does not exist"),
     ],
 )
-def test_a_damaged_checkpoint_is_named(checkpoint, spoil, error, message, low_memory):
-    spoil(checkpoint)
+def test_a_checkpoint_of_another_model_is_named(checkpoint, change, error, message, low_memory):
+    if isinstance(change, dict):
+        edit_config(checkpoint, **change)
+    else:
+        change(checkpoint)
     with pytest.raises(error, match=f"(?s){message}"):
         LlavaLlamaForCausalLM.from_pretrained(checkpoint, low_cpu_mem_usage=low_memory)
 
@@ -299,7 +256,7 @@ def test_a_hub_id_without_network():
 
 
 def test_a_checkpoint_without_its_tokenizer(checkpoint):
-    truncate(checkpoint / "tokenizer.model")
+    cut(checkpoint / "tokenizer.model")
     with pytest.raises(OSError, match=r"cannot read the tokenizer\.model"):
         load_pretrained_model(checkpoint, device="cpu")
     (checkpoint / "tokenizer.model").unlink()

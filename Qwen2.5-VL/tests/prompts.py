@@ -41,12 +41,8 @@ def _pixels(grid):
 def batch(prompts):
     """The left-padded inputs of `generate`."""
     length = max(len(ids) for ids, _, _ in prompts)
-    inputs = {
-        "input_ids": torch.tensor([[PAD] * (length - len(ids)) + ids for ids, _, _ in prompts]),
-        "attention_mask": torch.tensor(
-            [[0] * (length - len(ids)) + [1] * len(ids) for ids, _, _ in prompts]
-        ),
-    }
+    ids = torch.tensor([[PAD] * (length - len(ids)) + ids for ids, _, _ in prompts])
+    inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
     images = [grid for _, grids, _ in prompts for grid in grids]
     videos = [grid for _, _, grids in prompts for grid in grids]
     if images:
