@@ -5,44 +5,21 @@
 #     USE_REVISIT=false OUTPUT_PATH=results/greedy bash LLaVA1.5/eval_chair_llava.sh
 # or from flags of eval/chair_eval_llava.py (see --help), which count before the environment:
 #     bash LLaVA1.5/eval_chair_llava.sh --use_revisit false --output_path results/greedy
+# Without an output path the results go to a folder named by the settings, in results/llava.
 # A run that was cut short continues when the same command is given again.
 set -euo pipefail
 
 here="$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)"
 root="$(dirname -- "$here")"
 
-# What is read and written. Empty OUTPUT_PATH: a folder named by decoding and seed, in results/llava.
+# shared/eval.sh names the other settings.
 MODEL_PATH="${MODEL_PATH:-$root/prerequisites/llava-v1.5-7b}"
 DATA_PATH="${DATA_PATH:-$root/prerequisites/coco/val2014}"
 ANNO_PATH="${ANNO_PATH:-$root/prerequisites/coco/annotations}"
-OUTPUT_PATH="${OUTPUT_PATH:-}"
-
-# How it is decoded. EARLY_EXIT_LAYERS: last, all, low, high, or indices such as "0 10 20".
-# DECODER, which counts before USE_REVISIT: greedy, revisit, or another that --help names.
 USE_REVISIT="${USE_REVISIT:-true}"
-DECODER="${DECODER:-}"
 EARLY_EXIT_LAYERS="${EARLY_EXIT_LAYERS:-last}"
-RELATIVE_TOP="${RELATIVE_TOP:-1e-5}"
-REVISIT_DIVERGENCE="${REVISIT_DIVERGENCE:-ag}"
-DO_SAMPLE="${DO_SAMPLE:-false}"
-MAX_NEW_TOKENS="${MAX_NEW_TOKENS:-512}"
-
-# Which images, and how many at once.
-SEED="${SEED:-42}"
-NUM_EVAL_SAMPLES="${NUM_EVAL_SAMPLES:-500}"
-BATCH_SIZE="${BATCH_SIZE:-1}"
-
-# The device (cpu, cuda, cuda:N, auto) and dtype (float32, float16, bfloat16, or auto: the
-# checkpoint's own). Empty: the first GPU and float16, as published; without a GPU the CPU and float32.
-DEVICE="${DEVICE:-}"
-DTYPE="${DTYPE:-}"
-
-# What starts the program: python, or "torchrun --nproc_per_node 2" for two GPUs.
-LAUNCHER="${LAUNCHER:-python}"
-
 # nltk is the published scoring and needs NLTK's data; noun needs none.
 LEMMATIZER="${LEMMATIZER:-nltk}"
 
-session=llava
-program="$here/eval/chair_eval_llava.py"
-source "$root/shared/eval_chair.sh"
+benchmark=chair session=llava program="$here/eval/chair_eval_llava.py"
+source "$root/shared/eval.sh"

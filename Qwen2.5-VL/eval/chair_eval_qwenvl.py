@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from revisit.commands.main import leave_at_ctrl_c
+    from revisit.commands.main import RESUME, leave_at_ctrl_c
 
-    leave_at_ctrl_c()  # while PyTorch is imported
+    leave_at_ctrl_c(RESUME)  # while PyTorch is imported
     import torch
     from qwen_vl_utils import process_vision_info
     from transformers import AutoProcessor, BatchFeature, Qwen2_5_VLForConditionalGeneration

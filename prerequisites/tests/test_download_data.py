@@ -221,7 +221,7 @@ def test_the_evaluation_looks_where_downloads_go():
         text = (HERE.parent / script).read_text()
         for folder in (CHECKPOINTS[model]["folder"], "coco/annotations", "coco/val2014"):
             assert f"$root/prerequisites/{folder}}}" in text
-    script = HERE.parent / "shared" / "eval_chair.sh"
+    script = HERE.parent / "shared" / "eval.sh"
     (line,) = [line for line in script.read_text().splitlines() if "NLTK_DATA" in line]
     bare = {name: value for name, value in os.environ.items() if name != "NLTK_DATA"}
     command = ["bash", "-c", f'root={HERE.parent}; {line}; echo "$NLTK_DATA"']

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from revisit.commands.flags import DECODERS, FLATTENED, decoder_flags, new_app, to_config
+from revisit.commands.main import RESUME
 from revisit.commands.main import run as run_app
 from revisit.config import DecoderConfig, NamedLayers
 from revisit.evaluation import EvaluationError
@@ -75,7 +76,8 @@ def main(
         input, 130 on Ctrl-C. Whatever it is, the answers made so far are in the file, and the same
         command goes on from there.
     """
-    return run_app(new_eval(family, program), sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    return run_app(new_eval(family, program), argv, RESUME)
 
 
 def run_of(argv: Sequence[str], family: Family) -> Run:
@@ -205,11 +207,7 @@ def _evaluate(runs: Sequence[Run], family: Family, dry_run: bool) -> int:
         if dry_run:
             print(json.dumps([plan(run, family.own_dtype) for run in runs], indent=1))
             return 0
-        try:
-            return evaluate(runs, family.load, family.own_dtype)
-        except KeyboardInterrupt:
-            print("the same command continues", file=sys.stderr)
-            raise
+        return evaluate(runs, family.load, family.own_dtype)
 
 
 @contextmanager

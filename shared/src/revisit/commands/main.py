@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from revisit import __version__
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 INTERRUPTED = 130
+RESUME = "; finished answers are kept, and the same command continues"
+"""What an evaluation says besides when Ctrl-C ends it."""
 COMMANDS = {
     "caption": "Describe images, and say which patch each word came from.",
     "web": "Greedy decoding and ReVisiT side by side in the browser.",
@@ -30,9 +33,10 @@ COMMANDS = {
 
 def start() -> NoReturn:
     """The console script."""
-    leave_at_ctrl_c()
+    advice = RESUME if sys.argv[1:2] == ["eval"] else ""
+    leave_at_ctrl_c(advice)
     status = main(sys.argv[1:])
-    leave_at_ctrl_c()  # while threads and modules are taken down
+    leave_at_ctrl_c(advice)  # while threads and modules are taken down
     sys.exit(status)
 
 
@@ -56,11 +60,14 @@ def main(argv: Sequence[str]) -> int:
     app.register_install_completion_command()
     for name, summary in COMMANDS.items():
         app.command(f"revisit.commands.{name}:{name}", name=name, help=summary)
-    return run(app, argv)
+    return run(app, argv, RESUME if argv[:1] == ["eval"] else "")
 
 
-def run(app: "App", argv: Sequence[str]) -> int:
-    """Parse a command line and run what it asks for; what a user did wrong is one line."""
+def run(app: "App", argv: Sequence[str], advice: str = "") -> int:
+    """Parse a command line and run what it asks for; what a user did wrong is one line.
+
+    `advice` is what Ctrl-C says besides.
+    """
     from cyclopts import CycloptsError
 
     from revisit.commands.flags import prepare
@@ -82,7 +89,8 @@ def run(app: "App", argv: Sequence[str]) -> int:
         return 1
     except BaseException as error:
         if _interrupted(error):
-            print(f"{program}: interrupted", file=sys.stderr)
+            print(f"{program}: interrupted{advice}", file=sys.stderr)
+            exec("")  # Python forgets an exec that Ctrl-C cut short; else it ends by the signal
             return INTERRUPTED
         if isinstance(error, _refusals()):
             return _refuse(program, error)
@@ -111,22 +119,31 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 def _interrupted(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind it: an import that it cut short may raise ImportError."""
+    if isinstance(signal.getsignal(signal.SIGINT), partial):
+        return True  # see `_raise_at_ctrl_c`
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
-def leave_at_ctrl_c() -> None:
+def leave_at_ctrl_c(advice: str = "") -> None:
     """Have Ctrl-C end the process with one line, until a command runs that tidies up itself."""
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as in a shell's background
-        signal.signal(signal.SIGINT, _leave)
+        signal.signal(signal.SIGINT, partial(_leave, f"revisit: interrupted{advice}\n"))
 
 
 def _raise_at_ctrl_c() -> None:
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Have the first Ctrl-C raise KeyboardInterrupt, and the next one end the process again."""
+    leave = signal.getsignal(signal.SIGINT)
+    if isinstance(leave, partial):
+
+        def interrupt(*_: object) -> NoReturn:
+            signal.signal(signal.SIGINT, leave)
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
 
 
-def _leave(*_: object) -> NoReturn:
-    os.write(2, b"revisit: interrupted\n")
+def _leave(message: str, *_: object) -> NoReturn:
+    os.write(2, message.encode())
     os._exit(INTERRUPTED)
