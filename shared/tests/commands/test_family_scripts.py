@@ -208,7 +208,7 @@ def test_flags_after_the_scripts_name_count_before_the_environment(tmp_path):
     ids=str,
 )
 def test_the_results_folder_is_named_by_the_decoding(tmp_path, environment, flags, name):
-    for file in (CHAIR, PROGRAM, "shared/eval_chair.sh"):  # a repository whose results/ is ours
+    for file in (CHAIR, PROGRAM, "shared/eval.sh"):  # a repository whose results/ is ours
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
     done = run_script(tmp_path, *flags, root=tmp_path, OUTPUT_PATH="", **environment)
