@@ -20,9 +20,9 @@ from revisit.commands.eval import Family, main
 from revisit.commands.main import main as program
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Answer, unusable_images
 from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
+from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Generation
 from revisit.transformers.checkpoint import own_dtype
 
@@ -31,7 +31,7 @@ CAPTIONER = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.commands.eval import Family, main
 
 class Sizes:

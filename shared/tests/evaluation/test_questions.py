@@ -9,8 +9,8 @@ pytest.importorskip("transformers")
 
 from revisit.commands.eval import Family, main
 from revisit.commands.main import main as program
-from revisit.evaluation.answering import Answer
 from revisit.evaluation.benchmarks.pope import FORM, Pope, read_labels
+from revisit.evaluation.captioner import Answer
 from revisit.evaluation.store import read_answers
 from revisit.transformers.checkpoint import own_dtype
 

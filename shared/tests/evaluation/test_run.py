@@ -12,13 +12,13 @@ from revisit.config import (
     VCDConfig,
 )
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.process import Process
 from revisit.evaluation.run import (
     Generation,
     Place,
     decoder_settings,
     decoder_slug,
 )
-from revisit.evaluation.shards import Process
 
 # Folders and records that earlier versions have written: what continues them.
 WRITTEN = [

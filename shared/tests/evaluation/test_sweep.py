@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("transformers")
 
 from revisit.commands.eval import Family, main
-from revisit.evaluation.answering import Answer
 from revisit.evaluation.benchmarks.chair import read_captions
+from revisit.evaluation.captioner import Answer
 from revisit.evaluation.run import decoder_name
 
 DOG = {"greedy": "A dog and a vase.", "revisit": "A dog.", "vcd": "A vase."}

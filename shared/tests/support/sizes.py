@@ -9,7 +9,7 @@ import torch
 from forked import die
 from revisit.commands.eval import Family, main
 from revisit.evaluation import shards
-from revisit.evaluation.answering import Answer
+from revisit.evaluation.captioner import Answer
 
 
 class Sizes:

@@ -27,12 +27,12 @@ from revisit.config import DecoderConfig, NamedLayers
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import Benchmark
 from revisit.evaluation.benchmarks.registry import BENCHMARKS
+from revisit.evaluation.process import this_process
 from revisit.evaluation.run import Dtype, Generation, Place, Run
-from revisit.evaluation.shards import this_process
 from revisit.evaluation.sweep import combinations
 
 if TYPE_CHECKING:
-    from revisit.evaluation.answering import Captioner
+    from revisit.evaluation.captioner import Captioner
 
     Name = str
 else:
@@ -47,7 +47,7 @@ class Family:
 
     Args:
         load: called once, after everything that can be checked without the model has been; see
-            `revisit.evaluation.answering.Load`.
+            `revisit.evaluation.captioner.Load`.
         own_dtype: from `model_path`, the dtype that `--dtype auto` means. Raises as `load` does.
         results: the folder that gets a folder for each setting, where `--output_path` is left out;
             None: one of the model's name in results/ of the working folder.

@@ -179,8 +179,8 @@ def _check(save_path: Path | None, inputs: Sequence[Path]) -> None:
 def _finish(result: dict[str, Any], save_path: Path | None, json: bool) -> None:
     """Write and print a result."""
     from revisit.evaluation.benchmarks.registry import BENCHMARKS
+    from revisit.evaluation.files import write_json
     from revisit.evaluation.results.tables import score_rows, show
-    from revisit.evaluation.store import write_json
 
     if save_path is not None:
         write_json(save_path, result)

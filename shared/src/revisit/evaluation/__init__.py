@@ -1,10 +1,16 @@
-"""Benchmarks: what a model is asked, its answers on disk, their scores, and comparisons."""
+"""Benchmarks: what a model is asked, its answers on disk, their scores, and comparisons.
+
+The way of a caption, module by module: `run` says what is evaluated and how, `evaluate` goes from
+the data to the score, `answering` asks a `captioner` in batches, `store` (`shards`, where several
+processes write) keeps the answers and `record` what made them, a file of `benchmarks/` scores them,
+and `results/` compares what was saved.
+"""
 
 from importlib.util import find_spec
 
-_NEEDED = ("filelock", "nltk", "numpy", "PIL", "psutil", "tqdm")
+_PACKAGES = ("filelock", "nltk", "numpy", "PIL", "psutil", "tqdm")
 
-if _missing := [name for name in _NEEDED if find_spec(name) is None]:
+if _missing := [name for name in _PACKAGES if find_spec(name) is None]:
     raise ModuleNotFoundError(
         f"revisit.evaluation needs {', '.join(_missing)}: "
         'pip install "revisit-decoding[evaluation]"'

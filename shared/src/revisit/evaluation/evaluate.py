@@ -10,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Load, Outcome, answer_tasks, common_settings, loading
+from revisit.evaluation.answering import Outcome, answer_tasks
 from revisit.evaluation.benchmarks.benchmark import Section
+from revisit.evaluation.captioner import Captioner, Load, loading
+from revisit.evaluation.files import write_json
+from revisit.evaluation.record import common_settings
 from revisit.evaluation.results.tables import compare, grid, notes, score_rows, show
 from revisit.evaluation.run import Dtype, Run
 from revisit.evaluation.shards import open_store
-from revisit.evaluation.store import write_json
-from revisit.evaluation.sweep import loaded_once
 
 _LOG = logging.getLogger("revisit")
 
@@ -39,24 +41,25 @@ def evaluate(runs: Sequence[Run], load: Load, own_dtype: Callable[[str], str]) -
     Raises:
         EvaluationError: bad input, or a full disk.
     """
-    benchmark = runs[0].benchmark
-    if len(runs) > 1 and not benchmark.scored:
+    scored = runs[0].benchmark.scored
+    if len(runs) > 1 and not scored:
         _LOG.warning("no table will compare these runs, since their answers are not scored")
-    load, lacking = loaded_once(load, runs), 0
+    load, worst = _loaded_once(load, runs), 0
     for number, run in enumerate(runs, 1):
         if len(runs) > 1:
             print(f"{number} of {len(runs)}: {run.output_path}", flush=True)
-        status, whole = _evaluate_one(run, load, own_dtype)
+        sections = run.benchmark.sections(run.seed)
+        status, whole = _evaluate_one(run, sections, load, own_dtype)
         if status > 1 or (status and not whole):
             return status
-        lacking = max(lacking, status)
-    if len(runs) > 1 and whole and benchmark.scored:  # the process that ends last has the scores
-        for section in benchmark.sections(runs[0].seed):
-            comparison = compare([result_file(run, section) for run in runs])
+        worst = max(worst, status)
+    if len(runs) > 1 and whole and scored:  # the process that ends last has the scores
+        for section in sections:
+            comparison = compare([result_file(run, section.name) for run in runs])
             print(f"\n{section.name}" if section.name else "")
             show(comparison.title, grid(comparison.rows, comparison.columns))
             print(f"\n{lacks}" if (lacks := notes(comparison.rows)) else "")
-    return lacking
+    return worst
 
 
 def plan(run: Run, own_dtype: Callable[[str], str]) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def plan(run: Run, own_dtype: Callable[[str], str]) -> dict[str, Any]:
     sections = run.benchmark.sections(run.seed)
     common = common_settings(_with_dtype(run, own_dtype))
     return {
-        str(answers_file(run, section)): {
+        str(answers_file(run, section.name)): {
             "settings": {**common, **section.settings},
             "tasks": [task._asdict() for task in section.tasks],
         }
@@ -75,14 +78,14 @@ def plan(run: Run, own_dtype: Callable[[str], str]) -> dict[str, Any]:
     }
 
 
-def answers_file(run: Run, section: Section) -> Path:
-    """Where the answers of a section go.
+def answers_file(run: Run, section: str) -> Path:
+    """Where the answers of a section go, by its name.
 
     Raises `EvaluationError` where `output_path` is a file and there may be several sections.
     """
     if run.output_path.suffix not in (".jsonl", ".json"):
-        return run.output_path / section.name / run.benchmark.form.file
-    if section.name:
+        return run.output_path / section / run.benchmark.form.file
+    if section:
         raise EvaluationError(
             f"--output_path {run.output_path}: each of the question files gets a folder of its "
             "own, so give a folder"
@@ -90,14 +93,15 @@ def answers_file(run: Run, section: Section) -> Path:
     return run.output_path
 
 
-def result_file(run: Run, section: Section) -> Path:
-    """Where the result of a section goes."""
+def result_file(run: Run, section: str) -> Path:
+    """Where the result of a section goes, by its name."""
     return answers_file(run, section).with_name(f"{run.benchmark.name}.json")
 
 
-def _evaluate_one(run: Run, load: Load, own_dtype: Callable[[str], str]) -> Outcome:
-    sections = run.benchmark.sections(run.seed)
-    files = [answers_file(run, section) for section in sections]
+def _evaluate_one(
+    run: Run, sections: Sequence[Section], load: Load, own_dtype: Callable[[str], str]
+) -> Outcome:
+    files = [answers_file(run, section.name) for section in sections]
     run = _with_dtype(run, own_dtype)
     common = common_settings(run)
     worst, whole = 0, False
@@ -128,6 +132,29 @@ def _score(run: Run, section: Section, answers: Path) -> int:
     except EvaluationError as error:
         _LOG.error("%s", error)
         return 2
-    write_json(result_file(run, section), result)
+    write_json(result_file(run, section.name), result)
     show(run.benchmark.columns.unit, score_rows({str(answers): result["overall_metrics"]}))
     return 0
+
+
+def _loaded_once(load: Load, runs: Sequence[Run]) -> Load:
+    """`load` for all `runs`: it loads the model at the first call, and checks that the captioner
+    can decode as each of them says; later calls change how that captioner decodes."""
+    captioner: Captioner | None = None
+    current: Run | None = None
+
+    def load_or_change(run: Run) -> Captioner:
+        nonlocal captioner, current
+        if captioner is None:
+            # An engine may have to know of ReVisiT's layers from its start on.
+            first = next((each for each in runs if isinstance(each.decoder, ReVisiTConfig)), run)
+            captioner = load(replace(run, decoder=first.decoder))
+            current = first if len(runs) == 1 else None
+            for each in runs if len(runs) > 1 else ():
+                captioner.decode(each)
+        if current is None or (run.decoder, run.seed) != (current.decoder, current.seed):
+            captioner.decode(run)
+        current = run
+        return captioner
+
+    return load_or_change

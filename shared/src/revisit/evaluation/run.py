@@ -26,8 +26,9 @@ from typing import Any, Literal
 
 from revisit.config import OTHERS, PUBLISHED, DecoderConfig, ReVisiTConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import Benchmark, check_whole
-from revisit.evaluation.shards import Process
+from revisit.evaluation.benchmarks.benchmark import Benchmark
+from revisit.evaluation.benchmarks.checks import check_whole
+from revisit.evaluation.process import Process
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 

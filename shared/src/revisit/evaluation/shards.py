@@ -1,79 +1,41 @@
 """One file of answers that several processes write: each a shard, merged at the end.
 
-While they work, `captions.jsonl.part-1-of-2` is what process 1 of 2 has made, with a run record of
-its own. A process that begins reads the file and all shards, also those of earlier runs, of
-whatever number of processes. Each holds the lock of its shard as long as it runs, and the file's
-while it begins and ends; the one that ends last finds no other shard locked, and merges all in the
-order of the tasks.
+While they work, `captions.jsonl.part-1-of-2` is what process 1 of 2 has made, with its run record.
+A process that begins reads the file and all shards, also those of earlier runs, of whatever number
+of processes. Each holds the lock of its shard as long as it runs, and the file's while it begins
+and ends; the one that ends last finds no other shard locked, and merges all in the order of the
+tasks.
 """
 
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import Form, Key
+from revisit.evaluation.files import write_whole
+from revisit.evaluation.process import Process
 from revisit.evaluation.store import (
     VERSION,
     AnswerStore,
+    Form,
+    Key,
     line,
     lock,
     no_record,
     read_record,
     record_path,
     with_versions,
-    write_whole,
 )
 
-if TYPE_CHECKING:
-    from filelock import FileLock
-
-Texts = dict[Key, str]
-Record = dict[str, Any]
-
-# What shards have to have in common: sections of their run records.
+# Sections of their run records that shards have to have in common.
 _SECTIONS = ("settings", "images", "annotations", "captioner")
 
 # How long a process that begins or ends waits for one that merges.
 _PATIENCE_S = 10.0
-
-
-class Process(NamedTuple):
-    """One of `world_size` processes that share the work."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    """Its number on its machine, which has a GPU for each."""
-
-    def __str__(self) -> str:
-        return f"process {self.rank} of {self.world_size}"
-
-
-def this_process(environment: Mapping[str, str]) -> Process:
-    """What `torchrun` and `accelerate launch` say in RANK, WORLD_SIZE and LOCAL_RANK; one process
-    where they are not set.
-
-    Raises:
-        EvaluationError: they do not fit together.
-    """
-    found = {name: environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if found["WORLD_SIZE"] in (None, "1"):
-        return Process()
-    try:
-        rank, world_size, local = (int(value) for value in found.values() if value is not None)
-        if 0 <= rank < world_size and local >= 0:
-            return Process(rank, world_size, local)
-    except ValueError:
-        pass
-    raise EvaluationError(
-        f"the environment has {', '.join(f'{name}={value}' for name, value in found.items())}: for "
-        "several processes all three are numbers, and RANK is below WORLD_SIZE, as torchrun sets "
-        "them; for one process unset WORLD_SIZE"
-    )
 
 
 def open_store(path: Path, form: Form, process: Process) -> AnswerStore:
@@ -91,9 +53,10 @@ class ShardStore(AnswerStore):
     record begins with the settings and the sample of theirs."""
 
     def __init__(self, path: Path, form: Form, process: Process) -> None:
-        self._whole_lock: FileLock | None = lock(path, _PATIENCE_S)
         shard = path.with_name(f"{path.name}.part-{process.rank}-of-{process.world_size}")
-        try:
+        with ExitStack() as on_error:
+            self._whole_lock = lock(path, _PATIENCE_S)
+            on_error.callback(self._whole_lock.release)
             path.touch()
             if process.world_size == 1 and _at_work(path, shard):
                 raise EvaluationError(
@@ -101,69 +64,59 @@ class ShardStore(AnswerStore):
                     "another --output_path"
                 )
             super().__init__(shard, form)
-        except BaseException:
-            self._whole_lock.release()
-            raise
-        try:
+            on_error.callback(self.close)
             self.process = process
             self.whole = path
             found = _read_all(path, form)
             self.texts |= found.texts
             self.record |= {name: found.record[name] for name in _SECTIONS if name in found.record}
             self.save_record()  # before the first line, which is refused without it
-        except BaseException:
-            self.close()
-            raise
+            on_error.pop_all()
         if process.world_size > 1:
-            self._release_whole()
+            self._whole_lock.release()
 
     def close(self) -> None:
         """Let others open the shard, and the file."""
         super().close()
-        self._release_whole()
+        self._whole_lock.release()
 
-    def _release_whole(self) -> None:
-        if self._whole_lock is not None:
-            self._whole_lock.release()
-            self._whole_lock = None
-
-    def finish(self, shares: Mapping[Key, int]) -> bool:
+    def finish(self, ranks: Mapping[Key, int]) -> bool:
         """Merge the shards, where no other process is at work any more: then this is the file.
 
-        Where something is missing nothing is merged: whose share it is is said, and how to go on.
+        Where answers are missing nothing is merged: a message says which processes lack them, and
+        how to go on.
         """
         self.save_record()
-        self._whole_lock = self._whole_lock or lock(self.whole, _PATIENCE_S)
+        if not self._whole_lock.is_locked:
+            self._whole_lock = lock(self.whole, _PATIENCE_S)
         if _at_work(self.whole, self.path):
             print(f"{self.process} has done its share; the one that ends last merges the shards")
             return False
         found = _read_all(self.whole, self.form, self.record["settings"])
-        lacking = Counter(
-            rank
-            for key, rank in shares.items()
-            if key not in found.texts and key not in found.tried
+        missing = Counter(
+            rank for key, rank in ranks.items() if key not in found.texts and key not in found.tried
         )
-        if lacking:
-            self._say_what_lacks(lacking, shares)
+        if missing:
+            self._report_missing(missing, Counter(ranks.values()))
             return False
-        texts = {key: found.texts[key] for key in (*shares, *found.texts) if key in found.texts}
+        texts = {key: found.texts[key] for key in (*ranks, *found.texts) if key in found.texts}
         self._merge(texts, found.record)
         return True
 
-    def _say_what_lacks(self, lacking: Mapping[int, int], shares: Mapping[Key, int]) -> None:
-        counts = Counter(shares.values())
-        said = "; ".join(
-            f"process {rank} lacks {count} of its {counts[rank]} {self.form.texts}"
-            for rank, count in sorted(lacking.items())
+    def _report_missing(self, missing: Mapping[int, int], totals: Mapping[int, int]) -> None:
+        shares = "; ".join(
+            f"process {rank} lacks {count} of its {totals[rank]} {self.form.texts}"
+            for rank, count in sorted(missing.items())
         )
         print(
-            f"{self.process} has done its share, and nobody else is at work. {said}: if it does "
+            f"{self.process} has done its share, and nobody else is at work. {shares}: if it does "
             f"not start any more, the same command continues, with any number of processes. The "
             f"{self.form.texts} so far are in {self.whole} and in the shards beside it"
         )
 
-    def _merge(self, texts: Texts, record: Record) -> None:
-        """Whenever this is cut short, what is there merges to the same."""
+    def _merge(self, texts: dict[Key, str], record: dict[str, Any]) -> None:
+        """Write the whole file, then remove the shards: cut short anywhere, a merge can be made
+        again from what is there."""
         shards = _shards(self.whole)
         self.path = self.whole
         self.texts, self.record = texts, self.record | record
@@ -179,25 +132,25 @@ class ShardStore(AnswerStore):
 class Found(NamedTuple):
     """What a file and its shards hold."""
 
-    texts: Texts
-    record: Record
-    """What their records say together."""
+    texts: dict[Key, str]
+    record: dict[str, Any]
+    """The sections, starts and failures of all their records."""
     tried: set[Key]
-    """Whose image could not be read by a process of this run."""
+    """Tasks whose image a process of this run could not read."""
 
 
 def _shards(path: Path) -> list[Path]:
     """The shards of the file that are there, of any run."""
-    named = re.compile(re.escape(path.name) + r"\.part-\d+-of-\d+")
+    pattern = re.compile(re.escape(path.name) + r"\.part-\d+-of-\d+")
     if not path.parent.is_dir():
         return []
-    return sorted(each for each in path.parent.iterdir() if named.fullmatch(each.name))
+    return sorted(file for file in path.parent.iterdir() if pattern.fullmatch(file.name))
 
 
-def _at_work(path: Path, mine: Path) -> bool:
-    """Whether another process holds a shard; whoever asks holds the file's own lock."""
+def _at_work(path: Path, this_shard: Path) -> bool:
+    """Whether another process holds a shard; the caller holds the file's lock."""
     for shard in _shards(path):
-        if shard != mine:
+        if shard != this_shard:
             try:
                 lock(shard).release()
             except EvaluationError:
@@ -206,27 +159,26 @@ def _at_work(path: Path, mine: Path) -> bool:
 
 
 def _read_all(path: Path, form: Form, settings: Mapping[str, Any] | None = None) -> Found:
-    """What the file and its shards hold. The record of an empty one counts only if it has these
+    """Read the file and its shards. The record of an empty one counts only if it has these
     `settings`.
 
     Raises `EvaluationError` where they were made with different settings, or are damaged.
     """
-    texts: Texts = {}
-    whole: Record = {"runs": [], "failed": []}
+    texts: dict[Key, str] = {}
+    whole: dict[str, Any] = {"runs": [], "failed": []}
     made_by: dict[str, Path] = {}
     tried: set[Key] = set()
     for file in (path, *_shards(path)):
-        answers = _read_lines(file, form)
-        record = read_record(file)
-        same = settings is not None and _same(record.get("settings"), settings)
-        if not answers and not same:
+        answers, record = _read_lines(file, form), read_record(file)
+        of_this_run = settings is not None and _agree(record.get("settings"), settings)
+        if not answers and not of_this_run:
             continue
         if not record:
             raise no_record(file, form)
         for name in _SECTIONS:
             if name not in record:
                 continue
-            if not _same(whole.setdefault(name, record[name]), record[name]):
+            if not _agree(whole.setdefault(name, record[name]), record[name]):
                 raise EvaluationError(
                     f"{made_by[name]} and {file} were made with different {name}, as their records "
                     "(.run.json) say: move away the one that is not to be continued"
@@ -238,32 +190,28 @@ def _read_all(path: Path, form: Form, settings: Mapping[str, Any] | None = None)
         whole["runs"] += [run for run in record.get("runs", []) if run not in whole["runs"]]
         failed = record.get("failed", [])
         whole["failed"] += failed
-        if same and file != path:  # what failed in an earlier, whole run is tried again
+        if of_this_run and file != path:  # failures of an earlier, whole run are tried again
             tried |= {form.key_of(entry) for entry in failed}
     whole["runs"].sort(key=lambda run: str(run["started"]))
-    lacking = {form.key_of(each): each for each in whole["failed"]}
-    whole["failed"] = [each for key, each in lacking.items() if key not in texts]
+    failures = {form.key_of(entry): entry for entry in whole["failed"]}
+    whole["failed"] = [entry for key, entry in failures.items() if key not in texts]
     return Found(texts, whole, tried)
 
 
-def _same(first: Any, second: Any) -> bool:
-    """Whether sections of records agree, whatever version wrote them."""
-    return bool(_without_version(first) == _without_version(second))
+def _agree(first: Any, second: Any) -> bool:
+    """Whether sections of records are the same, whatever version wrote them."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        first, second = first | {VERSION: ""}, second | {VERSION: ""}
+    return bool(first == second)
 
 
-def _without_version(section: Any) -> Any:
-    if not isinstance(section, dict):
-        return section
-    return {name: value for name, value in section.items() if name != VERSION}
-
-
-def _read_lines(file: Path, form: Form) -> Texts:
-    """The whole lines: the last one may be about to be written."""
+def _read_lines(file: Path, form: Form) -> dict[Key, str]:
+    """The answers of whole lines: the last one may be about to be written."""
     try:
         content = file.read_bytes()
     except FileNotFoundError:
         return {}
-    texts: Texts = {}
+    texts: dict[Key, str] = {}
     for number, written in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
             entry = json.loads(written)

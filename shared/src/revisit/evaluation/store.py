@@ -1,26 +1,54 @@
-"""Answers on disk, JSON Lines appended one by one and continued by a rerun; and JSON files.
+"""Answers on disk: JSON Lines, appended one by one and continued by a rerun.
 
 Beside `captions.jsonl` lies `captions.jsonl.run.json`, the record of what made it.
 """
 
-import hashlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import Form, Key
+from revisit.evaluation.files import read_json, read_json_lines, write_json
+
+Key = int | str | tuple[int | str, ...]
+"""What a task and its answer have in common: an id, or several."""
 
 if TYPE_CHECKING:
     from filelock import FileLock
 
 VERSION = "revisit version"
 """Of a record's settings; another version continues a file, which then names both."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A file of answers: JSON Lines with an id, or several, and a text."""
+
+    file: str
+    keys: tuple[str, ...]
+    text: str
+    unit: str
+    """What a task is, for the progress bar."""
+
+    @property
+    def texts(self) -> str:
+        """What the answers are called."""
+        return f"{self.text}s"
+
+    def key_of(self, entry: Mapping[str, Any]) -> Key:
+        """The key of a line; raises KeyError where an id lacks."""
+        return entry[self.keys[0]] if len(self.keys) == 1 else tuple(entry[k] for k in self.keys)
+
+    def ids(self, key: Key) -> dict[str, int | str]:
+        """A key as the ids of a line."""
+        return dict(zip(self.keys, key if isinstance(key, tuple) else (key,), strict=True))
+
+    def shown(self, key: Key) -> str:
+        """A key in a message: `image_id 7`."""
+        return ", ".join(f"{name} {value}" for name, value in self.ids(key).items())
 
 
 class AnswerStore:
@@ -64,12 +92,7 @@ class AnswerStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -124,10 +147,10 @@ class AnswerStore:
         """Write `record` to the run record, whole or not at all."""
         write_json(record_path(self.path), self.record)
 
-    def finish(self, shares: Mapping[Key, int]) -> bool:
+    def finish(self, ranks: Mapping[Key, int]) -> bool:
         """End a run; whether `whole` now holds what there is, and this process goes on with it.
 
-        `shares`: the key of every task, in order, and the rank of the process that has it to do.
+        `ranks`: the key of every task, in order, and the rank of the process that answers it.
         """
         self.save_record()
         return True
@@ -225,71 +248,6 @@ def with_versions(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     versions = [each[VERSION] for each in (recorded, now) if VERSION in each]
     names = dict.fromkeys(name for each in versions for name in str(each).split(", "))
     return {**now, VERSION: ", ".join(names)} if versions else dict(now)
-
-
-def read_json(path: Path) -> Any:
-    """The value that the JSON file holds; `EvaluationError` if it cannot be read or parsed."""
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise EvaluationError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise EvaluationError(f"{path} is not a JSON file: {error}") from error
-
-
-def read_json_lines(path: Path, what: str = "") -> Iterator[tuple[str, Any]]:
-    """Where each value of a JSON Lines file, or of one JSON list, stands, for messages, and the
-    value; blank lines are skipped. A byte order mark says how the file is encoded.
-
-    Raises `EvaluationError` where the file cannot be read, which names it as `what`, or a line
-    cannot be parsed.
-    """
-    try:
-        content = path.read_bytes()
-        text = content.decode(json.detect_encoding(content))
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"cannot read {what or path}: {error}") from error
-    if re.match(r"\s*\[\s*[{\]]", text):
-        yield from ((f"{path}, entry {n}", each) for n, each in enumerate(read_json(path), 1))
-        return
-    for number, written in enumerate(text.split("\n"), 1):
-        if written.strip():
-            where = f"{path}, line {number}"
-            try:
-                value = json.loads(written)
-            except ValueError as error:
-                raise EvaluationError(f"{where} is not JSON: {error}") from error
-            yield where, value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, as `write_whole` does."""
-    write_whole(path, json.dumps(value, indent=1).encode() + b"\n")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside `path` and move it there: readers see the old file or the new one.
-
-    Raises `EvaluationError` where the file cannot be written (`path` is then as it was).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise EvaluationError(f"cannot write {path}: {error.strerror}") from error
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(settings: Mapping[str, Any], name: str) -> str:

@@ -4,8 +4,6 @@ Each combination is a run of its own, in the folder that its settings name, and 
 Greedy decoding comes first: it is what the table of all of them holds the others against.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import product
@@ -16,7 +14,7 @@ from revisit.evaluation import EvaluationError
 from revisit.evaluation.run import DECODERS, Run, decoder_name
 
 if TYPE_CHECKING:
-    from revisit.evaluation.answering import Captioner, Load
+    pass
 
 _SWEPT = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
 
@@ -97,29 +95,6 @@ def _read(hint: Any, name: str, text: str) -> Any:
 
 def _joined(texts: Mapping[str, str]) -> str:
     return " ".join(f"{name}={text}" for name, text in texts.items())
-
-
-def loaded_once(load: Load, runs: Sequence[Run]) -> Load:
-    """`load` the first time, and see that the captioner can decode as all `runs` say; then the same
-    captioner, which decodes as other runs say."""
-    captioner: Captioner | None = None
-    current: Run | None = None
-
-    def again(run: Run) -> Captioner:
-        nonlocal captioner, current
-        if captioner is None:
-            # An engine may have to know of ReVisiT's layers from its start on.
-            first = next((each for each in runs if isinstance(each.decoder, ReVisiTConfig)), run)
-            captioner = load(replace(run, decoder=first.decoder))
-            current = first if len(runs) == 1 else None
-            for each in runs if len(runs) > 1 else ():
-                captioner.decode(each)
-        if current is None or (run.decoder, run.seed) != (current.decoder, current.seed):
-            captioner.decode(run)
-        current = run
-        return captioner
-
-    return again
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:

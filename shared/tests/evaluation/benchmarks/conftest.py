@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from revisit.evaluation.answering import Answer
+from revisit.evaluation.captioner import Answer
 from revisit.evaluation.evaluate import evaluate
 from revisit.evaluation.results.result import read_result
 from revisit.evaluation.run import Place, Run

@@ -2,7 +2,7 @@
 
 from revisit.commands.engines import requests
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Captioner
+from revisit.evaluation.captioner import Captioner
 from revisit.evaluation.run import Run
 
 
@@ -11,7 +11,7 @@ def load(run: Run) -> Captioner:
 
     Raises:
         EvaluationError: the engine cannot do what the run asks for.
-        OSError, ValueError: see `revisit.evaluation.answering.Load`.
+        OSError, ValueError: see `revisit.evaluation.captioner.Load`.
     """
     if run.place.engine == "transformers":
         from revisit.commands.engines.transformers import StockCaptioner

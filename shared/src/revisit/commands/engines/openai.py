@@ -11,7 +11,7 @@ from PIL import Image
 from revisit.commands.engines import requests
 from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Run
 
 _REQUESTS = 32  # at a time

@@ -14,7 +14,7 @@ import revisit
 from revisit.config import CODEConfig, DecoderConfig, ICDConfig, ReVisiTConfig, RITUALConfig
 from revisit.decoders.code import QUESTION
 from revisit.decoders.transformations import second_image
-from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Run, decoder_settings
 from revisit.transformers.checkpoint import check_files, check_layers, reading
 from revisit.transformers.model_parts import Model
@@ -35,7 +35,7 @@ class TransformersCaptioner:
     Args:
         model: in evaluation mode.
         tokenizer: what has the `batch_decode` of the model's tokens.
-        settings: see `revisit.evaluation.answering.Captioner`.
+        settings: see `revisit.evaluation.captioner.Captioner`.
         run: how it decodes.
         fork: whether `generate` itself takes ReVisiT's settings, by their published names.
 

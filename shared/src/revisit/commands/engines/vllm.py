@@ -11,7 +11,7 @@ from revisit.commands.engines import requests
 from revisit.commands.engines.transformers import chat_prompt
 from revisit.config import NamedLayers, ReVisiTConfig
 from revisit.core.layers import resolve_layers
-from revisit.evaluation.answering import Answer, unusable_images
+from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Run
 from revisit.transformers.checkpoint import check_files
 from revisit.vllm.admission import PROCESSOR

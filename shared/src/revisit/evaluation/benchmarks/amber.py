@@ -13,7 +13,7 @@ Hal    captions with a wrong noun / captions
 Cog    expected hallucinations that a noun names / expected hallucinations
 =====  ======================================================================================
 
-An answer counts where it is exactly `Yes` or `No`. Precision and recall are those of *No*. The
+An answer counts where it is exactly `Yes` or `No`. Precision and recall are of *No*. The
 published scorer starts every denominator at 0.001, and computes F1 from a precision and a recall
 that are rounded to a tenth of a percent; so does this one.
 """
@@ -31,12 +31,10 @@ from revisit.evaluation.benchmarks.benchmark import (
     Benchmark,
     Columns,
     Counted,
-    Form,
     Section,
     Task,
-    check_images,
-    check_record,
 )
+from revisit.evaluation.benchmarks.checks import check_images, scored
 from revisit.evaluation.benchmarks.objects.amber_words import (
     KIND_OF,
     NOUNS,
@@ -48,7 +46,7 @@ from revisit.evaluation.benchmarks.objects.amber_words import (
     read_data,
     read_queries,
 )
-from revisit.evaluation.store import read_answers, read_record, sha256
+from revisit.evaluation.store import Form, read_answers
 
 if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
     import numpy as np
@@ -72,7 +70,7 @@ COUNTS = _CAPTION_COUNTS + _ANSWER_COUNTS * len(_LEAVES)
 
 
 def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Similar) -> NDArray[Any]:
-    """What the metrics sum, (items, `COUNTS`) in the order of `answers`.
+    """The counts of each item, (items, `COUNTS`) in the order of `answers`.
 
     Raises `EvaluationError` where there are no answers, or one is to no item.
     """
@@ -120,7 +118,7 @@ def _percent(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _tenths(percent: Any) -> NDArray[np.float64]:
-    """Rounded as Python rounds; NumPy's own rounding differs in the last digit now and then."""
+    """Rounded as Python rounds: NumPy's rounding differs in the last digit now and then."""
     import numpy as np
 
     return np.asarray(np.vectorize(lambda value: round(value, 1), otypes=[float])(percent))
@@ -153,7 +151,7 @@ COLUMNS = Columns(
 def score_file(
     answers: Path, folder: Path, lemmatizer: str, similarity: str, table: Path | None = None
 ) -> dict[str, Any]:
-    """The result of a file of answers, as it is saved: figures, what made them, every count.
+    """The result of a file of answers, as it is saved: figures, their sources, every count.
 
     Args:
         answers: `id` and `response` of each item, JSON Lines or a JSON list.
@@ -162,9 +160,9 @@ def score_file(
 
     Raises `EvaluationError` where something cannot be read, or does not belong together.
     """
-    data, record = read_data(folder), read_record(answers)
+    data = read_data(folder)
     texts = {cast(int, key): text for key, text in read_answers(answers, FORM).items()}
-    check_record(record, data.sha256, answers, folder)
+    source = scored(answers, folder, data.sha256)
     nouns, similar = NOUNS[lemmatizer](data.words), SIMILAR[similarity](data.words, table)
     counted = counts(data, texts, nouns, similar)
     totals = counted.sum(0)
@@ -176,7 +174,7 @@ def score_file(
         "answered": {"captions": int(totals[5]), "all": len(texts), "items": len(data.items)},
         "settings": {"lemmatizer": lemmatizer, "similarity": similarity},
         "annotations": {"folder": str(folder), "sha256": data.sha256},
-        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "answers": source,
         "counts": {
             each: {column: value for column, value in enumerate(row) if value}
             for each, row in zip(texts, counted.tolist(), strict=True)
@@ -217,12 +215,10 @@ class Amber(Benchmark):
 
     @property
     def prefix(self) -> str:
-        """How the name of a run's folder begins: with what is asked, where that is not all."""
         part = f"{self.ask[0]}-" if len(self.ask) == 1 else ""
         return f"amber-{part}{'one-word-' if self.one_word else ''}"
 
     def sections(self, seed: int) -> list[Section]:
-        """One."""
         data = read_data(self.amber_path)
         NOUNS[self.lemmatizer](data.words)
         SIMILAR[self.similarity](data.words, self.similarity_table)
@@ -230,21 +226,19 @@ class Amber(Benchmark):
         for query in read_queries(self.amber_path, data):
             caption = data.items[query["id"]]["type"] == "generative"
             if ("generative" if caption else "discriminative") in self.ask:
-                behind = ONE_WORD if self.one_word and not caption else ""
-                tasks.append(Task(query["id"], query["image"], query["query"] + behind))
+                ending = ONE_WORD if self.one_word and not caption else ""
+                tasks.append(Task(query["id"], query["image"], query["query"] + ending))
         check_images(tasks, self.data_path, self.amber_path)
         question = f"<text>{ONE_WORD}" if self.one_word else "<text>"
         settings = {"question": question, "ask": list(self.ask), "questions": data.sha256}
         return [Section("", tasks, settings)]
 
     def score(self, section: Section, answers: Path) -> dict[str, Any]:
-        """See `score_file`."""
-        how = (self.lemmatizer, self.similarity, self.similarity_table)
-        return score_file(answers, self.amber_path, *how)
+        words = (self.lemmatizer, self.similarity, self.similarity_table)
+        return score_file(answers, self.amber_path, *words)
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        """See `Benchmark.counted`."""
         import numpy as np
 
         items = sorted(saved["counts"].items(), key=lambda each: int(each[0]))

@@ -1,25 +1,22 @@
-"""What every benchmark says of itself: its data, what it asks, and how its answers are scored."""
+"""What a benchmark is: its data, what it asks, how its answers are scored and compared."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from revisit.evaluation import EvaluationError
+from revisit.evaluation.store import Form, Key
 
 if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
     import numpy as np
     from numpy.typing import NDArray
 
-Key = int | str | tuple[int | str, ...]
-"""What a task and its answer have in common: an id, or several."""
-
-
 ONE_WORD = " Please answer this question with one word."
-"""What stands behind a question of yes and no in the published code of VCD."""
+"""The end of a question of yes and no in the published code of VCD."""
 
 
 class Task(NamedTuple):
@@ -31,39 +28,11 @@ class Task(NamedTuple):
     question: str
 
 
-@dataclass(frozen=True)
-class Form:
-    """A file of answers: JSON Lines with an id, or several, and a text."""
-
-    file: str
-    keys: tuple[str, ...]
-    text: str
-    unit: str
-    """What a task is, for the progress bar."""
-
-    @property
-    def texts(self) -> str:
-        """What the answers are called."""
-        return f"{self.text}s"
-
-    def key_of(self, entry: Mapping[str, Any]) -> Key:
-        """The key of a line; raises KeyError where an id lacks."""
-        return entry[self.keys[0]] if len(self.keys) == 1 else tuple(entry[k] for k in self.keys)
-
-    def ids(self, key: Key) -> dict[str, int | str]:
-        """A key as the ids of a line."""
-        return dict(zip(self.keys, key if isinstance(key, tuple) else (key,), strict=True))
-
-    def shown(self, key: Key) -> str:
-        """A key in a message: `image_id 7`."""
-        return ", ".join(f"{name} {value}" for name, value in self.ids(key).items())
-
-
 class Columns(NamedTuple):
-    """What is counted, and the metrics of the counts: the columns of a table."""
+    """The columns of a table of results: metrics, and the counts that they come from."""
 
     things: str
-    """What the counts are of, and what intervals draw from: "images"."""
+    """What is counted, and what intervals draw from, such as "images"."""
     metrics: tuple[str, ...]
     measure: Callable[[NDArray[Any]], NDArray[np.float64]]
     """Counts (..., columns), summed over things -> metrics (metrics, ...), fractions of 1."""
@@ -76,18 +45,18 @@ class Columns(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """A saved result as a comparison reads it."""
+    """The counts of a saved result, which a comparison needs."""
 
     things: list[Any]
-    """The ids of what was counted."""
+    """The ids of what was counted, such as images."""
     counts: NDArray[np.int64]
     """(things, columns)."""
     truth: Mapping[str, Any]
-    """What was scored against, by how a message calls it."""
-    conditions: Mapping[str, Any]
-    """What has to be the same in all results."""
+    """What the answers were scored against, by its name in messages."""
     record: Mapping[str, Any]
     """Of the run that made the answers; empty where there is none."""
+    conditions: Mapping[str, Any] = MappingProxyType({})
+    """What has to be the same in all results."""
 
 
 class Section(NamedTuple):
@@ -97,7 +66,7 @@ class Section(NamedTuple):
     """Of its folder; empty where a benchmark has one section."""
     tasks: list[Task]
     settings: Mapping[str, Any]
-    """What decides the answers, beside what the run says."""
+    """What decides the answers, besides the run's settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +84,7 @@ class Benchmark(ABC):
     max_new_tokens: ClassVar[int] = 512
     """Of an answer, where the user gives no number."""
     without_images: ClassVar[bool] = False
-    """Whether some questions are about no image: there, ReVisiT decodes plainly."""
+    """Whether some questions have no image: there, ReVisiT decodes plainly."""
 
     data_path: Path
 
@@ -138,7 +107,7 @@ class Benchmark(ABC):
         """
 
     def resume(self, section: Section, record: dict[str, Any], answers: Path) -> list[Task]:
-        """The tasks of a section whose file of answers has this record, which may be added to.
+        """The tasks of a section whose file of answers has this record. It may add to the record.
 
         Raises `EvaluationError` where the record is of other data.
         """
@@ -155,59 +124,8 @@ class Benchmark(ABC):
     @staticmethod
     @abstractmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        """What a result that `score` made counts, in the order of the ids.
+        """The counts of a result that `score` made, in the order of the ids.
 
         Raises `EvaluationError` where it fits no run, and KeyError, TypeError or ValueError where
         it is no such result.
         """
-
-
-def check_images(tasks: Sequence[Task], folder: Path, asked_by: object) -> None:
-    """Raises `EvaluationError` where an image that is asked about is not in the folder."""
-    if not folder.is_dir():
-        raise EvaluationError(f"--data_path {folder} is not a folder of images")
-    names = dict.fromkeys(task.image for task in tasks if task.image is not None)
-    if lacking := [name for name in names if not (folder / name).exists()]:
-        raise EvaluationError(
-            f"--data_path {folder} lacks {len(lacking)} of the {len(names)} images that {asked_by} "
-            f"asks about ({lacking[0]}, for one)"
-        )
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-    """Raises `EvaluationError` where a flag's value is below `least`."""
-    if value < least:
-        raise EvaluationError(f"--{name} {value}: say a whole number >= {least}")
-
-
-def check_record(
-    record: Mapping[str, Any], digest: str, answers: object, questions: object
-) -> None:
-    """Raises `EvaluationError` where the record of a run says that its answers are to other
-    questions than those with this sha256."""
-    settings = record.get("settings", {})
-    if settings.get("questions", digest) != digest:
-        split = f"of the split {settings['split']}, " if "split" in settings else ""
-        raise EvaluationError(
-            f"{answers} are answers to other questions than those in {questions}: their run "
-            f"asked those {split}of sha256 {settings['questions'][:12]}..., and these are of "
-            f"{digest[:12]}...; give the questions that were asked, byte by byte"
-        )
-
-
-def check_answered(questions: Collection[Key], answers: Collection[Key], form: Form) -> None:
-    """Raises `EvaluationError` unless there are questions, and each has an answer, and each answer
-    a question."""
-    if not questions:
-        raise EvaluationError("there are no questions to score")
-    lacking, strangers = set(questions) - set(answers), set(answers) - set(questions)
-    if lacking:
-        raise EvaluationError(
-            f"{len(lacking)} of {len(questions)} questions have no answer "
-            f"({form.shown(min(lacking, key=str))}, for one)"
-        )
-    if strangers:
-        raise EvaluationError(
-            f"{len(strangers)} answers are to no question ({form.shown(min(strangers, key=str))}, "
-            "for one): do the two files belong together?"
-        )

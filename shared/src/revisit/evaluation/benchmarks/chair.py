@@ -25,18 +25,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from revisit import __version__
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    Columns,
-    Counted,
-    Form,
-    Section,
-    Task,
-    check_whole,
-)
+from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
+from revisit.evaluation.benchmarks.checks import check_whole
 from revisit.evaluation.benchmarks.objects.coco import (
+    check_captioned,
     check_covered,
-    check_record,
     fingerprints,
     image_id,
     read_captions,
@@ -44,7 +37,8 @@ from revisit.evaluation.benchmarks.objects.coco import (
 )
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS, Lemmatizer
 from revisit.evaluation.benchmarks.objects.truth import Objects, count, load_objects, mentions
-from revisit.evaluation.store import read_record, sha256
+from revisit.evaluation.files import sha256
+from revisit.evaluation.store import Form, read_record
 
 if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
     import numpy as np
@@ -54,11 +48,11 @@ METRICS = ("CHAIRs", "CHAIRi", "Recall", "F1", "Len")
 
 
 class Score(NamedTuple):
-    """What `score` found, image by image in the order of the captions."""
+    """The counts and sentences of captions, in the order of the captions."""
 
     image_ids: list[int]
     counts: NDArray[np.int64]
-    """(images, 7): what `metrics` sums."""
+    """(images, 7): summed over images, the counts of `metrics`."""
     sentences: list[dict[str, Any]]
     """Of each caption: `image_id`, `caption`, `words` (object words), `node_words` (the objects
     they name), `hallucinated` (pairs of a word and its object), `gt_objects`, `metrics`."""
@@ -95,7 +89,7 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
 
 def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
     """The metrics of the module's docstring, as fractions of 1, from counts (7,) summed."""
-    return {name: float(value) for name, value in zip(METRICS, measure(totals), strict=True)}
+    return dict(zip(METRICS, measure(totals).tolist(), strict=True))
 
 
 def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -130,7 +124,7 @@ def score_file(
     image_id_key: str = "image_id",
     caption_key: str = "caption",
 ) -> dict[str, Any]:
-    """The result of a file of captions, as it is saved: metrics, what made it, every caption.
+    """The result of a file of captions, as it is saved: metrics, their sources, every caption.
 
     `cache` has the objects of images; where it is not there, it is made from the annotations.
 
@@ -140,7 +134,7 @@ def score_file(
     lemmatize = LEMMATIZERS[lemmatizer]()
     objects, truth = load_objects(annotations, cache, lemmatizer, lemmatize)
     record = read_record(captions)
-    check_record(record, texts, truth["source"], captions)
+    check_captioned(record, texts, truth["source"], captions)
     found = score(texts, objects, lemmatize)
     versions = {name: version(name) for name in ("nltk", "numpy")}
     versions |= {"python": platform.python_version(), "revisit": __version__}
@@ -159,7 +153,7 @@ def score_file(
 
 
 def _measure_twice(totals: NDArray[Any]) -> NDArray[np.float64]:
-    """Counts (..., 8), those of `score` and captions that name an object twice -> (6, ...)."""
+    """Counts (..., 8): of `score`, then of captions that name an object twice -> (6, ...)."""
     import numpy as np
 
     from revisit.evaluation.results.bootstrap import ratio
@@ -216,7 +210,7 @@ class Chair(Benchmark):
         return self.lemmatizer is not None
 
     def sections(self, seed: int) -> list[Section]:
-        """One: the sample of images, of which the annotations are to know all."""
+        """One: the sample of images. The annotations, where there are any, must cover it."""
         if self.lemmatizer is not None:
             LEMMATIZERS[self.lemmatizer]()
         sample = sample_images(self.data_path, self.num_eval_samples, seed)
@@ -226,11 +220,11 @@ class Chair(Benchmark):
         return [Section("", self._tasks(sample), settings)]
 
     def resume(self, section: Section, record: dict[str, Any], answers: Path) -> list[Task]:
-        """A rerun goes on with the sample it began, whatever was added to the folder or lost."""
+        """A rerun continues the sample it began, whatever the folder gained or lost since."""
         sample = record.setdefault("images", [task.image for task in section.tasks])
         if self.anno_path is not None:
             source = fingerprints(self.anno_path)
-            check_record(record, [], source, answers)
+            check_captioned(record, [], source, answers)
             record.setdefault("annotations", source)
         return self._tasks(sample)
 
@@ -238,13 +232,11 @@ class Chair(Benchmark):
         return [Task(image_id(name), name, self.question) for name in sample]
 
     def score(self, section: Section, answers: Path) -> dict[str, Any]:
-        """See `score_file`."""
         assert self.lemmatizer is not None
         return score_file(answers, self.anno_path, self.lemmatizer)
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        """See `Benchmark.counted`."""
         import numpy as np
 
         sentences = sorted(saved["sentences"], key=lambda each: int(each["image_id"]))
@@ -253,7 +245,7 @@ class Chair(Benchmark):
         images = [each["image_id"] for each in sentences]
         record = saved["captions"]["run"] or {}
         source = saved["settings"].get("ground_truth", {}).get("source")
-        check_record(record, [int(image) for image in images], source, "what was scored")
+        check_captioned(record, [int(image) for image in images], source, "what was scored")
         return Counted(
             things=images,
             counts=np.array([_saved(each) for each in sentences], np.int64),
@@ -264,6 +256,6 @@ class Chair(Benchmark):
 
 
 def _saved(sentence: Mapping[str, Any]) -> tuple[int, ...]:
-    """What a result counts of a caption, and whether it names an object twice."""
+    """The counts of a caption in a result, and whether it names an object twice."""
     named, length = sentence["node_words"], round(100 * sentence["metrics"]["Len"])
     return *count(sentence, length), len(set(named)) < len(named)

@@ -21,18 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    Columns,
-    Counted,
-    Form,
-    Section,
-    Task,
-    check_answered,
-    check_images,
-    check_record,
-)
-from revisit.evaluation.store import read_answers, read_json_lines, read_record, sha256
+from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
+from revisit.evaluation.benchmarks.checks import check_answered, check_images, scored
+from revisit.evaluation.files import read_json_lines, sha256
+from revisit.evaluation.store import Form, read_answers
 
 if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
     import numpy as np
@@ -40,7 +32,7 @@ if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs no
 
 METRICS = ("aAcc", "qAcc", "fAcc")
 KEY = ("category", "subcategory", "set_id", "figure_id", "question_id")
-"""What names a question, in the file of questions and in answers."""
+"""The keys that name a question, in the file of questions and in answers."""
 
 Key = tuple[str, ...]
 FORM = Form("answers.jsonl", KEY, "answer", "question")
@@ -58,10 +50,10 @@ def without_image(question: Mapping[str, Any]) -> bool:
 
 
 def read_questions(path: Path) -> dict[Key, Mapping[str, Any]]:
-    """The questions of `HallusionBench.json` by what names them.
+    """The questions of `HallusionBench.json` by the values of `KEY`.
 
     Raises:
-        EvaluationError: the file cannot be read, a question lacks something, or two have one name.
+        EvaluationError: the file cannot be read, a question lacks a key, or two have one name.
     """
     found: dict[Key, Mapping[str, Any]] = {}
     for where, entry in read_json_lines(path):
@@ -77,9 +69,9 @@ def read_questions(path: Path) -> dict[Key, Mapping[str, Any]]:
 def counts(
     questions: Mapping[Key, Mapping[str, Any]], answers: Mapping[Key, str]
 ) -> NDArray[np.int64]:
-    """What the metrics sum, (sets, 6): right and all questions, the same over figures, the same
-    over questions of a figure. A set is what shares category, subcategory and set_id: questions of
-    a set are about versions of one figure, so that intervals draw sets.
+    """The counts of each set, (sets, 6): right and all questions; questions right with every
+    figure, and all; figures right with every question, and all. A set has one category,
+    subcategory and set_id: it is about versions of one figure, so that intervals draw sets.
 
     Raises:
         EvaluationError: no questions, a question without an answer, or an answer to no question.
@@ -114,14 +106,14 @@ def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def score_file(answers: Path, questions: Path) -> dict[str, Any]:
-    """The result of a file of answers, as it is saved: figures, what made them, every answer.
+    """The result of a file of answers, as it is saved: figures, their sources, every answer.
 
     Raises:
         EvaluationError: something cannot be read, or does not belong together.
     """
-    asked, record, digest = read_questions(questions), read_record(answers), sha256(questions)
+    asked, digest = read_questions(questions), sha256(questions)
     texts = {tuple(map(str, cast(Key, key))): v for key, v in read_answers(answers, FORM).items()}
-    check_record(record, digest, answers, questions)
+    source = scored(answers, questions, digest)
     totals = {"all": counts(asked, texts).sum(0)}
     for part in sorted({key[0] for key in asked}):
         some = {key: question for key, question in asked.items() if key[0] == part}
@@ -132,7 +124,7 @@ def score_file(answers: Path, questions: Path) -> dict[str, Any]:
         **{part: _figures(total) for part, total in totals.items()},
         "overall_metrics": dict(zip(METRICS, measure(totals["all"]).tolist(), strict=True)),
         "questions": {"file": str(questions), "sha256": digest},
-        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "answers": source,
         "answered": [
             dict(zip(KEY, key, strict=True))
             | {"gt_answer": question["gt_answer"], "answer": texts[key]}
@@ -142,7 +134,7 @@ def score_file(answers: Path, questions: Path) -> dict[str, Any]:
 
 
 def _figures(totals: NDArray[Any]) -> dict[str, float | int]:
-    """Percent with four digits, and what they are of, as the published functions have them."""
+    """Percent with four digits, and their denominators, as the published functions have them."""
     percent = (100 * measure(totals)).round(4).tolist()
     sizes = zip(("questions", "pairs", "figures"), totals[1::2].tolist(), strict=True)
     return dict(zip(METRICS, percent, strict=True)) | dict(sizes)
@@ -166,7 +158,6 @@ class HallusionBench(Benchmark):
     questions_path: Path
 
     def sections(self, seed: int) -> list[Section]:
-        """One."""
         questions = read_questions(self.questions_path)
         tasks = [Task(key, each["filename"], each["question"]) for key, each in questions.items()]
         check_images(tasks, self.data_path, self.questions_path)
@@ -174,18 +165,15 @@ class HallusionBench(Benchmark):
         return [Section("", tasks, settings)]
 
     def score(self, section: Section, answers: Path) -> dict[str, Any]:
-        """See `score_file`."""
         return score_file(answers, self.questions_path)
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        """See `Benchmark.counted`."""
         answered = {tuple(each[name] for name in KEY): each for each in saved["answered"]}
         answers = {key: each["answer"] for key, each in answered.items()}
         return Counted(
             things=list(dict.fromkeys("/".join(key[:3]) for key in answered)),
             counts=counts(answered, answers),
             truth={"the questions": saved["questions"]["sha256"]},
-            conditions={},
             record=saved["answers"]["run"] or {},
         )

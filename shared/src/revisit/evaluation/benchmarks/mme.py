@@ -17,39 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    Columns,
-    Counted,
-    Form,
-    Key,
-    Section,
-    Task,
-    check_answered,
-    check_record,
-)
-from revisit.evaluation.store import read_answers, read_record, sha256
+from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
+from revisit.evaluation.benchmarks.checks import check_answered, scored
+from revisit.evaluation.store import Form, Key, read_answers
 
 if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
     import numpy as np
     from numpy.typing import NDArray
 
 HALLUCINATION = ("existence", "count", "position", "color")
-PERCEPTION = (
-    *HALLUCINATION,
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
-COGNITION = (
-    "commonsense_reasoning",
-    "numerical_calculation",
-    "text_translation",
-    "code_reasoning",
-)
+_OTHER_PERCEPTION = ("posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+_REASONING = ("commonsense_reasoning", "numerical_calculation")
+PERCEPTION = HALLUCINATION + _OTHER_PERCEPTION
+COGNITION = (*_REASONING, "text_translation", "code_reasoning")
 CATEGORIES = (*PERCEPTION, *COGNITION)
 METRICS = ("perception", "cognition", "hallucination", *CATEGORIES)
 SUFFIXES = (".jpg", ".png", ".jpeg")
@@ -114,8 +94,8 @@ def _questions(path: Path, category: str) -> Iterator[Question]:
 
 
 def counts(answers: Mapping[Question, str]) -> tuple[list[tuple[str, str]], NDArray[np.int64]]:
-    """The images (category, name) in order, and what the metrics sum, (images, categories, 4):
-    right answers, questions, whether all are right, 1.
+    """The images (category, name) in order, and their counts, (images, categories x 4): right
+    answers, questions, whether all are right, 1.
 
     Raises:
         EvaluationError: there are no answers, or an image has not two.
@@ -160,12 +140,12 @@ FORM = Form("answers.jsonl", KEY, "answer", "question")
 
 
 def fingerprint(questions: Mapping[Question, Path]) -> str:
-    """Hex sha256 of the questions and what is right."""
+    """Hex sha256 of the questions and their right answers."""
     return hashlib.sha256(repr([tuple(each) for each in questions]).encode()).hexdigest()
 
 
 def score_file(answers: Path, folder: Path) -> dict[str, Any]:
-    """The result of a file of answers, as it is saved: points, what made them, every answer.
+    """The result of a file of answers, as it is saved: points, their sources, every answer.
 
     Args:
         answers: `category`, `image` (without suffix), `question` and `answer`, JSON Lines.
@@ -175,8 +155,8 @@ def score_file(answers: Path, folder: Path) -> dict[str, Any]:
         EvaluationError: something cannot be read, or does not belong together.
     """
     questions, texts = read_questions(folder), read_answers(answers, FORM)
-    record, digest = read_record(answers), fingerprint(questions)
-    check_record(record, digest, answers, folder)
+    digest = fingerprint(questions)
+    source = scored(answers, folder, digest)
     asked: dict[Key, Question] = {(q.category, q.image, q.text): q for q in questions}
     check_answered(asked, texts, FORM)
     answered = {question: texts[key] for key, question in asked.items()}
@@ -188,7 +168,7 @@ def score_file(answers: Path, folder: Path) -> dict[str, Any]:
         "points": {name: 100 * value for name, value in metrics.items()},
         "overall_metrics": metrics,
         "questions": {"folder": str(folder), "sha256": digest},
-        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "answers": source,
         "answered": [{**question._asdict(), "answer": text} for question, text in answered.items()],
     }
 
@@ -213,7 +193,6 @@ class Mme(Benchmark):
     max_new_tokens: ClassVar[int] = 64  # the scorer reads four characters
 
     def sections(self, seed: int) -> list[Section]:
-        """One."""
         questions = read_questions(self.data_path)
         tasks = [
             Task(
@@ -226,12 +205,10 @@ class Mme(Benchmark):
         return [Section("", tasks, {"question": "<text>", "questions": fingerprint(questions)})]
 
     def score(self, section: Section, answers: Path) -> dict[str, Any]:
-        """See `score_file`."""
         return score_file(answers, self.data_path)
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        """See `Benchmark.counted`."""
         answered = {
             Question(each["category"], each["image"], each["text"], each["yes"]): each["answer"]
             for each in saved["answered"]
@@ -241,6 +218,5 @@ class Mme(Benchmark):
             things=["/".join(image) for image in images],
             counts=counted,
             truth={"the questions": saved["questions"]["sha256"]},
-            conditions={},
             record=saved["answers"]["run"] or {},
         )

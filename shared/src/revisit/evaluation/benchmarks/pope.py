@@ -2,8 +2,8 @@
 
 Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023. Questions
 are "Is there a dog in the image?", half of them to be answered with yes. An answer is read by the
-published rule: only its first sentence (up to the first "."), commas dropped, split at spaces; it
-means no where "No", "no" or "not" is one of the words, and yes otherwise.
+published rule: of its first sentence (up to the first "."), without commas, split at spaces, it
+means no where "No", "no" or "not" is a word, and yes otherwise.
 
 =========  ====================================================
 Accuracy   right answers / questions
@@ -28,14 +28,12 @@ from revisit.evaluation.benchmarks.benchmark import (
     Benchmark,
     Columns,
     Counted,
-    Form,
     Section,
     Task,
-    check_answered,
-    check_images,
-    check_record,
 )
-from revisit.evaluation.store import read_answers, read_json_lines, read_record, sha256
+from revisit.evaluation.benchmarks.checks import check_answered, check_asked, check_images, scored
+from revisit.evaluation.files import read_json_lines, sha256
+from revisit.evaluation.store import Form, read_answers
 
 if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
     import numpy as np
@@ -47,7 +45,7 @@ METRICS = ("Accuracy", "Precision", "Recall", "F1", "Yes")
 
 
 def means_yes(answer: str) -> bool:
-    """What an answer means, by the published rule."""
+    """Whether an answer means yes, by the published rule."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"}.intersection(words)
 
@@ -57,37 +55,33 @@ def score(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> dict[str, f
 
     Args:
         labels: question id -> whether yes is right.
-        answers: question id -> what the model said.
+        answers: question id -> the model's answer.
 
     Raises:
         EvaluationError: no questions, a question without an answer, or an answer to no question.
     """
     check_answered(labels, answers, FORM)
-    return metrics(counts(labels, answers).sum(0))
+    values = measure(counts(labels, answers).sum(0))
+    return dict(zip(METRICS, values.tolist(), strict=True))
 
 
 def counts(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> NDArray[np.int64]:
-    """What the metrics sum, (questions, 5) in the order of `labels`: questions, answers that mean
-    yes, labels of yes, answers that mean yes to these, right answers."""
+    """The counts of each question, (questions, 5) in the order of `labels`: 1, whether the answer
+    means yes, whether yes is right, whether both, whether the answer is right."""
     import numpy as np
 
-    said = [(means_yes(answers[each]), label) for each, label in labels.items()]
-    return np.array([(1, yes, true, yes and true, yes == true) for yes, true in said], np.int64)
-
-
-def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
-    """The metrics of the module's docstring, as fractions of 1, from counts (5,) summed."""
-    return {name: float(value) for name, value in zip(METRICS, measure(totals), strict=True)}
+    pairs = [(means_yes(answers[question]), label) for question, label in labels.items()]
+    return np.array([(1, yes, label, yes and label, yes == label) for yes, label in pairs], int)
 
 
 def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Counts (..., 5) -> metrics (5, ...)."""
+    """Counts (..., 5), summed over questions -> `METRICS` (5, ...), fractions of 1."""
     import numpy as np
 
     from revisit.evaluation.results.bootstrap import ratio
 
-    asked, yes, true, found, right = np.moveaxis(totals, -1, 0)
-    precision, recall = ratio(found, yes), ratio(found, true)
+    asked, yes, labelled_yes, both, right = np.moveaxis(totals, -1, 0)
+    precision, recall = ratio(both, yes), ratio(both, labelled_yes)
     f1 = ratio(2 * precision * recall, precision + recall)
     return np.stack([ratio(right, asked), precision, recall, f1, ratio(yes, asked)])
 
@@ -133,20 +127,20 @@ def read_labels(path: Path) -> dict[Any, bool]:
 
 
 def score_file(questions: Path, answers: Path) -> dict[str, Any]:
-    """The result of a file of answers, as it is saved: metrics, what made it, every answer.
+    """The result of a file of answers, as it is saved: metrics, their sources, every answer.
 
     Raises:
         EvaluationError: something cannot be read, or does not belong together.
     """
     labels, texts = read_labels(questions), read_answers(answers, FORM)
-    record, digest = read_record(answers), sha256(questions)
-    check_record(record, digest, answers, questions)
+    digest = sha256(questions)
+    source = scored(answers, questions, digest)
     return {
         "benchmark": "pope",
         "overall_metrics": score(labels, texts),
         "count": len(labels),
         "questions": {"file": str(questions), "sha256": digest},
-        "answers": {"file": str(answers), "sha256": sha256(answers), "run": record or None},
+        "answers": source,
         "answered": [
             {"question_id": each, "label": "yes" if label else "no", "answer": texts[each]}
             for each, label in labels.items()
@@ -180,8 +174,8 @@ class Pope(Benchmark):
         pope_path: folder of POPE's question files.
         source: the data set that the questions are on.
         splits: which of them, one after another.
-        one_word: ask for one word: behind each question stands "Please answer this question with
-            one word." (default: the question alone).
+        one_word: end each question with "Please answer this question with one word." (default: the
+            question alone).
     """
 
     name: ClassVar[str] = "pope"
@@ -196,18 +190,16 @@ class Pope(Benchmark):
 
     @property
     def prefix(self) -> str:
-        """How the name of a run's folder begins."""
         source = "" if self.source == "coco" else f"{self.source}-"
         return f"pope-{source}{'one-word-' if self.one_word else ''}"
 
     def sections(self, seed: int) -> list[Section]:
-        """One for each split."""
-        behind = ONE_WORD if self.one_word else ""
-        found = []
+        ending = ONE_WORD if self.one_word else ""
+        sections = []
         for split in dict.fromkeys(self.splits):
             file = question_file(self.pope_path, split, self.source)
             tasks = [
-                Task(each["question_id"], each["image"], each["text"] + behind)
+                Task(each["question_id"], each["image"], each["text"] + ending)
                 for each in read_questions(file, "image", "text")
             ]
             check_images(tasks, self.data_path, file)
@@ -218,28 +210,25 @@ class Pope(Benchmark):
                     file,
                     misspelt,
                 )
-            settings = {"question": f"<text>{behind}", "split": split, "questions": sha256(file)}
-            found.append(Section(split, tasks, settings))
-        return found
+            settings = {"question": f"<text>{ending}", "split": split, "questions": sha256(file)}
+            sections.append(Section(split, tasks, settings))
+        return sections
 
     def score(self, section: Section, answers: Path) -> dict[str, Any]:
-        """See `score_file`."""
         return score_file(question_file(self.pope_path, section.name, self.source), answers)
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        """See `Benchmark.counted`."""
         answered = sorted(saved["answered"], key=lambda each: str(each["question_id"]))
         if not answered:
             raise ValueError("no questions")
         labels = {each["question_id"]: each["label"] == "yes" for each in answered}
         answers = {each["question_id"]: each["answer"] for each in answered}
         record, questions = saved["answers"]["run"] or {}, saved["questions"]
-        check_record(record, questions["sha256"], "what was scored", questions.get("file"))
+        check_asked(record, questions["sha256"], "what was scored", questions.get("file"))
         return Counted(
             things=list(labels),
             counts=counts(labels, answers),
             truth={"the question files": questions["sha256"]},
-            conditions={},
             record=record,
         )

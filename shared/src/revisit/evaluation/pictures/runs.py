@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.chair import Score
-from revisit.evaluation.store import read_json
+from revisit.evaluation.files import read_json
 
 # Of each start of a run: what moves its time besides the decoder.
 _PLACE = ("device", "processor", "threads", "processes", "batch_size")

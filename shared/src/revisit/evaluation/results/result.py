@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import Columns
 from revisit.evaluation.benchmarks.registry import BENCHMARKS
-from revisit.evaluation.store import read_json
+from revisit.evaluation.files import read_json
 
 # Of a run's settings: what moves the numbers more than a decoder does.
 _SAME = ("question", "max_new_tokens")

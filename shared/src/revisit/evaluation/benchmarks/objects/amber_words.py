@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.objects.lemmas import plurals, read_nltk, split_words
-from revisit.evaluation.store import read_json, read_json_lines, sha256, write_json
+from revisit.evaluation.files import read_json, read_json_lines, sha256, write_json
 
 KIND_OF = {
     "discriminative-hallucination": "existence",
@@ -30,11 +30,10 @@ Nouns = Callable[[str], list[str]]
 """A caption -> its nouns in the singular, in order; other words may be among them."""
 
 # WordNet 3.0 has no noun of these names, so that it leaves their plurals as they are.
-_NO_NOUNS = """
+_NOT_IN_WORDNET = """
 TV baconic cann cathole chopsticks closestool doghole earing earrings ebook electrombile rpoe scoon
 seegull showerpuff slippers waterfont
 """
-_NO_PLURAL = frozenset(_NO_NOUNS.split())
 # It takes these of AMBER's words for plurals: they never count as the published scorer reads them.
 _LEMMAS = {
     "chopsticks": "chopstick",
@@ -87,8 +86,8 @@ def read_data(folder: Path) -> Data:
 
 
 def read_queries(folder: Path, data: Data) -> list[dict[str, Any]]:
-    """What is asked: `id`, `image` and `query` of each item, from `query_all.json`, which is
-    published in the folder `data/query/`.
+    """`id`, `image` and `query` of each item, from `query_all.json`, which is published in the
+    folder `data/query/`.
 
     Raises:
         EvaluationError: the file is missing, or asks about no item of the data.
@@ -112,8 +111,8 @@ def _find(folder: Path, name: str) -> Path:
 
 def nouns_by_rules(words: Collection[str]) -> Nouns:
     """Every word as a noun, in the singular by rules over `words`: it needs no data of NLTK.
-    With it the figures are those of WordNet within 0.1 points, if every word is a noun there."""
-    singular = plurals(set(words) - _NO_PLURAL) | _LEMMAS
+    The figures are within 0.1 points of WordNet's where every word is a noun."""
+    singular = plurals(set(words).difference(_NOT_IN_WORDNET.split())) | _LEMMAS
     return lambda caption: [singular.get(token, token) for token in split_words(caption)]
 
 

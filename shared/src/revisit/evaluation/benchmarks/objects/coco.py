@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.benchmark import Form
 from revisit.evaluation.benchmarks.objects.lexicon import OBJECTS
-from revisit.evaluation.store import read_answers, read_json, sha256
+from revisit.evaluation.files import read_json, sha256
+from revisit.evaluation.store import Form, read_answers
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
@@ -52,8 +52,8 @@ def annotation_pairs(path: Path) -> list[tuple[Path, Path]]:
     `path` is a folder, of which every `instances_*2014.json` is taken, or one instances file.
     """
     if path.is_dir():
-        found = sorted(path.glob("instances_*2014.json"))
-        if not found:
+        files = sorted(path.glob("instances_*2014.json"))
+        if not files:
             raise EvaluationError(
                 f"{path} holds no instances_*2014.json; give the `annotations` folder of COCO 2014"
             )
@@ -62,9 +62,9 @@ def annotation_pairs(path: Path) -> list[tuple[Path, Path]]:
     elif not path.name.startswith("instances_"):
         raise EvaluationError(f"{path} is not an instances file of COCO (instances_val2014.json)")
     else:
-        found = [path]
+        files = [path]
     pairs = [
-        (file, file.with_name(file.name.replace("instances", "captions", 1))) for file in found
+        (file, file.with_name(file.name.replace("instances", "captions", 1))) for file in files
     ]
     for instances, captions in pairs:
         if not captions.is_file():
@@ -134,7 +134,7 @@ def read_captions(
     return captions
 
 
-def check_record(
+def check_captioned(
     record: Mapping[str, Any], images: Collection[int], source: Mapping[str, str] | None, what: Any
 ) -> None:
     """Raises `EvaluationError` where the record of a run says that it captioned other images, or
@@ -152,7 +152,7 @@ def check_record(
             raise EvaluationError(
                 f"{what} was made for other annotations: its run saw a {name} of sha256 "
                 f"{made_with[name][:12]}..., and this one's is {digest[:12]}...; score it against "
-                "those of its images"
+                "the annotations of its images"
             )
 
 

@@ -106,6 +106,8 @@ _SYNONYMS = {
     "toothbrush": "",
 }
 
+_ANIMALS = "bird cat dog horse sheep cow elephant bear zebra giraffe animal cub"
+
 OBJECTS = tuple(_SYNONYMS)
 """COCO's 80 object names."""
 
@@ -122,14 +124,7 @@ DOUBLE_WORDS = (
     {word: word for word in OBJECT_OF if " " in word and word != "dining table"}
     # No objects, though a word of them is one; "motor bike" is none in the published list.
     | {word: word for word in ("home plate", "train track", "motor bike")}
-    | {
-        f"{age} {animal}": animal
-        for age in ("baby", "adult")
-        for animal in (
-            *("bird", "cat", "dog", "horse", "sheep", "cow"),
-            *("elephant", "bear", "zebra", "giraffe", "animal", "cub"),
-        )
-    }
+    | {f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS.split()}
     | {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
     | {"bow tie": "tie", "toilet seat": "toilet", "wine glas": "wine glass"}
 )

@@ -13,7 +13,7 @@ from revisit.evaluation.benchmarks.objects.coco import (
 )
 from revisit.evaluation.benchmarks.objects.lemmas import Lemmatizer
 from revisit.evaluation.benchmarks.objects.lexicon import DOUBLE_WORDS, OBJECT_OF, OBJECTS
-from revisit.evaluation.store import read_json, sha256, write_json
+from revisit.evaluation.files import read_json, sha256, write_json
 
 Objects = Mapping[int, Collection[str]]
 """Ground truth: image id -> names of the objects in the image."""
@@ -33,7 +33,7 @@ def object_words(lemmas: Sequence[str]) -> tuple[list[str], int]:
 
 
 def mentions(caption: str, truth: set[str], lemmatize: Lemmatizer) -> tuple[dict[str, Any], int]:
-    """What a caption says of an image's objects, as results keep it, and its number of words."""
+    """The objects that a caption names, as results keep them, and its number of words."""
     words, length = object_words(lemmatize(caption))
     named = [OBJECT_OF[word] for word in words]
     return {
@@ -81,11 +81,11 @@ def load_objects(
     if cache is not None and cache.exists():
         return _read_cache(cache, annotations, lemmatizer)
     if annotations is None:
-        missing = (
-            "neither --coco_path nor --cache is given"
-            if cache is None
-            else (f"the cache {cache} does not exist and no --coco_path is given to make it from")
-        )
+        missing = "neither --coco_path nor --cache is given"
+        if cache is not None:
+            missing = (
+                f"the cache {cache} does not exist and no --coco_path is given to make it from"
+            )
         raise EvaluationError(f"{missing}; --coco_path is the `annotations` folder of COCO 2014")
     source = fingerprints(annotations)
     objects = ground_truth(annotations, lemmatize)
