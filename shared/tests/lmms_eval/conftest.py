@@ -1,4 +1,4 @@
-"""Skipped where lmms-eval is not installed, but for what needs none; each evaluation runs once."""
+"""Without lmms-eval its tests are skipped; each evaluation runs once."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 if not importlib.util.find_spec("lmms_eval"):
-    collect_ignore = ["test_built.py", "test_launch.py", "test_tasks.py"]
+    collect_ignore = ["test_join.py", "test_launch.py", "test_tasks.py"]
 else:
     # Before Transformers and datasets are loaded: nothing is looked for elsewhere.
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -16,7 +16,7 @@ else:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A folder with the tasks, the only ones that lmms-eval looks through (not its thousands)."""
+    """A folder with the tasks; lmms-eval reads them alone, and none of its thousands."""
     from lmms_eval import __main__ as program
 
     import float32
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def evaluated(folder, tmp_path_factory):
-    """What the launcher's evaluation gave, by its settings, batch size and model."""
+    """The answers of the launcher's evaluation with some settings, batch size and model."""
     from evaluations import Evaluation, arguments
     from revisit.lmms_eval.launch import main
 
@@ -57,16 +57,16 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def plain(folder, cache, tmp_path_factory):
-    """What lmms-eval itself gave."""
+    """The answers of lmms-eval alone."""
     from lmms_eval.cli.dispatch import main
 
     from evaluations import Evaluation, arguments
 
     output = tmp_path_factory.mktemp("results")
-    given = sys.argv
+    argv = sys.argv
     sys.argv = ["lmms-eval", *arguments(folder, output, "", "--use_cache", str(cache))]
     try:
         main()
     finally:
-        sys.argv = given
+        sys.argv = argv
     return Evaluation.read(output)

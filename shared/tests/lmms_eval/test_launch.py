@@ -1,7 +1,7 @@
-"""The launcher's exit status and last words, where an evaluation has no results or is refused."""
+"""The launcher's exit status and message, where an evaluation has no results or is refused."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -72,25 +72,26 @@ def test_other_commands_of_lmms_eval_are_left_to_it(arguments, capsys):
     assert "usage: python -m revisit.lmms_eval --model MODEL" in capsys.readouterr().err
 
 
-def test_help_tells_the_launcher_and_lmms_eval(capsys):
+def test_help_shows_the_flags_of_the_launcher_and_of_lmms_eval(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert not stop.value.code
-    told = capsys.readouterr().out
-    assert "decoder=greedy|revisit|vcd|m3id|dola" in told
-    assert "--include_path" in told
+    printed = capsys.readouterr().out
+    assert "decoder=greedy|revisit|vcd|m3id|dola" in printed
+    assert "--include_path" in printed
 
 
-def test_the_list_of_tasks_is_lmms_evals_own(folder, capsys):
+def test_the_list_of_tasks_is_that_of_lmms_eval(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--tasks", "list", "--include_path", str(folder)])
     assert not stop.value.code
     assert "demo_captions" in capsys.readouterr().out
 
 
-def test_a_failed_evaluation_ends_the_process_with_1(folder, tmp_path):
-    program = [sys.executable, "-m", "revisit.lmms_eval"]
+def test_the_module_exits_with_the_status_of_the_launcher(folder, tmp_path, capsys, monkeypatch):
     bad = arguments(folder, tmp_path, "revisit_aplha=1", model="qwen2_5_vl")
-    run = subprocess.run([*program, *bad], capture_output=True, text=True)
-    assert run.returncode == 1
-    assert f"{FAILED}revisit_aplha: decoder=revisit has" in run.stderr
+    monkeypatch.setattr(sys, "argv", ["lmms_eval", *bad])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("revisit.lmms_eval", run_name="__main__")
+    assert stop.value.code == 1
+    assert f"{FAILED}revisit_aplha: decoder=revisit has" in capsys.readouterr().err

@@ -60,10 +60,10 @@ def test_answers_are_those_of_attach_on_the_same_prompts(settings, evaluated, di
     assert evaluated(settings).answers == directly(DECODERS[settings], torch.float32)
 
 
-def test_also_in_bfloat16_by_lmms_evals_own_class(evaluated, directly):
+def test_also_in_bfloat16_by_the_class_of_lmms_eval(evaluated, directly):
     settings = "revisit_layers=all,revisit_alpha=1e-3"
-    own = evaluated(settings, batch=1, model="qwen2_5_vl")
-    assert own.answers == directly(DECODERS[settings], torch.bfloat16)
+    bfloat16 = evaluated(settings, batch=1, model="qwen2_5_vl")
+    assert bfloat16.answers == directly(DECODERS[settings], torch.bfloat16)
 
 
 @pytest.mark.parametrize("settings", ["", "decoder=vcd,vcd_alpha=4,vcd_noise_step=999"])
@@ -88,8 +88,8 @@ def test_every_decoder_changes_captions_and_leaves_text_alone(settings, evaluate
     answers = evaluated(settings).answers
     pairs = zip(answers["demo_captions"], plain.answers["demo_captions"], strict=True)
     assert sum(one != other for one, other in pairs) >= 2
-    alone = answers["demo_questions"][WITHOUT_IMAGE]
-    assert alone == plain.answers["demo_questions"][WITHOUT_IMAGE] != ""
+    of_text = answers["demo_questions"][WITHOUT_IMAGE]
+    assert of_text == plain.answers["demo_questions"][WITHOUT_IMAGE] != ""
 
 
 def test_without_a_decoder_named_it_is_revisit_and_the_model_args_say_so(evaluated):
@@ -98,12 +98,12 @@ def test_without_a_decoder_named_it_is_revisit_and_the_model_args_say_so(evaluat
     assert config["decoder"]["name"] == "revisit"
 
 
-def test_the_results_tell_the_decoder_and_its_settings(evaluated):
+def test_the_results_name_the_decoder_and_its_settings(evaluated):
     settings = "revisit_layers=all,revisit_alpha=1e-3"
     config = evaluated(settings).results["config"]
     assert config["model_args"] == f"{MODEL},{settings},decoder=revisit"
-    told = {name: config["decoder"][name] for name in ("name", "layers", "alpha", "divergence")}
-    assert told == {"name": "revisit", "layers": "all", "alpha": 1e-3, "divergence": "ag"}
+    named = {name: config["decoder"][name] for name in ("name", "layers", "alpha", "divergence")}
+    assert named == {"name": "revisit", "layers": "all", "alpha": 1e-3, "divergence": "ag"}
     assert evaluated("decoder=greedy").results["config"]["decoder"] == {"name": "greedy"}
 
 

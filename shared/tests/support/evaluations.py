@@ -1,4 +1,4 @@
-"""Evaluations of lmms-eval with the demo's Qwen2.5-VL: their arguments, and what they wrote."""
+"""Evaluations of lmms-eval with the demo's Qwen2.5-VL: their arguments and their files."""
 
 import json
 from dataclasses import dataclass
@@ -7,13 +7,11 @@ from typing import Any
 
 CHECKPOINT = Path(__file__).parents[3] / "prerequisites" / "demo" / "qwen-tiny"
 MODEL = f"pretrained={CHECKPOINT},device_map=cpu,min_pixels=784,max_pixels=12544"
-
-
 TASKS = "demo_captions,demo_questions"
 
 
 def arguments(folder, output, settings="", *more, batch=4, tasks=TASKS, model="qwen2_5_vl_float32"):
-    """Arguments of lmms-eval for tasks in a folder; `settings` are model args besides."""
+    """Arguments of lmms-eval for tasks in a folder; `settings` are further model args."""
     model_args = ",".join(filter(None, [MODEL, settings]))
     return [
         *("--model", model, "--model_args", model_args, "--device", "cpu"),
@@ -24,7 +22,7 @@ def arguments(folder, output, settings="", *more, batch=4, tasks=TASKS, model="q
 
 @dataclass
 class Evaluation:
-    """What lmms-eval wrote: its results' file, and the answers by task."""
+    """The results that lmms-eval wrote, and the answers by task."""
 
     results: dict[str, Any]
     answers: dict[str, list[str]]

@@ -37,8 +37,8 @@ metric_list:
 
 def captions():
     """The first scenes, with a reference caption each."""
-    told = json.loads((COCO / "annotations" / "captions_val2014.json").read_text())
-    reference = {row["image_id"]: row["caption"] for row in told["annotations"]}
+    annotations = json.loads((COCO / "annotations" / "captions_val2014.json").read_text())
+    reference = {row["image_id"]: row["caption"] for row in annotations["annotations"]}
     return [
         {
             "question": DESCRIBE,
@@ -67,7 +67,7 @@ def questions():
 
 
 def write_tasks(folder):
-    """`demo_captions` on a parquet file with its images inside, `demo_questions` on JSON."""
+    """`demo_captions` on a parquet file that holds its images, `demo_questions` on JSON."""
     shutil.copy(HERE / "scoring.py", folder)
     table = Dataset.from_list(captions())
     inside = [{"bytes": Path(path).read_bytes(), "path": None} for path in table["image"]]
@@ -79,5 +79,5 @@ def write_tasks(folder):
         ("demo_captions", "parquet", "captions.parquet", "named"),
         ("demo_questions", "json", "questions.json", "right"),
     ):
-        told = {"name": name, "kind": kind, "file": folder / file, "score": score}
-        (folder / f"{name}.yaml").write_text(TASK.format(**told, longest=LONGEST))
+        task = TASK.format(name=name, kind=kind, file=folder / file, score=score, longest=LONGEST)
+        (folder / f"{name}.yaml").write_text(task)

@@ -1,4 +1,4 @@
-"""What the tasks of these tests ask of a document and of an answer, as lmms-eval calls it."""
+"""Functions of these tests' tasks, which lmms-eval calls with a document and an answer."""
 
 import io
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def images(doc):
-    """The images of a document: its own bytes, a file, or none."""
+    """The images of a document: from bytes, a file, or none."""
     image = doc["image"]
     if image is None:
         return []
@@ -20,8 +20,8 @@ def images(doc):
 def named(doc, results):
     """The share of the reference's longer words that a caption has."""
     words = {word.strip(".,").lower() for word in doc["answer"].split() if len(word) > 3}
-    said = {word.strip(".,").lower() for word in results[0].split()}
-    return {"named": len(words & said) / len(words)}
+    caption = {word.strip(".,").lower() for word in results[0].split()}
+    return {"named": len(words & caption) / len(words)}
 
 
 def right(doc, results):

@@ -1,4 +1,4 @@
-"""lmms-eval's own command line, with a decoder on the model that it builds."""
+"""The command line of lmms-eval, with a decoder on the model that it builds."""
 
 import os
 import sys
@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from revisit.lmms_eval.built import join, refuse_elsewhere
-from revisit.lmms_eval.settings import NAMES, take
+from revisit.lmms_eval.join import join, refuse_model
+from revisit.lmms_eval.settings import NAMES, read_model_args
 
 USAGE = f"""\
 usage: python -m revisit.lmms_eval --model MODEL --model_args pretrained=...,SETTING=... --tasks ...
@@ -23,7 +23,7 @@ Exit status: 0 every evaluation has results, 1 one has none, 2 bad arguments.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run lmms-eval with these arguments (the program's own if left out); the exit status."""
+    """Run lmms-eval with these arguments (default: of this program); returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if find_spec("lmms_eval") is None:
         print(
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     failures: list[Exception] = []
     arguments, sys.argv = sys.argv, ["lmms-eval", *flags]
     try:
-        with _joined(program, failures):
+        with _with_decoders(program, failures):
             program.cli_evaluate()
     except Exception as error:  # with --verbosity DEBUG it lets them through
         traceback.print_exc()
@@ -56,10 +56,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _joined(program: Any, failures: list[Exception]) -> Iterator[None]:
-    """lmms-eval's `program` with decoders, which results tell among their `config`.
+def _with_decoders(program: Any, failures: list[Exception]) -> Iterator[None]:
+    """Let lmms-eval's `program` use decoders, and name them in the `config` of its results.
 
-    `failures` is given what its evaluations raise: it only logs that.
+    What its evaluations raise is appended to `failures`, since lmms-eval only logs it.
     """
     from lmms_eval.api.model import lmms
     from lmms_eval.loggers import EvaluationTracker
@@ -79,14 +79,15 @@ def _joined(program: Any, failures: list[Exception]) -> Iterator[None]:
             raise
 
     def built(cls: Any, arg_string: str, additional_config: dict[str, Any] | None = None) -> Any:
-        decoding = take(arg_string)
+        decoding = read_model_args(arg_string)
         lm = build(cls, decoding.model_args, additional_config)
         if decoding.config is not None:
             join(lm, decoding.config)
         return lm
 
     def saved(tracker: Any, results: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        results["config"]["decoder"] = take(results["config"]["model_args"]).record()
+        config = results["config"]
+        config["decoder"] = read_model_args(config["model_args"]).record()
         save(tracker, results, *args, **kwargs)
         _check_saved(tracker)
 
@@ -102,9 +103,8 @@ def _joined(program: Any, failures: list[Exception]) -> Iterator[None]:
 
 
 def _check(args: Any) -> None:
-    """Refuse what cannot be run so before anything is loaded, and name the decoder in `args`.
-
-    lmms-eval keeps answers for the next run by the model args (`--use_cache`).
+    """Refuse what no decoder can run before anything is loaded, and name the decoder in `args`:
+    `--use_cache` keeps answers by the model args.
     """
     from lmms_eval.models import get_model_manifest
 
@@ -112,9 +112,9 @@ def _check(args: Any) -> None:
         raise ValueError("--tasks is missing: name what to evaluate, or `list` what there is")
     if args.tasks.startswith("list"):
         return
-    decoding = take(args.model_args or "")
+    decoding = read_model_args(args.model_args or "")
     if decoding.config is not None:
-        refuse_elsewhere(get_model_manifest(args.model).model_id)
+        refuse_model(get_model_manifest(args.model).model_id)
     args.model_args = decoding.written
 
 

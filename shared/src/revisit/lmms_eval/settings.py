@@ -7,8 +7,8 @@ from typing import Any
 
 from revisit.config import OTHERS, DecoderConfig, ReVisiTConfig
 
-# What these decoders are given in `second_inputs`.
-_GIVEN = {
+# What these decoders need as `second_inputs`.
+_SECOND_INPUTS = {
     "ritual": "a second, transformed image of each prompt",
     "code": "a second prompt with a description in place of each image",
     "icd": "a second prompt with an instruction for each",
@@ -25,13 +25,13 @@ _ITEM = re.compile(rf"(?:^|,)\s*(decoder|(?:{'|'.join(CONFIGS)})_\w*)\s*=\s*(\[[
 
 @dataclass(frozen=True)
 class Decoding:
-    """What model args ask for.
+    """The decoder that model args choose.
 
     Attributes:
         name: of the decoder, one of `NAMES`.
         config: what `revisit.enable` takes; None for "greedy".
-        model_args: those that are the model's own, as they were written.
-        written: all that were written, with `decoder=` among them.
+        model_args: the model args for the model itself, as they were written.
+        written: all model args as they were written, with `decoder=` among them.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Decoding:
         return {"name": self.name, **settings}
 
 
-def take(model_args: str) -> Decoding:
+def read_model_args(model_args: str) -> Decoding:
     """Take `decoder=NAME` and `NAME_setting=VALUE` out of model args.
 
     Without `decoder` it is ReVisiT. The settings have the names and defaults of `revisit.config`,
@@ -60,45 +60,42 @@ def take(model_args: str) -> Decoding:
         ValueError: a decoder or setting that is not known, is another decoder's, or is out of
             range; the message says what there is.
     """
-    given = {key: value.strip() for key, value in _ITEM.findall(model_args)}
+    items = {key: value.strip() for key, value in _ITEM.findall(model_args)}
     rest = _ITEM.sub("", model_args).lstrip(", ")
-    named = "decoder" in given
-    name = given.pop("decoder", "revisit")
-    written = model_args if named else ",".join(filter(None, [model_args, f"decoder={name}"]))
-    if name in _GIVEN:
+    written = model_args
+    if "decoder" not in items:
+        written = ",".join(filter(None, [model_args, "decoder=revisit"]))
+    name = items.pop("decoder", "revisit")
+    if name in _SECOND_INPUTS:
         raise ValueError(
-            f"decoder={name} needs {_GIVEN[name]}, which the models of lmms-eval do not make"
+            f"decoder={name} needs {_SECOND_INPUTS[name]}, which the models of lmms-eval do not "
+            "make"
         )
     if name not in NAMES:
         raise ValueError(f"decoder={name}: there are {', '.join(NAMES)}")
-    if name == "greedy":
-        _refuse_unknown(name, given, {})
-        return Decoding(name, None, rest, written)
-    return Decoding(name, _config(name, given), rest, written)
+    return Decoding(name, _config(name, items), rest, written)
 
 
-def _config(name: str, given: dict[str, str]) -> DecoderConfig:
-    """The settings of decoder `name` from its items."""
-    kind = CONFIGS[name]
-    defaults = {f"{name}_{field.name}": field.default for field in fields(kind)}
+def _config(name: str, items: dict[str, str]) -> DecoderConfig | None:
+    """The settings of decoder `name` from its items; None for "greedy"."""
+    kind = CONFIGS.get(name)
+    defaults = {f"{name}_{each.name}": each.default for each in fields(kind)} if kind else {}
     defaults.pop("revisit_trace", None)  # nobody would read it
-    _refuse_unknown(name, given, defaults)
-    chosen: dict[str, Any] = {"no_vision": "plain"} if kind is ReVisiTConfig else {}
-    for key, written in given.items():
-        chosen[key.removeprefix(f"{name}_")] = _value(key, written, defaults[key])
-    try:
-        return kind(**chosen)
-    except ValueError as error:
-        raise ValueError(f"model args of decoder={name}: {error}") from error
-
-
-def _refuse_unknown(name: str, given: dict[str, str], known: dict[str, Any]) -> None:
-    if unknown := sorted(given.keys() - known.keys()):
-        there = f"has {', '.join(known)}" if known else "has no settings"
+    if unknown := sorted(items.keys() - defaults.keys()):
+        has = f"has {', '.join(defaults)}" if defaults else "has no settings"
         raise ValueError(
-            f"{', '.join(unknown)}: decoder={name} {there}; another decoder is asked for by "
+            f"{', '.join(unknown)}: decoder={name} {has}; another decoder is asked for by "
             f"decoder={'|'.join(NAMES)}"
         )
+    if kind is None:
+        return None
+    settings: dict[str, Any] = {"no_vision": "plain"} if kind is ReVisiTConfig else {}
+    for key, written in items.items():
+        settings[key.removeprefix(f"{name}_")] = _value(key, written, defaults[key])
+    try:
+        return kind(**settings)
+    except ValueError as error:
+        raise ValueError(f"model args of decoder={name}: {error}") from error
 
 
 def _value(key: str, written: str, default: Any) -> Any:

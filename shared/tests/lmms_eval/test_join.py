@@ -1,7 +1,7 @@
-"""What is refused of a model of lmms-eval once it is built, and of its answers.
+"""Which built models of lmms-eval are refused, and which of their answers.
 
-The models are small ones of Transformers; the classes around them have the shapes of lmms-eval's:
-what they do with `generate` is what differs.
+The models are small ones of Transformers; the classes around them call `generate` in the ways that
+classes of lmms-eval do.
 """
 
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from transformers import GenerationMixin, PreTrainedModel, Qwen2_5_VLForConditio
 
 from evaluations import CHECKPOINT
 from revisit import ReVisiTConfig
-from revisit.lmms_eval.built import ELSEWHERE, join, refuse_elsewhere
+from revisit.lmms_eval.join import REFUSED, join, refuse_model
 
 CONFIG = ReVisiTConfig(no_vision="plain")
 
@@ -43,6 +43,13 @@ class Catching(Calling):
         return answers
 
 
+class Silent(Calling):
+    """Answers without `generate`, as one does whose `generate` is elsewhere."""
+
+    def generate_until(self, requests):
+        return ["" for _ in requests]
+
+
 class Inside(Calling):
     """Calls `generate` of the language model that its model holds, as `auroracap` does."""
 
@@ -52,7 +59,7 @@ class Inside(Calling):
 
 
 class Chat(PreTrainedModel):
-    """A model with code of its own around a language model, as InternVL's: it hands embeddings on.
+    """A model with its own code around a language model, as InternVL's: it hands embeddings on.
 
     Transformers 5 gives it no `generate`.
     """
@@ -72,7 +79,7 @@ class Chat(PreTrainedModel):
 
 
 class GeneratingChat(Chat, GenerationMixin):
-    """The same with Transformers' `generate` beside its own, as all models of 4.49 have it."""
+    """The same, with Transformers' `generate` among its bases, as all models of 4.49 have it."""
 
 
 @pytest.fixture
@@ -89,7 +96,6 @@ def test_a_model_that_generates_answers(model):
     join(lm, CONFIG)
     (answer,) = lm.generate_until([TEXT])
     assert answer.shape == (1, 5)
-    assert lm.generate_until([]) == []
 
 
 def test_a_failure_that_lmms_eval_catches_is_an_error(model):
@@ -102,16 +108,22 @@ def test_a_failure_that_lmms_eval_catches_is_an_error(model):
 
 
 def test_answers_without_generate_are_an_error(model):
+    lm = Silent(model)
+    join(lm, CONFIG)
+    with pytest.raises(ValueError, match="Silent of lmms-eval answered without calling its model"):
+        lm.generate_until([TEXT])
+    assert lm.generate_until([]) == []
+
+
+def test_generate_of_the_language_model_inside_is_an_error(model):
     lm = Inside(GeneratingChat(model))
     assert len(lm.generate_until([TEXT])) == 1
     join(lm, CONFIG)
-    with pytest.raises(
-        ValueError, match="Inside of lmms-eval answered without calling its model's"
-    ):
+    with pytest.raises(ValueError, match="this decoding would not call it"):
         lm.generate_until([TEXT])
 
 
-def test_probabilities_of_given_answers_are_no_decoders(model):
+def test_loglikelihood_is_refused(model):
     lm = Calling(model)
     join(lm, CONFIG)
     with pytest.raises(ValueError, match=r"loglikelihood.* run it with decoder=greedy"):
@@ -124,12 +136,12 @@ def test_a_model_that_is_none_of_transformers_generating_ones_is_refused(model):
 
 
 @pytest.mark.parametrize("other", [SimpleNamespace(), None, "gpt"], ids=["client", "none", "name"])
-def test_what_is_no_model_is_refused(other):
+def test_a_client_or_name_in_place_of_a_model_is_refused(other):
     with pytest.raises(ValueError, match="holds no model of Transformers as its `model`, but"):
         join(Calling(other), CONFIG)
 
 
 def test_every_model_refused_by_name_is_one_of_lmms_evals():
-    assert ELSEWHERE.keys() <= set(list_available_models())
+    assert REFUSED.keys() <= set(list_available_models())
     for name in ("qwen2_5_vl", "llava_hf", "internvl_hf", "huggingface"):
-        refuse_elsewhere(name)
+        refuse_model(name)
