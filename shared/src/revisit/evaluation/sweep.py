@@ -7,14 +7,11 @@ Greedy decoding comes first: it is what the table of all of them holds the other
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from revisit.config import DecoderConfig, Number, ReVisiTConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.run import DECODERS, Run, decoder_name
-
-if TYPE_CHECKING:
-    pass
 
 _SWEPT = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
 
