@@ -26,9 +26,9 @@ from revisit.commands.describe import demo_model
 from revisit.commands.engines.transformers import token_counts
 from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
 from revisit.decoders.transformations import second_image
+from revisit.evaluation.answer_files import read_answers
 from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.benchmarks.pope import FORM
-from revisit.evaluation.store import read_answers
 
 if RELEASE < (4, 57):
     pytest.skip("written for stock releases", allow_module_level=True)

@@ -13,10 +13,10 @@ import revisit
 from revisit import ReVisiTConfig
 from revisit.commands import describe
 from revisit.commands.engines.description import picture
+from revisit.evaluation.answer_files import read_answers
 from revisit.evaluation.benchmarks.chair import Chair
 from revisit.evaluation.evaluate import evaluate
 from revisit.evaluation.run import Generation, Place, Run
-from revisit.evaluation.store import read_answers
 
 SIDE, TOKENS = 32, 4
 """Of a tile: pixels along a side, and vision tokens."""

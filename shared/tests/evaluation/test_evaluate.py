@@ -1,24 +1,21 @@
-"""The driver, on captioners without a model: what is under test is the run around them."""
+"""Runs of CHAIR from flags to scores, on captioners without a model."""
 
 import hashlib
 import json
-import os
-import runpy
 import shutil
 import signal
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 pytest.importorskip("transformers")
 
+import forked
+import sizes
 from revisit.commands.eval import Family, main
 from revisit.commands.main import main as program
-from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
+from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
@@ -26,35 +23,9 @@ from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Generation
 from revisit.transformers.checkpoint import own_dtype
 
-# Describes the size of images, and says which random number it drew, as sampling would.
-CAPTIONER = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from revisit.evaluation.captioner import Answer, unusable_images
-from revisit.commands.eval import Family, main
 
 class Sizes:
-    settings = {"prompt": "v1"}
-
-    def __init__(self, run):
-        self.left = int(os.environ.get("KILLED_AFTER", 10**9))
-
-    def answer(self, images, questions):
-        self.left -= 1
-        if self.left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        draw = torch.rand(len(images), 1).tolist()
-        texts = [f"{image.size} {image.mode} {number}" for image, number in zip(images, draw)]
-        return [Answer(text, 3) for text in texts]
-
-if __name__ == "__main__":
-    sys.exit(main(["chair", *sys.argv[1:]], Family(Sizes, str)))
-"""
-
-
-class Sizes:
-    """Describes the size of each image; keeps what it was asked."""
+    """Answers with the size of each image; keeps the sizes of batches."""
 
     settings = {"prompt": "v1"}  # noqa: RUF012
     fails_at = None
@@ -100,21 +71,15 @@ def test_every_image_gets_its_own_caption(run, annotations):
 
 def test_the_run_record_says_what_made_the_captions(run):
     assert run("--use_revisit", "--early_exit_layers", "0,2", "5", "--relative_top", "0.1") == 0
-    settings = run.record()["settings"]
-    assert settings["use_revisit"] is True
-    assert settings["early_exit_layers"] == [0, 2, 5]
-    assert settings["relative_top"] == 0.1
-    assert settings["model"]["name"] == "model"
-    assert len(settings["model"]["sha256"]) == 64
-    assert {"torch version", "transformers version", "revisit version"} <= settings.keys()
     record = run.record()
-    assert record["captioner"] == {"prompt": "v1"}
-    assert record["failed"] == []
-    assert record["runs"][0]["captions"] == 10
-    run_of_it = record["runs"][0]
-    assert run_of_it["batch_size"] == 3
-    assert run_of_it["tokens"] == sum(range(11, 21))
-    assert run_of_it["peak_bytes"] > 10**7 and run_of_it["peak_bytes_of"] == "process"
+    settings = record["settings"]
+    assert settings["early_exit_layers"] == [0, 2, 5] and settings["relative_top"] == 0.1
+    assert settings["model"]["name"] == "model" and len(settings["model"]["sha256"]) == 64
+    assert record["captioner"] == {"prompt": "v1"} and record["failed"] == []
+    (start,) = record["runs"]
+    assert (start["captions"], start["batch_size"]) == (10, 3)
+    assert start["tokens"] == sum(range(11, 21))
+    assert start["peak_bytes"] > 10**7 and start["peak_bytes_of"] == "process"
 
 
 def test_a_finished_run_is_not_done_again_and_loads_no_model(run):
@@ -128,22 +93,21 @@ def test_a_finished_run_is_not_done_again_and_loads_no_model(run):
     assert run.out.read_bytes() == before
 
 
-@pytest.mark.parametrize("sampling", [[], ["--do_sample"]])
-def test_a_run_killed_in_the_middle_continues_to_what_one_run_gives(run, tmp_path, sampling):
-    script = tmp_path / "captioner.py"
-    script.write_text(CAPTIONER)
-    command = [sys.executable, str(script), *run.flags, *sampling]
-    killed = subprocess.run(command, env=os.environ | {"KILLED_AFTER": "2"}, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL
+def test_a_killed_run_continues_to_what_one_run_gives(run, tmp_path):
+    def caption(**environment):
+        environment |= {"STARTED": str(tmp_path / "started")}
+        argv = [*run.flags, "--do_sample"]
+        return forked.Started(tmp_path, environment, sizes.caption, argv).wait()[0]
+
+    assert caption(BATCHES="2") == -signal.SIGKILL
     assert len(read_captions(run.out)) == 6
     # Killed while the fifth caption was written: half of a batch, and half of a line.
     lines = run.out.read_bytes().splitlines(keepends=True)
     run.out.write_bytes(b"".join(lines[:4]) + lines[4][:20])
-    load = runpy.run_path(str(script))["Sizes"]
-    assert run(*sampling, load=load) == 0
+    assert caption() == 0
     resumed = run.out.read_bytes()
     run.out.unlink()
-    assert run(*sampling, load=load) == 0
+    assert caption() == 0
     assert run.out.read_bytes() == resumed
 
 
@@ -181,9 +145,9 @@ def test_batch_size_may_change_between_runs_except_with_sampling(run, capsys):
 
 
 def test_images_that_cannot_be_read_are_reported_and_tried_again(run, images, capsys):
-    sound = {image: (images / name(image)).read_bytes() for image in (2, 5, 8)}
+    contents = {image: (images / name(image)).read_bytes() for image in (2, 5, 8)}
     (images / name(2)).write_bytes(b"no image")
-    (images / name(5)).write_bytes(sound[5][: len(sound[5]) // 2])
+    (images / name(5)).write_bytes(contents[5][: len(contents[5]) // 2])
     (images / name(8)).unlink()
     (images / name(8)).symlink_to("nowhere.jpg")
     assert run() == 1
@@ -192,7 +156,7 @@ def test_images_that_cannot_be_read_are_reported_and_tried_again(run, images, ca
     assert err.strip().splitlines()[-1].startswith("WARNING: 3 images could not be read")
     assert sorted(read_captions(run.out)) == [1, 3, 4, 6, 7, 9, 10]
     assert sorted(entry["image_id"] for entry in run.record()["failed"]) == [2, 5, 8]
-    for image, content in sound.items():
+    for image, content in contents.items():
         (images / name(image)).unlink()
         (images / name(image)).write_bytes(content)
     assert run() == 0
@@ -213,7 +177,7 @@ def test_an_image_removed_between_runs_is_reported_and_the_sample_stays(run, ima
 
 
 class Picky(Sizes):
-    """Cannot take images of some widths; is broken where the name says so."""
+    """Cannot take images of some widths."""
 
     refused = (12, 15)
 
@@ -259,37 +223,26 @@ def test_an_error_that_is_of_no_image_ends_the_run(run, refused, error, capsys):
     assert run.record()["failed"] == []
 
 
-def test_images_are_read_as_every_program_reads_them_and_the_record_says_what_was_done(run, images):
+def test_an_image_is_turned_upright_and_the_record_says_so(run, images):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (40, 22)).save(images / name(1), exif=exif)
-    grey = np.linspace(0, 65535, 256).astype(np.uint16)[None]
-    (images / name(2)).unlink()
-    Image.fromarray(grey).save(images / name(2).replace("jpg", "png"))
-    seen = {}
-
-    class Seeing(Sizes):
-        def answer(self, images, questions):
-            seen.update({image.width: image for image in images})
-            return super().answer(images, questions)
-
-    assert run(load=Seeing) == 0
-    assert seen[22].size == (22, 40) and not seen[22].getexif()
-    assert np.asarray(seen[256])[0, :, 0].tolist() == list(range(256))
-    assert run.record()["runs"][0]["changed_images"] == {
-        name(1): ["turned upright, as its EXIF says"],
-        name(2).replace("jpg", "png"): ["its 16 bits were brought to 8"],
-    }
+    assert run() == 0
+    assert read_captions(run.out)[1] == "22 by 40"
+    changed = run.record()["runs"][0]["changed_images"]
+    assert changed == {name(1): ["turned upright, as its EXIF says"]}
 
 
-def test_a_failing_model_stops_the_run_and_keeps_the_captions(run, capsys):
+def test_a_failing_model_stops_the_run_and_keeps_the_captions_unscored(run, annotations, capsys):
+    scored = ["--anno_path", str(annotations), "--lemmatizer", "noun"]
     Broken = type("Broken", (Sizes,), {"fails_at": 3})
-    assert run(load=Broken) == 1
+    assert run(*scored, load=Broken) == 1
     err = capsys.readouterr().err
     assert "stopped by RuntimeError: out of memory" in err
     assert "6 of 10 captions are in" in err
     assert len(read_captions(run.out)) == 6
-    assert run() == 0
+    assert not run.out.with_name("chair.json").exists()
+    assert run(*scored) == 0
     assert len(read_captions(run.out)) == 10
 
 
@@ -305,18 +258,14 @@ def test_a_model_that_cannot_be_loaded_is_named(run, capsys):
     ("flags", "message"),
     [
         (["--relative_top", "1.5"], "alpha (relative_top) must be in [0, 1], got 1.5"),
-        (["--relative_top", "nan"], "alpha (relative_top) must be in [0, 1], got nan"),
         (["--early_exit_layers", "middle"], "middle"),
         (["--early_exit_layers", ""], "or a list of ints, got ''"),
         (["--temperature", "0"], "--temperature 0.0: say a number in ]0, inf]"),
-        (["--top_p", "2"], "--top_p 2.0: say a number in ]0, 1]"),
         (["--batch_size", "0"], "--batch_size 0: say a whole number >= 1"),
         (["--num_eval_samples", "many"], "--num_eval_samples: unable to convert"),
         (["--decoder", "beam"], 'Invalid value "beam" for --decoder'),
         (["--decoder", "vcd", "--vcd_noise_step", "1000"], "--decoder vcd: noise_step must be"),
         (["--vcd_alpha", "much"], "--vcd_alpha: could not convert"),
-        (["--m3id_gamma", "-1"], "--decoder m3id: gamma must be a finite number >= 0"),
-        (["--dola_layers", "last"], "--decoder dola: layers='last'"),
         (["--use_revisit", "perhaps"], "neither true nor false"),
         (["--device", "cuda:99"], "--device cuda:99: PyTorch finds no such device here"),
         (["--anno_path", "nowhere"], "annotations not found: nowhere"),
@@ -340,24 +289,13 @@ def test_flags_become_a_run(run):
 
     assert run(load=load) == 0
     run.out.unlink()
-    flags = ["--use_revisit", "true", "--early_exit_layers", "high", "--do_sample", "--top_p", ".9"]
-    assert run(*flags, "--repetition_penalty", "1.2", load=load) == 0
+    flags = ["--use_revisit", "true", "--do_sample", "--top_p", ".9"]
+    assert run(*flags, "--repetition_penalty", "1.2", load=load, layers="all") == 0
     assert seen[0].decoder is None and seen[0].generation == Generation()
     assert seen[0].place.dtype == "float32"
-    assert seen[1].decoder == ReVisiTConfig(layers="high")
+    assert seen[1].decoder == ReVisiTConfig(layers="all")  # the family's default
     chosen = Generation(do_sample=True, top_p=0.9, repetition_penalty=1.2)
     assert seen[1].generation == chosen
-
-
-def test_a_family_sets_its_own_defaults(run):
-    seen = []
-
-    def load(args):
-        seen.append(args.decoder.layers)
-        return Sizes(args)
-
-    assert run("--use_revisit", load=load, layers="all") == 0
-    assert seen == ["all"]
 
 
 def test_a_family_names_its_dtype_on_a_gpu(run, monkeypatch):
@@ -427,8 +365,8 @@ def test_a_file_of_an_earlier_version_continues(run):
     assert run("--do_sample") == 0
     whole = run.out.read_bytes()
     record = run.record()
-    for name_of_now in ("tokens", "peak_bytes", "peak_bytes_of"):
-        del record["runs"][0][name_of_now]
+    for newer in ("tokens", "peak_bytes", "peak_bytes_of"):
+        del record["runs"][0][newer]
     run.out.with_name("captions.jsonl.run.json").write_text(json.dumps(record))
     run.out.write_bytes(b"".join(whole.splitlines(keepends=True)[:4]))
     assert run("--do_sample") == 0
@@ -436,71 +374,10 @@ def test_a_file_of_an_earlier_version_continues(run):
     assert ["tokens" in each for each in run.record()["runs"]] == [False, True]
 
 
-def test_a_captioner_that_batches_by_itself_is_given_as_many_as_it_takes(run):
-    Own = type("Own", (Sizes,), {"batch_size": 7})
-    assert run(load=Own) == 0
-    assert Own.batches == [7, 3]
-
-
-def test_use_revisit_is_the_decoder_of_that_name_and_the_last_flag_counts(run, capsys):
-    assert run("--use_revisit") == 0
-    assert run("--decoder", "revisit") == 0
-    assert run("--use_revisit", "false", "--decoder", "revisit") == 0
-    assert run("--use_revisit", "true", "--decoder", "vcd") == 2
-    assert 'decoder: not set, now "vcd"' in capsys.readouterr().err
-    assert run("--decoder", "revisit", "--use_revisit", "false") == 2
-    assert "use_revisit: true, now not set" in capsys.readouterr().err
-
-
-OTHERS = [
-    (
-        ["--decoder", "vcd", "--vcd_alpha", "0.50"],
-        "vcd-0.50-0.1-500-0",
-        VCDConfig(alpha=0.5),
-        {"vcd_alpha": 0.5, "vcd_beta": 0.1, "vcd_noise_step": 500, "vcd_seed": 0},
-    ),
-    (
-        ["--decoder", "ritual", "--ritual_seed", "3", "--ritual_beta", "1e-2"],
-        "ritual-3.0-1e-2-3",
-        RITUALConfig(beta=0.01, seed=3),
-        {"ritual_alpha": 3.0, "ritual_beta": 0.01, "ritual_seed": 3},
-    ),
-    (
-        ["--decoder", "m3id", "--m3id_gamma", "0.1"],
-        "m3id-0.1-0.1",
-        M3IDConfig(gamma=0.1),
-        {"m3id_gamma": 0.1, "m3id_beta": 0.1},
-    ),
-    (
-        ["--decoder", "dola", "--dola_layers", "0,2", "4", "--dola_relative_top", "0"],
-        "dola-0-2-4-0",
-        DoLaConfig(layers=[0, 2, 4], relative_top=0.0),
-        {"dola_layers": [0, 2, 4], "dola_relative_top": 0.0},
-    ),
-]
-
-
-@pytest.mark.parametrize(("flags", "folder", "config", "recorded"), OTHERS, ids=str)
-def test_another_decoder_s_settings_are_read_recorded_and_name_the_folder(
-    run, tmp_path, flags, folder, config, recorded
-):
-    at = run.flags.index("--output_path")
-    run.flags[at : at + 2] = []
-    seen = []
-
-    def load(args):
-        seen.append((args.decoder, args.generation.arguments()))
-        return Sizes(args)
-
-    assert run(*flags, load=load) == 0
-    assert seen == [(config, {"max_new_tokens": 512, "do_sample": False, "num_beams": 1})]
-    (made,) = (tmp_path / "results").iterdir()
-    assert made.name == f"{folder}-seed42"
-    settings = json.loads((made / "captions.jsonl.run.json").read_text())["settings"]
-    mine = {name: value for name, value in settings.items() if name.startswith(flags[1])}
-    assert mine == recorded
-    assert settings["decoder"] == flags[1]
-    assert "use_revisit" not in settings
+def test_a_captioner_that_batches_by_itself_gets_as_many_as_it_takes(run):
+    Seven = type("Seven", (Sizes,), {"batch_size": 7})
+    assert run(load=Seven) == 0
+    assert Seven.batches == [7, 3]
 
 
 def test_another_decoder_s_other_settings_are_refused_on_a_rerun(run, capsys):
@@ -513,9 +390,9 @@ def test_another_decoder_s_other_settings_are_refused_on_a_rerun(run, capsys):
 @pytest.mark.parametrize(
     ("flags", "folder"),
     [
-        ([], "plain-seed42"),
-        (["--use_revisit", "TRUE"], "revisit-last-1e-5-ag-seed42"),
         (["--use_revisit", "False", "--seed", "7"], "plain-seed7"),
+        (["--decoder", "vcd", "--vcd_alpha", "0.50"], "vcd-0.50-0.1-500-0-seed42"),
+        (["--decoder", "dola", "--dola_layers", "0,2", "4"], "dola-0-2-4-0.1-seed42"),
         (
             ["--use_revisit", "--early_exit_layers", "0", "10,20", "--relative_top", "0.10"],
             "revisit-0-10-20-0.10-ag-seed42",
@@ -549,12 +426,6 @@ def test_what_scoring_needs_is_looked_for_before_captioning(run, annotations, ca
     assert run("--lemmatizer", "noun") == 2
     assert "give --anno_path" in capsys.readouterr().err
     assert not run.out.exists()
-
-
-def test_captions_of_a_run_that_stopped_are_not_scored(run, annotations):
-    Broken = type("Broken", (Sizes,), {"fails_at": 2})
-    assert run("--anno_path", str(annotations), "--lemmatizer", "noun", load=Broken) == 1
-    assert not run.out.with_name("chair.json").exists()
 
 
 def test_output_path_may_be_a_folder(run, tmp_path):

@@ -1,4 +1,4 @@
-"""The program that asks POPE's questions, on a captioner without a model."""
+"""Runs of POPE from flags to scores, on a captioner without a model."""
 
 import json
 from pathlib import Path
@@ -9,9 +9,9 @@ pytest.importorskip("transformers")
 
 from revisit.commands.eval import Family, main
 from revisit.commands.main import main as program
+from revisit.evaluation.answer_files import read_answers
 from revisit.evaluation.benchmarks.pope import FORM, Pope, read_labels
 from revisit.evaluation.captioner import Answer
-from revisit.evaluation.store import read_answers
 from revisit.transformers.checkpoint import own_dtype
 
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "pope"
@@ -20,7 +20,7 @@ OBJECTS = ("dog", "cat", "bus", "cow")
 
 
 class Wide:
-    """Says yes where the image's width is even; keeps what it was asked."""
+    """Answers yes where the image's width is even; keeps the questions."""
 
     settings = {"prompt": "v1"}  # noqa: RUF012
     fails_at = None
@@ -95,8 +95,8 @@ def test_every_question_of_all_splits_is_asked_about_its_image_and_scored(run, c
         assert run.record(split)["runs"][0]["tokens"] == 48
         assert run.record(split)["runs"][0]["answers"] == 12
     out = capsys.readouterr().out
-    told = [line for line in out.splitlines() if line.startswith("12 of 12 answers in ")]
-    assert [Path(line).parent.name for line in told] == list(SPLITS)
+    files = [line for line in out.splitlines() if line.startswith("12 of 12 answers in ")]
+    assert [Path(file).parent.name for file in files] == list(SPLITS)
     assert out.count("Accuracy") == 3
 
 
@@ -129,18 +129,14 @@ def test_a_run_that_stopped_continues_and_a_finished_one_loads_no_model(run):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_other_settings_on_a_rerun_are_refused(run, capsys):
+def test_other_questions_on_a_rerun_are_refused(run, capsys):
     assert run("--splits", "random") == 0
     before = (run.out / "random" / "answers.jsonl").read_bytes()
     file = run.folder / "coco_pope_random.json"
-    for flags, difference in (
-        (["--one_word"], 'question: "<text>", now "<text> Please answer'),
-        (["--decoder", "m3id"], 'decoder: not set, now "m3id"'),
-        (["--seed", "5"], "seed: 42, now 5"),
-    ):
-        assert run("--splits", "random", *flags) == 2
-        err = capsys.readouterr().err
-        assert difference in err and "holds 12 answers made with other settings" in err
+    assert run("--splits", "random", "--one_word") == 2
+    err = capsys.readouterr().err
+    assert 'question: "<text>", now "<text> Please answer' in err
+    assert "holds 12 answers made with other settings" in err
     file.write_text(file.read_text().replace("dog", "cup"))
     assert run("--splits", "random") == 2
     assert "questions: " in capsys.readouterr().err
@@ -149,7 +145,7 @@ def test_other_settings_on_a_rerun_are_refused(run, capsys):
 
 def test_questions_about_an_image_that_cannot_be_read_leave_nothing_to_score(run, images, capsys):
     image = images / "COCO_val2014_000000000002.jpg"
-    sound = image.read_bytes()
+    content = image.read_bytes()
     image.write_bytes(b"no image")
     assert run("--splits", "random") == 2
     err = capsys.readouterr().err
@@ -158,7 +154,7 @@ def test_questions_about_an_image_that_cannot_be_read_leave_nothing_to_score(run
     assert not (run.out / "random" / "pope.json").exists()
     failed = run.record("random")["failed"]
     assert [entry["question_id"] for entry in failed] == [4, 5, 6, 7]
-    image.write_bytes(sound)
+    image.write_bytes(content)
     assert run("--splits", "random") == 0
     assert len(read_answers(run.out / "random" / "answers.jsonl", FORM)) == 12
 
@@ -211,17 +207,10 @@ def test_answers_are_scored_by_the_questions_that_were_asked_alone(run, capsys):
     assert f"answers to other questions than those in {others}" in err and "split random" in err
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_questions_may_be_one_json_list_with_a_byte_order_mark(run, encoding):
-    file = run.folder / "coco_pope_random.json"
-    entries = [json.loads(line) for line in file.read_text().splitlines()]
-    file.write_text(json.dumps(entries, indent=1), encoding=encoding)
-    assert run("--splits", "random") == 0
-    assert len(read_answers(run.out / "random" / "answers.jsonl", FORM)) == 12
-
-
 @pytest.mark.parametrize("source", ["aokvqa", "gqa"])
-def test_the_files_on_other_data_sets_are_found_by_their_published_names(source, images, tmp_path):
+def test_files_on_other_data_sets_are_found_and_a_misspelt_copy_is_noticed(
+    source, images, tmp_path, caplog
+):
     entry = {"question_id": 1, "image": "COCO_val2014_000000000001.jpg", "label": "no"}
     entry["text"] = "Is there a cow in the imange?"
     (tmp_path / f"{source}_pope_seem_popular.json").write_text(json.dumps([entry]))
@@ -229,14 +218,6 @@ def test_the_files_on_other_data_sets_are_found_by_their_published_names(source,
     assert pope.prefix == f"pope-{source}-"
     (section,) = pope.sections(0)
     assert [task.key for task in section.tasks] == [1]
-
-
-def test_a_misspelt_copy_is_noticed(images, tmp_path, caplog):
-    entry = {"question_id": 1, "image": "COCO_val2014_000000000001.jpg", "label": "no"}
-    (tmp_path / "adversarial.jsonl").write_text(
-        json.dumps({**entry, "text": "Is there a cow in the imange?"})
-    )
-    Pope(data_path=images, pope_path=tmp_path, splits=("adversarial",)).sections(0)
     assert "as VCD's copy does" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Several processes that write one file, on a captioner without a model: real processes."""
+"""Real processes that write one file, with a captioner without a model."""
 
 import json
 import signal
@@ -40,13 +40,12 @@ class Launch:
         return forked.Started(self.folder, environment, work, argv)
 
     def run(self, count: int, *flags: str, lacking: bool = False, **settings: str) -> list[str]:
-        """All processes at once; what they said. One tells of images that are lacking."""
+        """All processes at once; what they printed. One reports images that are lacking."""
         started = [self.start(rank, count, *flags, **settings) for rank in range(count)]
-        said = [process.wait() for process in started]
-        assert sorted(status for status, _, _ in said) == [0] * (count - lacking) + [1] * lacking, (
-            said
-        )
-        return [out for _, out, _ in said]
+        ends = [process.wait() for process in started]
+        statuses = sorted(status for status, _, _ in ends)
+        assert statuses == [0] * (count - lacking) + [1] * lacking, ends
+        return [out for _, out, _ in ends]
 
     @property
     def record(self):
@@ -57,7 +56,7 @@ class Launch:
         return json.loads((self.folder / "alone" / "captions.jsonl.run.json").read_text())["images"]
 
     @property
-    def parts(self) -> list[str]:
+    def shards(self) -> list[str]:
         return sorted(path.name for path in self.out.parent.glob("captions.jsonl.part-*"))
 
 
@@ -78,11 +77,11 @@ def whole(launch) -> bytes:
 
 def test_two_processes_write_what_one_writes_and_the_last_one_scores(launch, whole, annotations):
     flags = ["--do_sample", "--anno_path", str(annotations), "--lemmatizer", "noun"]
-    said = launch.run(2, *flags)
+    printed = launch.run(2, *flags)
     assert launch.out.read_bytes() == whole
-    assert launch.parts == []
-    assert sum("10 of 10 captions" in out for out in said) == 1
-    assert sum("CHAIRs" in out for out in said) == 1
+    assert launch.shards == []
+    assert sum("10 of 10 captions" in out for out in printed) == 1
+    assert sum("CHAIRs" in out for out in printed) == 1
     runs = launch.record["runs"]
     assert sorted((run["process"], run["processes"], run["captions"]) for run in runs) == [
         (0, 2, 6),
@@ -104,23 +103,23 @@ def test_a_killed_process_loses_its_batch_and_another_number_of_processes_goes_o
     assert "process 0 lacks 4 of its 6 captions" in out
     assert "the same command continues" in out
     assert launch.out.read_bytes() == b""
-    assert len(launch.parts) == 4  # and their records
+    assert len(launch.shards) == 4  # and their records
     launch.run(3, "--do_sample")
     assert launch.out.read_bytes() == whole
-    assert launch.parts == []
+    assert launch.shards == []
     by_processes = [0, 0, 0, 0]
     for run in launch.record["runs"]:
         by_processes[run["processes"]] += run["captions"]
     assert by_processes == [0, 0, 6, 4]
 
 
-def test_one_process_takes_over_the_parts_of_several(launch, whole):
+def test_one_process_takes_over_the_shards_of_several(launch, whole):
     launch.start(1, 3, "--do_sample").wait()
-    assert launch.parts[0] == "captions.jsonl.part-1-of-3"
-    (said,) = launch.run(1, "--do_sample")
+    assert launch.shards[0] == "captions.jsonl.part-1-of-3"
+    (printed,) = launch.run(1, "--do_sample")
     assert launch.out.read_bytes() == whole
-    assert launch.parts == []
-    assert "10 of 10 captions" in said
+    assert launch.shards == []
+    assert "10 of 10 captions" in printed
 
 
 def test_several_processes_take_over_the_file_of_one(launch, whole):
@@ -128,7 +127,7 @@ def test_several_processes_take_over_the_file_of_one(launch, whole):
     assert launch.out.read_bytes().count(b"\n") == 4
     launch.run(2, "--do_sample")
     assert launch.out.read_bytes() == whole
-    assert launch.parts == []
+    assert launch.shards == []
 
 
 def test_a_process_that_begins_when_the_others_have_ended_merges(launch, whole):
@@ -157,12 +156,12 @@ def test_the_first_to_end_leaves_the_file_to_the_last(launch, whole, tmp_path):
 
 def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whole, images):
     name = launch.sample[3]  # the last of its batch: the other one draws what it always draws
-    sound = (images / name).read_bytes()
+    content = (images / name).read_bytes()
     (images / name).write_bytes(b"no image")
     launch.run(2, "--do_sample", lacking=True)
     assert launch.out.read_bytes().count(b"\n") == 9
     assert [entry["file"] for entry in launch.record["failed"]] == [name]
-    (images / name).write_bytes(sound)
+    (images / name).write_bytes(content)
     for rank in (2, 1, 0):  # one that ends before the image's process starts leaves it to that one
         assert launch.start(rank, 3, "--do_sample").wait()[0] == 0
     assert launch.record["failed"] == []
@@ -171,21 +170,21 @@ def test_an_image_that_cannot_be_read_is_named_once_and_tried_again(launch, whol
 
 @pytest.mark.parametrize(
     "dying",
-    [sizes.caption_and_die_at_the_files_writing, sizes.caption_and_die_at_the_parts_removal],
+    [sizes.caption_and_die_at_the_merge, sizes.caption_and_die_at_the_removal_of_shards],
 )
 def test_a_merge_that_is_cut_short_is_made_again(launch, whole, dying):
     launch.start(0, 2, "--do_sample").wait()
     status, _, _ = launch.start(1, 2, "--do_sample", work=dying).wait()
     assert status == -signal.SIGKILL
-    assert len(launch.parts) == 4
+    assert len(launch.shards) == 4
     launch.run(2, "--do_sample")
     assert launch.out.read_bytes() == whole
-    assert launch.parts == []
+    assert launch.shards == []
     assert sum(run["captions"] for run in launch.record["runs"]) == 10
     assert len(launch.record["runs"]) == 2
 
 
-def test_other_settings_are_refused_while_there_are_only_parts(launch):
+def test_other_settings_are_refused_while_there_are_only_shards(launch):
     launch.start(0, 2).wait()
     before = {path: path.read_bytes() for path in launch.out.parent.iterdir()}
     for count in (1, 2, 3):
@@ -195,7 +194,7 @@ def test_other_settings_are_refused_while_there_are_only_parts(launch):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+def test_shards_that_do_not_belong_together_are_refused(tmp_path):
     path = tmp_path / "captions.jsonl"
     for rank in (0, 1):
         with AnswerStore(path.with_name(f"captions.jsonl.part-{rank}-of-2"), Chair.form) as store:
@@ -205,7 +204,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
         open_store(path, Chair.form, Process())
 
 
-def test_a_damaged_part_is_named(tmp_path):
+def test_a_damaged_shard_is_named(tmp_path):
     path = tmp_path / "captions.jsonl"
     path.with_name("captions.jsonl.part-1-of-2").write_text("rubbish\n")
     with pytest.raises(EvaluationError, match=r"part-1-of-2, line 1 is no line of captions"):

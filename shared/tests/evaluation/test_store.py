@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, read_answers
 from revisit.evaluation.benchmarks import chair, pope
-from revisit.evaluation.benchmarks.benchmark import Form
-from revisit.evaluation.store import AnswerStore, read_answers
+from revisit.evaluation.store import AnswerStore
 
 CAPTIONS, ANSWERS = chair.Chair.form, pope.FORM
 
@@ -28,7 +28,7 @@ def path(tmp_path):
 
 def test_captions_are_there_again_on_opening(path):
     with AnswerStore(path, CAPTIONS) as store:
-        assert store.texts == {7: "A dog.", 8: 'A "cat"\non a bed. ☕'}
+        assert store.answers == {7: "A dog.", 8: 'A "cat"\non a bed. ☕'}
         store.agree("settings", SETTINGS)
         store.append(9, "")
     assert read_answers(path, CAPTIONS) == {7: "A dog.", 8: 'A "cat"\non a bed. ☕', 9: ""}
@@ -47,7 +47,7 @@ def test_a_file_cut_anywhere_opens_with_its_whole_lines(tmp_path_factory, cut):
     path.write_bytes(content[:cut])
     whole = content[:cut].count(b"\n")
     with AnswerStore(path, CAPTIONS) as store:
-        assert list(store.texts) == list(captions)[:whole]
+        assert list(store.answers) == list(captions)[:whole]
         for image in list(captions)[whole:]:
             store.append(image, captions[image])
     assert path.read_bytes() == content
@@ -114,22 +114,7 @@ with AnswerStore(Path(sys.argv[1]), Chair.form) as store:
     assert path.read_bytes().endswith(b"\n")
 
 
-def test_answers_are_kept_by_the_keys_of_their_own(tmp_path):
-    path = tmp_path / "answers.jsonl"
-    with AnswerStore(path, ANSWERS) as store:
-        store.agree("settings", SETTINGS)
-        store.append(3, "Yes.")
-        store.append("b", "No")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert lines[0] == {"question_id": 3, "answer": "Yes."}
-    assert lines[1] == {"question_id": "b", "answer": "No"}
-    with AnswerStore(path, ANSWERS) as store:
-        assert store.texts == {3: "Yes.", "b": "No"}
-    with pytest.raises(EvaluationError, match="has no key 'image_id'"):
-        AnswerStore(path, CAPTIONS)
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(EvaluationError, match="cannot open"):
@@ -143,27 +128,29 @@ def test_a_list_is_not_appended_to_and_left_as_it_was(path):
     assert path.read_text() == '[{"image_id": 1, "caption": "a"}]'
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-@pytest.mark.parametrize("indent", [None, 1])
-def test_captions_are_read_from_one_list_too(tmp_path, encoding, indent):
-    entries = [{"image_id": n, "caption": f"caf\u00e9 {n}"} for n in (3, 1)]
-    file = tmp_path / "captions.json"
-    file.write_text(json.dumps(entries, indent=indent, ensure_ascii=False), encoding=encoding)
-    assert read_answers(file, CAPTIONS) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}
-    file.write_text("\n".join(map(json.dumps, entries)), encoding=encoding)
-    assert read_answers(file, CAPTIONS) == {3: "caf\u00e9 3", 1: "caf\u00e9 1"}
-
-
-def test_answers_may_be_known_by_several_ids(tmp_path):
-    form = Form("answers.jsonl", ("set_id", "figure_id"), "answer", "question")
-    with AnswerStore(tmp_path / "answers.jsonl", form) as store:
+@pytest.mark.parametrize(
+    ("form", "keys", "line"),
+    [
+        (ANSWERS, (3, "b"), {"question_id": 3, "answer": "Yes"}),
+        (
+            Form("answers.jsonl", ("set_id", "figure_id"), "answer", "question"),
+            (("1", 0), ("1", 1)),
+            {"set_id": "1", "figure_id": 0, "answer": "Yes"},
+        ),
+    ],
+    ids=["one id", "several"],
+)
+def test_answers_are_kept_by_their_ids(tmp_path, form, keys, line):
+    path = tmp_path / "answers.jsonl"
+    with AnswerStore(path, form) as store:
         store.agree("settings", SETTINGS)
-        store.append(("1", 0), "Yes")
-        store.append(("1", 1), "No")
-    with AnswerStore(tmp_path / "answers.jsonl", form) as store:
-        assert store.texts == {("1", 0): "Yes", ("1", 1): "No"}
-    first = json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])
-    assert first == {"set_id": "1", "figure_id": 0, "answer": "Yes"}
+        store.append(keys[0], "Yes")
+        store.append(keys[1], "No")
+    with AnswerStore(path, form) as store:
+        assert store.answers == dict(zip(keys, ("Yes", "No"), strict=True))
+    assert json.loads(path.read_text().splitlines()[0]) == line
+    with pytest.raises(EvaluationError, match="has no key 'image_id'"):
+        AnswerStore(path, CAPTIONS)
 
 
 def test_another_version_continues_a_file_that_then_names_both(path):

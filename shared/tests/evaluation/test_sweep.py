@@ -1,4 +1,4 @@
-"""`--sweep`: which runs it asks for, that one model does them, and the table that comes last."""
+"""`--sweep`: its runs, their one model, and the table that comes last."""
 
 import json
 import sys
@@ -13,19 +13,19 @@ from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.captioner import Answer
 from revisit.evaluation.run import decoder_name
 
-DOG = {"greedy": "A dog and a vase.", "revisit": "A dog.", "vcd": "A vase."}
+ANSWERS = {"greedy": "A dog and a vase.", "revisit": "A dog.", "vcd": "A vase."}
 
 
-class Teller:
-    """Says what its decoder would; keeps how it decoded."""
+class Scripted:
+    """Answers by its decoder; keeps the decoders that it answered with."""
 
     loaded = 0
-    told: list[tuple[str, object]]
+    decoders: list[tuple[str, object]]
     fails = ""
 
     def __init__(self, run):
         type(self).loaded += 1
-        type(self).told = []
+        type(self).decoders = []
         self.settings = {"prompt": "v1"}
         self.decode(run)
 
@@ -36,9 +36,9 @@ class Teller:
     def answer(self, images, questions):
         if self.fails == self.decoder:
             raise RuntimeError("out of memory")
-        if self.told[-1:] != [self.now]:
-            self.told.append(self.now)
-        return [Answer(DOG[self.decoder], 5) for _ in images]
+        if self.decoders[-1:] != [self.now]:
+            self.decoders.append(self.now)
+        return [Answer(ANSWERS[self.decoder], 5) for _ in images]
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def sweep(images, annotations, tmp_path, monkeypatch):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    monkeypatch.setattr(Teller, "loaded", 0)
+    monkeypatch.setattr(Scripted, "loaded", 0)
     flags = ["--model_path", str(model), "--data_path", str(images), "--anno_path"]
     flags += [str(annotations), "--lemmatizer", "noun", "--device", "cpu"]
     flags += ["--num_eval_samples", "4"]
 
-    def run(*more: str, load=Teller) -> int:
+    def run(*more: str, load=Scripted) -> int:
         where = {"results": tmp_path / "results", "own_dtype": str}
         return main(["chair", *flags, *more], Family(load, **where))
 
@@ -69,11 +69,11 @@ def test_every_combination_is_a_run_of_one_model_in_its_own_folder(sweep, capsys
         for selection in ("", "-random")
     ]
     assert sweep.made() == sorted(["plain-seed42", *folders])
-    assert Teller.loaded == 1
-    told = [arguments for decoder, arguments in Teller.told if decoder == "revisit"]
-    assert [each.alpha for each in told] == [1e-5] * 4 + [1e-3] * 4
-    assert [each.layers for each in told] == (["last"] * 2 + [(0, 2)] * 2) * 2
-    assert [each.selection for each in told] == ["min", "random"] * 4
+    assert Scripted.loaded == 1
+    configs = [config for decoder, config in Scripted.decoders if decoder == "revisit"]
+    assert [each.alpha for each in configs] == [1e-5] * 4 + [1e-3] * 4
+    assert [each.layers for each in configs] == (["last"] * 2 + [(0, 2)] * 2) * 2
+    assert [each.selection for each in configs] == ["min", "random"] * 4
     table = capsys.readouterr().out.split("4 images\n")[1]
     rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| model")]
     assert rows[0] == "model greedy" and len(rows) == 9
@@ -81,12 +81,12 @@ def test_every_combination_is_a_run_of_one_model_in_its_own_folder(sweep, capsys
 
 
 def test_it_continues_and_what_is_there_is_not_done_again(sweep, capsys):
-    Broken = type("Broken", (Teller,), {"fails": "vcd"})
+    Broken = type("Broken", (Scripted,), {"fails": "vcd"})
     assert sweep("--sweep", "decoder=revisit,vcd", load=Broken) == 1
     assert "4 images" not in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in sweep.results.glob("*/captions.jsonl")}
     assert sweep("--sweep", "decoder=revisit,vcd") == 0
-    assert [decoder for decoder, _ in Teller.told] == ["vcd"]  # what was there loads nothing
+    assert [decoder for decoder, _ in Scripted.decoders] == ["vcd"]  # what was there loads nothing
     assert "| model vcd" in capsys.readouterr().out
     for path in sweep.results.glob("[pr]*/captions.jsonl"):
         assert path.stat().st_mtime_ns == before[path]
@@ -128,11 +128,10 @@ def test_seeds_are_samples_of_each_decoder_and_one_row_of_the_table(sweep, capsy
     assert printed.count("| model") == 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is the process's own")
 def test_a_setting_that_the_model_refuses_ends_a_sweep_before_anything_is_decoded(
     sweep, tmp_path, capsys
 ):
-    class Short(Teller):
+    class Short(Scripted):
         def decode(self, run):
             if run.decoder and run.decoder.layers == (99,):
                 raise ValueError("layers [99] are out of range")
@@ -143,8 +142,9 @@ def test_a_setting_that_the_model_refuses_ends_a_sweep_before_anything_is_decode
     assert all(not file.stat().st_size for file in tmp_path.rglob("captions.jsonl"))
 
 
-def test_a_run_s_peak_of_memory_is_its_own_and_not_that_of_the_runs_before(sweep):
-    class Hungry(Teller):
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the process")
+def test_a_run_s_peak_of_memory_leaves_out_the_runs_before(sweep):
+    class Hungry(Scripted):
         def answer(self, images, questions):
             if self.decoder == "greedy":
                 bytearray(b"x") * (400 * 2**20)
@@ -161,7 +161,7 @@ def test_a_run_s_peak_of_memory_is_its_own_and_not_that_of_the_runs_before(sweep
 def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
     images, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(Teller, "loaded", 0)
+    monkeypatch.setattr(Scripted, "loaded", 0)
     (tmp_path / "model").mkdir()
     for split in ("random", "popular"):
         lines = [
@@ -178,9 +178,9 @@ def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
     flags += ["--pope_path", str(tmp_path), "--splits", "random", "popular", "--device", "cpu"]
     where = {"results": tmp_path / "results", "own_dtype": str}
     sweep = ["--sweep", "decoder=vcd,revisit"]
-    assert main(["pope", *flags, *sweep], Family(Teller, **where)) == 0
-    assert Teller.loaded == 1
-    assert [decoder for decoder, _ in Teller.told] == ["greedy", "vcd", "revisit"]
+    assert main(["pope", *flags, *sweep], Family(Scripted, **where)) == 0
+    assert Scripted.loaded == 1
+    assert [decoder for decoder, _ in Scripted.decoders] == ["greedy", "vcd", "revisit"]
     made = sorted(path.name for path in where["results"].iterdir())
     assert made[0] == "pope-plain-seed42" and len(made) == 3
     tables = capsys.readouterr().out.split("\nrandom\n")[1].split("\npopular\n")
@@ -193,7 +193,7 @@ def test_a_sweep_that_is_not_scored_says_so_before_it_begins(images, tmp_path, c
     (tmp_path / "model").mkdir()
     flags = ["--model_path", str(tmp_path / "model"), "--data_path", str(images)]
     flags += ["--device", "cpu", "--sweep", "decoder=vcd"]
-    assert main(["chair", *flags], Family(Teller, str, results=tmp_path / "results")) == 0
+    assert main(["chair", *flags], Family(Scripted, str, results=tmp_path / "results")) == 0
     assert "WARNING: no table will compare these runs" in capsys.readouterr().err
 
 
@@ -229,7 +229,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(sweep, capsys):
         (["alpha=1", "--decoder", "m3id"], "--sweep alpha: m3id has gamma, beta"),
     ],
 )
-def test_what_cannot_be_swept_is_said_before_the_model_loads(sweep, words, message, capsys):
+def test_what_cannot_be_swept_is_refused_before_the_model_loads(sweep, words, message, capsys):
     assert sweep("--sweep", *words, load=None) == 2
     assert message in capsys.readouterr().err
     assert not sweep.results.exists() and not Path("a.jsonl").exists()

@@ -13,7 +13,7 @@ from revisit.evaluation.captioner import Answer
 
 
 class Sizes:
-    """Says of an image its size and the number that it drew; may be killed at a batch."""
+    """Answers with an image's size and a random number; may be killed at a batch."""
 
     settings = {"prompt": "v1"}  # noqa: RUF012
 
@@ -38,18 +38,18 @@ def caption(argv: list[str]) -> int:
 
 
 def caption_without_patience(argv: list[str]) -> int:
-    """The same, but hardly waits for another that writes."""
+    """The same, but hardly waits for another process that writes."""
     shards._PATIENCE_S = 0.2
     return caption(argv)
 
 
-def caption_and_die_at_the_files_writing(argv: list[str]) -> int:
-    """The same, but killed when it writes what all have said."""
+def caption_and_die_at_the_merge(argv: list[str]) -> int:
+    """The same, but killed when it writes the merged file."""
     shards.write_whole = die
     return caption(argv)
 
 
-def caption_and_die_at_the_parts_removal(argv: list[str]) -> int:
+def caption_and_die_at_the_removal_of_shards(argv: list[str]) -> int:
     """The same, but killed when it removes a file."""
     Path.unlink = die
     return caption(argv)

@@ -1,9 +1,9 @@
 """Benchmarks: what a model is asked, its answers on disk, their scores, and comparisons.
 
-The way of a caption, module by module: `run` says what is evaluated and how, `evaluate` goes from
-the data to the score, `answering` asks a `captioner` in batches, `store` (`shards`, where several
-processes write) keeps the answers and `record` what made them, a file of `benchmarks/` scores them,
-and `results/` compares what was saved.
+The way of a caption, module by module: `run` says what is evaluated and how; `evaluate` goes from
+the data to the score; `answering` asks a `captioner` in batches; `store` (`shards`, where several
+processes write) appends the answers to the file that `answer_files` reads, and `record` says what
+made them; a file of `benchmarks/` scores them; `results/` compares what was saved.
 """
 
 from importlib.util import find_spec

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import record_path
 from revisit.evaluation.benchmarks.benchmark import Task
 from revisit.evaluation.captioner import Captioner, Load, UnusableImages, loading
 from revisit.evaluation.images import ImageError, open_image
 from revisit.evaluation.record import new_start, peak_bytes
 from revisit.evaluation.run import Run
-from revisit.evaluation.store import AnswerStore, record_path
+from revisit.evaluation.store import AnswerStore
 
 _LOG = logging.getLogger("revisit")
 
@@ -42,7 +43,7 @@ def answer_tasks(load: Load, tasks: Sequence[Task], store: AnswerStore, run: Run
     """
     store.record["failed"] = []
     batch_size = run.place.batch_size
-    if any(task.key not in store.texts for task in tasks):
+    if any(task.key not in store.answers for task in tasks):
         with loading(run.model_path):
             captioner = load(run)
         store.agree("captioner", captioner.settings)
@@ -81,7 +82,7 @@ def _answer_batches(
     """
     start = new_start(run, store.form.texts)
     store.record.setdefault("runs", []).append(start)
-    missing = [[task for task in batch if task.key not in store.texts] for batch in batches]
+    missing = [[task for task in batch if task.key not in store.answers] for batch in batches]
     total = sum(map(len, batches))
     with (
         logging_redirect_tqdm([_LOG]),
@@ -119,7 +120,7 @@ def _answer_batch(
     images, errors = _open_images(batch, run, start)
     while True:
         usable = [task for task in batch if task.image is None or task.image in images]
-        if all(task.key in store.texts for task in usable):
+        if all(task.key in store.answers for task in usable):
             return errors
         torch.manual_seed(_batch_seed(run.seed, batch, store))
         began = time.perf_counter()
@@ -136,7 +137,7 @@ def _answer_batch(
         start["tokens"] += sum(answer.tokens for answer in answers)
         start["peak_bytes"] = peak_bytes(run.place.device)
         for task, answer in zip(usable, answers, strict=True):
-            if task.key not in store.texts:
+            if task.key not in store.answers:
                 store.append(task.key, answer.text)
                 start[store.form.texts] += 1
 
@@ -169,7 +170,7 @@ def _report_stop(error: Exception, store: AnswerStore, tasks: Sequence[Task]) ->
         "a smaller --batch_size)",
         type(error).__name__,
         error,
-        len(store.texts),
+        len(store.answers),
         len(tasks),
         store.form.texts,
         store.path,
@@ -178,7 +179,7 @@ def _report_stop(error: Exception, store: AnswerStore, tasks: Sequence[Task]) ->
 
 
 def _report(store: AnswerStore, tasks: Sequence[Task]) -> None:
-    print(f"{len(store.texts)} of {len(tasks)} {store.form.texts} in {store.path}", flush=True)
+    print(f"{len(store.answers)} of {len(tasks)} {store.form.texts} in {store.path}", flush=True)
     if failed := store.record["failed"]:
         _LOG.warning(
             "%d images could not be read or used, and have no %s; they are listed in %s, and the "

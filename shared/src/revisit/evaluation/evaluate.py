@@ -87,8 +87,8 @@ def answers_file(run: Run, section: str) -> Path:
         return run.output_path / section / run.benchmark.form.file
     if section:
         raise EvaluationError(
-            f"--output_path {run.output_path}: each of the question files gets a folder of its "
-            "own, so give a folder"
+            f"--output_path {run.output_path}: each of the question files gets a folder, so give "
+            "a folder"
         )
     return run.output_path
 

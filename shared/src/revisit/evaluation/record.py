@@ -14,8 +14,8 @@ import psutil
 
 from revisit import __version__
 from revisit.config import ReVisiTConfig
+from revisit.evaluation.answer_files import VERSION
 from revisit.evaluation.run import Run, decoder_settings
-from revisit.evaluation.store import VERSION
 
 # Files of a model folder that decide its answers.
 _MODEL_FILES = {".bin", ".jinja", ".json", ".model", ".pt", ".safetensors", ".txt"}

@@ -1,6 +1,6 @@
 """One evaluation as plain data: what is evaluated, how it decodes, where it runs and writes.
 
-A command makes a `Run` of its flags, which nothing behind it sees::
+A command turns its flags into a `Run`; nothing else sees flags::
 
     run = Run(
         model_path="Qwen/Qwen2.5-VL-7B-Instruct",
@@ -80,9 +80,9 @@ class Generation:
                 raise EvaluationError(f"--{name} {value}: say a number in ]0, {most}]")
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `model.generate` of any release, and what a record says.
+        """Keyword arguments for `model.generate` of any release; records keep them.
 
-        Always `max_new_tokens, do_sample, num_beams`; `repetition_penalty` where it is given; with
+        Always `max_new_tokens, do_sample, num_beams`; `repetition_penalty` unless None; with
         sampling also `temperature, top_p, top_k`.
         """
         names = ["max_new_tokens", "do_sample", "num_beams"]
@@ -97,11 +97,11 @@ class Place:
 
     Args:
         engine: Transformers, vLLM in this process, or a server that speaks OpenAI's protocol, such
-            as `vllm serve`, where the model is the name of the served one.
+            as `vllm serve`, where the model is the server's name for it.
         base_url: of the server, as http://localhost:8000/v1; for the engine openai.
         batch_size: how many tasks are answered at once.
         device: cpu, cuda, cuda:N, or auto to spread the model over the GPUs (default: the first
-            GPU, or the CPU where there is none; of several processes each takes one of its own).
+            GPU, or the CPU where there is none; each of several processes takes another GPU).
         dtype: of the weights; auto is the one that the checkpoint's config.json names (default: the
             family's on a GPU, float32 on the CPU).
 
@@ -121,13 +121,13 @@ class Place:
             raise EvaluationError("--base_url and --engine openai: one needs the other")
 
     def settled(self, *, gpus: int, gpu_dtype: Dtype, process: Process) -> "Place":
-        """The same with the device and the dtype that are in force.
+        """The same with the device and dtype that will be used, in place of None.
 
         The dtype may be "auto"; it stays None for a server, which has loaded its model.
 
         Args:
             gpus: how many there are.
-            gpu_dtype: the dtype on a GPU where none is given.
+            gpu_dtype: the default dtype on a GPU.
 
         Raises:
             EvaluationError: there is no such device, or not for several processes.
@@ -196,12 +196,12 @@ class Run:
         return replace(self, output_path=output_path)
 
     def folder_name(self) -> str:
-        """What the folder of the run's answers is called: benchmark, decoder, settings, seed."""
+        """The name of the folder of the run's answers: benchmark, decoder, settings, seed."""
         return f"{self.benchmark.prefix}{decoder_slug(self.decoder)}-seed{self.seed}"
 
 
 def decoder_name(decoder: DecoderConfig | None) -> str:
-    """Of `DECODERS`."""
+    """The name of a decoder, as in `DECODERS`."""
     kinds = {kind: name for name, kind in DECODERS.items()}
     return kinds[None if decoder is None else type(decoder)]
 
@@ -214,7 +214,7 @@ def decoder_slug(decoder: DecoderConfig | None) -> str:
 
 
 def decoder_settings(decoder: DecoderConfig | None) -> dict[str, Any]:
-    """What a record says of a decoder; for ReVisiT also what the forks' `generate` takes."""
+    """A decoder's settings as records have them; the forks' `generate` takes ReVisiT's."""
     if decoder is None:
         return {}
     named = {key: list(v) if isinstance(v, tuple) else v for key, v in _named(decoder).items()}
@@ -225,7 +225,7 @@ def decoder_settings(decoder: DecoderConfig | None) -> dict[str, Any]:
 
 
 def _named(decoder: DecoderConfig) -> dict[str, Any]:
-    """The settings that records and folders name: of ReVisiT some only where they are changed."""
+    """The settings that records and folders name: some of ReVisiT's only where not default."""
     return {
         each.name: getattr(decoder, each.name)
         for each in fields(decoder)

@@ -16,20 +16,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.files import write_whole
-from revisit.evaluation.process import Process
-from revisit.evaluation.store import (
+from revisit.evaluation.answer_files import (
     VERSION,
-    AnswerStore,
     Form,
     Key,
-    line,
-    lock,
     no_record,
     read_record,
     record_path,
     with_versions,
 )
+from revisit.evaluation.files import write_whole
+from revisit.evaluation.process import Process
+from revisit.evaluation.store import AnswerStore, lock
 
 # Sections of their run records that shards have to have in common.
 _SECTIONS = ("settings", "images", "annotations", "captioner")
@@ -49,8 +47,8 @@ def open_store(path: Path, form: Form, process: Process) -> AnswerStore:
 
 
 class ShardStore(AnswerStore):
-    """The shard of one process. Its `texts` are also those of the file and of the other shards; its
-    record begins with the settings and the sample of theirs."""
+    """The shard of one process. Its `answers` include those of the file and of the other
+    shards; its record begins with their settings and sample."""
 
     def __init__(self, path: Path, form: Form, process: Process) -> None:
         shard = path.with_name(f"{path.name}.part-{process.rank}-of-{process.world_size}")
@@ -68,7 +66,7 @@ class ShardStore(AnswerStore):
             self.process = process
             self.whole = path
             found = _read_all(path, form)
-            self.texts |= found.texts
+            self.answers |= found.answers
             self.record |= {name: found.record[name] for name in _SECTIONS if name in found.record}
             self.save_record()  # before the first line, which is refused without it
             on_error.pop_all()
@@ -93,14 +91,14 @@ class ShardStore(AnswerStore):
             print(f"{self.process} has done its share; the one that ends last merges the shards")
             return False
         found = _read_all(self.whole, self.form, self.record["settings"])
-        missing = Counter(
-            rank for key, rank in ranks.items() if key not in found.texts and key not in found.tried
-        )
+        done = found.answers.keys() | found.tried
+        missing = Counter(rank for key, rank in ranks.items() if key not in done)
         if missing:
             self._report_missing(missing, Counter(ranks.values()))
             return False
-        texts = {key: found.texts[key] for key in (*ranks, *found.texts) if key in found.texts}
-        self._merge(texts, found.record)
+        in_order = [key for key in (*ranks, *found.answers) if key in found.answers]
+        answers = {key: found.answers[key] for key in in_order}
+        self._merge(answers, found.record)
         return True
 
     def _report_missing(self, missing: Mapping[int, int], totals: Mapping[int, int]) -> None:
@@ -114,14 +112,14 @@ class ShardStore(AnswerStore):
             f"{self.form.texts} so far are in {self.whole} and in the shards beside it"
         )
 
-    def _merge(self, texts: dict[Key, str], record: dict[str, Any]) -> None:
+    def _merge(self, answers: dict[Key, str], record: dict[str, Any]) -> None:
         """Write the whole file, then remove the shards: cut short anywhere, a merge can be made
         again from what is there."""
         shards = _shards(self.whole)
         self.path = self.whole
-        self.texts, self.record = texts, self.record | record
+        self.answers, self.record = answers, self.record | record
         self.save_record()  # first: without it the file would be refused
-        lines = (line(self.form, key, text) for key, text in texts.items())
+        lines = (self.form.line(key, text) for key, text in answers.items())
         write_whole(self.whole, b"".join(lines))
         for shard in shards:
             shard.unlink(missing_ok=True)
@@ -132,7 +130,7 @@ class ShardStore(AnswerStore):
 class Found(NamedTuple):
     """What a file and its shards hold."""
 
-    texts: dict[Key, str]
+    answers: dict[Key, str]
     record: dict[str, Any]
     """The sections, starts and failures of all their records."""
     tried: set[Key]
@@ -164,14 +162,14 @@ def _read_all(path: Path, form: Form, settings: Mapping[str, Any] | None = None)
 
     Raises `EvaluationError` where they were made with different settings, or are damaged.
     """
-    texts: dict[Key, str] = {}
+    answers: dict[Key, str] = {}
     whole: dict[str, Any] = {"runs": [], "failed": []}
     made_by: dict[str, Path] = {}
     tried: set[Key] = set()
     for file in (path, *_shards(path)):
-        answers, record = _read_lines(file, form), read_record(file)
+        lines, record = _read_lines(file, form), read_record(file)
         of_this_run = settings is not None and _agree(record.get("settings"), settings)
-        if not answers and not of_this_run:
+        if not lines and not of_this_run:
             continue
         if not record:
             raise no_record(file, form)
@@ -186,7 +184,7 @@ def _read_all(path: Path, form: Form, settings: Mapping[str, Any] | None = None)
             if name == "settings":
                 whole[name] = with_versions(whole[name], record[name])
             made_by.setdefault(name, file)
-        texts = {**answers, **texts}
+        answers = {**lines, **answers}
         whole["runs"] += [run for run in record.get("runs", []) if run not in whole["runs"]]
         failed = record.get("failed", [])
         whole["failed"] += failed
@@ -194,8 +192,8 @@ def _read_all(path: Path, form: Form, settings: Mapping[str, Any] | None = None)
             tried |= {form.key_of(entry) for entry in failed}
     whole["runs"].sort(key=lambda run: str(run["started"]))
     failures = {form.key_of(entry): entry for entry in whole["failed"]}
-    whole["failed"] = [entry for key, entry in failures.items() if key not in texts]
-    return Found(texts, whole, tried)
+    whole["failed"] = [entry for key, entry in failures.items() if key not in answers]
+    return Found(answers, whole, tried)
 
 
 def _agree(first: Any, second: Any) -> bool:
@@ -211,11 +209,11 @@ def _read_lines(file: Path, form: Form) -> dict[Key, str]:
         content = file.read_bytes()
     except FileNotFoundError:
         return {}
-    texts: dict[Key, str] = {}
+    answers: dict[Key, str] = {}
     for number, written in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), 1):
         try:
             entry = json.loads(written)
-            texts[form.key_of(entry)] = entry[form.text]
+            answers[form.key_of(entry)] = entry[form.text]
         except (ValueError, KeyError, TypeError) as error:
             raise EvaluationError(f"{file}, line {number} is no line of {form.texts}") from error
-    return texts
+    return answers

@@ -1,7 +1,7 @@
 """A grid of settings, decoded with one model: `--sweep alpha=1e-5,1e-3 layers=last,all`.
 
-Each combination is a run of its own, in the folder that its settings name, and continues as such.
-Greedy decoding comes first: it is what the table of all of them holds the others against.
+Each combination is a run, in the folder that its settings name, and continues as such. Greedy
+decoding comes first: the table compares the others with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ _SWEPT = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
 def combinations(
     run: Run, words: Sequence[str], decoders: Mapping[str, DecoderConfig | None]
 ) -> list[Run]:
-    """The runs that a sweep asks for.
+    """The runs of a sweep.
 
     Args:
         run: without a sweep.
         words: NAME=VALUE,VALUE; a list of layers is written 0-10-20.
-        decoders: each decoder with the settings that it has where they are not swept.
+        decoders: each decoder with its settings where they are not swept.
 
     Raises:
         EvaluationError: a word that is not as above, a name that the decoder does not have, a value

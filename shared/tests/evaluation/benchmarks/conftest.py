@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,31 +9,32 @@ from revisit.evaluation.run import Place, Run
 
 
 class Scripted:
-    """Answers by the question and whether there is an image; keeps what it was asked."""
+    """Answers by the question and the size of the image; keeps both."""
 
     settings = {"prompt": "v1"}  # noqa: RUF012
 
-    def __init__(self, says):
-        self.says, self.asked = says, []
+    def __init__(self, answer):
+        self.answer_one, self.asked = answer, []
 
     def answer(self, images, questions):
-        seen = [None if image is None else image.size for image in images]
-        self.asked += zip(seen, questions, strict=True)
-        return [Answer(self.says(*each), 1) for each in zip(seen, questions, strict=True)]
+        sizes = [None if image is None else image.size for image in images]
+        pairs = list(zip(sizes, questions, strict=True))
+        self.asked += pairs
+        return [Answer(self.answer_one(*pair), 1) for pair in pairs]
 
 
 @pytest.fixture
 def run(tmp_path):
     """Runs a benchmark with a function (size of the image or None, question) -> answer; returns
-    the captioner, the saved result and the same as a comparison reads it."""
+    the captioner, the saved result, and the result as a comparison reads it."""
 
-    def run(benchmark, says, status=0):
-        captioner = Scripted(says)
+    def run(benchmark, answer):
+        captioner = Scripted(answer)
         place = Place(device="cpu", dtype="float32", batch_size=3)
         out = tmp_path / "out"
         whole = Run(model_path="tiny", benchmark=benchmark, place=place, output_path=out)
-        assert evaluate([whole], lambda run: captioner, lambda path: "float32") == status
-        path = Path(out) / f"{benchmark.name}.json"
+        assert evaluate([whole], lambda run: captioner, lambda path: "float32") == 0
+        path = out / f"{benchmark.name}.json"
         return captioner, json.loads(path.read_text()), read_result(path)
 
     return run

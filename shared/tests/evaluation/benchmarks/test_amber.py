@@ -38,6 +38,7 @@ def caption_counts(item, text, similar=never, safe=()):
         ("noun, words alike only when equal", never),
         ("noun, words alike when their first four letters are", lambda a, b: a[:4] == b[:4]),
     ],
+    ids=["exact", "first four letters"],
 )
 def test_the_published_scorer_s_figures_come_out_to_the_last_digit(name, similar):
     published = amber.read_data(PUBLISHED)
@@ -127,20 +128,8 @@ def test_without_spacy_the_message_says_what_to_do():
 
 def test_wordnet_s_plurals_of_amber_s_words():
     nouns = nouns_by_rules({"knife", "TV", "bus", "slippers", "child", "bench"})
-    assert nouns("Knives, TVs, buses, benches. slippers, children!") == [
-        "Knives",
-        ",",
-        "TVs",
-        ",",
-        "bus",
-        ",",
-        "bench",
-        ".",
-        "slipper",
-        ",",
-        "child",
-        "!",
-    ]
+    words = nouns("Knives, TVs, buses, benches. slippers, children!")
+    assert " ".join(words) == "Knives , TVs , bus , bench . slipper , child !"
 
 
 @pytest.mark.parametrize("where", [".", "data"])
@@ -155,11 +144,6 @@ def test_data_is_read_from_the_folder_or_from_its_data(where, tmp_path):
     assert amber.read_data(tmp_path).safe == {"chair", "bench"}
     (folder / "annotations.json").write_text(json.dumps([caption(["dragon"], ["cup"])]))
     with pytest.raises(EvaluationError, match="'dragon' is no word"):
-        amber.read_data(tmp_path)
-
-
-def test_a_folder_without_annotations_is_refused(tmp_path):
-    with pytest.raises(EvaluationError, match=r"has no annotations\.json"):
         amber.read_data(tmp_path)
 
 

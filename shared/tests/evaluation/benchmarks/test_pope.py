@@ -8,8 +8,8 @@ import pytest
 
 from revisit.commands.main import main as program
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import read_answers
 from revisit.evaluation.benchmarks.pope import FORM, means_yes, read_labels, score
-from revisit.evaluation.store import read_answers
 
 WORDS = ("No", "no", "not", "NO", "Not", "none", "know", "Yes", "a", "dog", "cannot", "n,o", "-")
 JOINTS = (" ", " ", " ", "  ", "", ",", ", ", ". ", "\n", "!", "'")
@@ -77,8 +77,8 @@ def test_the_program_reads_the_published_files_and_writes_the_metrics(
     text = {"image": "COCO_val2014_000000000001.jpg", "text": "Is there a dog in the image?"}
     asked = [{"question_id": 1, "label": "yes"} | text, {"question_id": 2, "label": "no"} | text]
     questions = lines(tmp_path / "questions.jsonl", *asked)
-    said = [{"question_id": 2, "answer": "No."}, {"question_id": 1, "answer": "Yes, there is."}]
-    answers = lines(tmp_path / "answers.jsonl", *said)
+    texts = [{"question_id": 2, "answer": "No."}, {"question_id": 1, "answer": "Yes, there is."}]
+    answers = lines(tmp_path / "answers.jsonl", *texts)
     out = tmp_path / "out.json"
     paths = ["--questions", str(questions), "--answers", str(answers), "--save_path", str(out)]
     assert program(["score", "pope", *paths]) == 0
@@ -90,7 +90,7 @@ def test_the_program_reads_the_published_files_and_writes_the_metrics(
 
 
 @pytest.mark.parametrize(
-    ("asked", "said", "message"),
+    ("asked", "answered", "message"),
     [
         (
             [{"question_id": n, "label": "yes"} for n in (1, 2)],
@@ -116,30 +116,25 @@ def test_the_program_reads_the_published_files_and_writes_the_metrics(
     ],
 )
 def test_bad_input_is_named(
-    tmp_path: Path, asked: list[Any], said: list[Any], message: str
+    tmp_path: Path, asked: list[Any], answered: list[Any], message: str
 ) -> None:
     questions = lines(tmp_path / "questions.jsonl", *asked)
-    answers = lines(tmp_path / "answers.jsonl", *said)
+    answers = lines(tmp_path / "answers.jsonl", *answered)
     with pytest.raises(EvaluationError, match=message):
         score(read_labels(questions), read_answers(answers, FORM))
 
 
-def test_the_program_says_what_is_wrong_and_overwrites_nothing(
+def test_the_program_names_what_is_wrong_and_overwrites_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions = lines(tmp_path / "questions.jsonl", {"question_id": 1, "label": "yes"})
     broken = tmp_path / "answers.jsonl"
     broken.write_text('\n{"question_id": 1,\n', encoding="utf-8")
-    paths = ["--questions", str(questions), "--answers", str(broken)]
-    assert program(["score", "pope", *paths]) == 2
+    score_pope = ["score", "pope", "--questions", str(questions), "--answers"]
+    assert program([*score_pope, str(broken)]) == 2
     assert "line 2 is not JSON" in capsys.readouterr().err
-    assert (
-        program(
-            ["score", "pope", "--questions", str(questions), "--answers", str(tmp_path / "none")]
-        )
-        == 2
-    )
+    assert program([*score_pope, str(tmp_path / "none")]) == 2
     before = questions.read_bytes()
-    assert program(["score", "pope", *paths, "--save_path", str(questions)]) == 2
+    assert program([*score_pope, str(broken), "--save_path", str(questions)]) == 2
     assert "would overwrite" in capsys.readouterr().err
     assert questions.read_bytes() == before

@@ -18,14 +18,13 @@ published scorer starts every denominator at 0.001, and computes F1 from a preci
 that are rounded to a tenth of a percent; so does this one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, read_answers
 from revisit.evaluation.benchmarks.benchmark import (
     ONE_WORD,
     Benchmark,
@@ -35,6 +34,7 @@ from revisit.evaluation.benchmarks.benchmark import (
     Task,
 )
 from revisit.evaluation.benchmarks.checks import check_images, scored
+from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns
 from revisit.evaluation.benchmarks.objects.amber_words import (
     KIND_OF,
     NOUNS,
@@ -46,11 +46,6 @@ from revisit.evaluation.benchmarks.objects.amber_words import (
     read_data,
     read_queries,
 )
-from revisit.evaluation.store import Form, read_answers
-
-if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
-    import numpy as np
-    from numpy.typing import NDArray
 
 CAPTION_METRICS = ("CHAIR", "Cover", "Hal", "Cog")
 ANSWER_METRICS = ("Accuracy", "Precision", "Recall", "F1")
@@ -69,71 +64,68 @@ _CAPTION_COUNTS, _ANSWER_COUNTS = 8, 5
 COUNTS = _CAPTION_COUNTS + _ANSWER_COUNTS * len(_LEAVES)
 
 
-def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Similar) -> NDArray[Any]:
+def counts(data: Data, answers: Mapping[int, str], nouns: Nouns, similar: Similar) -> Counts:
     """The counts of each item, (items, `COUNTS`) in the order of `answers`.
 
     Raises `EvaluationError` where there are no answers, or one is to no item.
     """
-    import numpy as np
-
     if not answers:
         raise EvaluationError("there are no answers to score")
     if strangers := answers.keys() - data.items.keys():
         first = min(strangers, key=str)
         raise EvaluationError(f"{len(strangers)} answers are to no item (id {first}, for one)")
     words = data.words
-    found = np.zeros((len(answers), COUNTS), np.int64)
-    for row, (each, answer) in zip(found, answers.items(), strict=True):
-        item = data.items[each]
+    rows = []
+    for each, answer in answers.items():
+        item, row = data.items[each], [0] * COUNTS
         if item["type"] == "generative":
             named = [noun for noun in nouns(answer) if noun in words]
             row[:_CAPTION_COUNTS] = caption_counts(data, item, named, similar)
         else:
-            start = _CAPTION_COUNTS + _ANSWER_COUNTS * _LEAVES.index(KIND_OF[item["type"]])
             says_no, no = answer == "No", item["truth"] == "no"
             right = says_no if no else answer == "Yes"
-            row[start : start + _ANSWER_COUNTS] = right, 1, says_no and no, says_no, no
-    return found
+            row[_columns(KIND_OF[item["type"]])] = right, 1, says_no and no, says_no, no
+        rows.append(row)
+    return as_counts(rows)
 
 
-def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
-    """Counts (..., `COUNTS`) -> `METRICS` (metrics, ...), as fractions of 1."""
-    import numpy as np
+def _columns(kind: str) -> slice:
+    """The columns of the counts of a kind of questions."""
+    start = _CAPTION_COUNTS + _ANSWER_COUNTS * _LEAVES.index(kind)
+    return slice(start, start + _ANSWER_COUNTS)
 
-    pairs = range(0, _CAPTION_COUNTS, 2)
-    found = [_percent(totals[..., part], totals[..., part + 1]) for part in pairs]
-    leaves = totals[..., _CAPTION_COUNTS:].reshape(*totals.shape[:-1], len(_LEAVES), -1)
+
+@by_columns
+def measure(columns: Any) -> list[Any]:
+    """`METRICS` as fractions of 1."""
+    percent = [_percent(columns[i], columns[i + 1]) for i in range(0, _CAPTION_COUNTS, 2)]
     for part, kinds in PARTS.items():
-        summed = leaves[..., [_LEAVES.index(kind) for kind in kinds], :].sum(-2)
-        right, asked, right_no, says_no, no = np.moveaxis(summed, -1, 0)
+        right, asked, right_no, says_no, no = sum(columns[_columns(kind)] for kind in kinds)
         precision, recall = _percent(right_no, says_no), _percent(right_no, no)
         p, r = precision / 100, recall / 100
         f1 = _tenths(2 * p * r / (p + r + (0.001 if part == "existence" else 0.0001)) * 100)
-        found += [_percent(right, asked), precision, recall, f1]
-    return np.stack(found) / 100
+        percent += [_percent(right, asked), precision, recall, f1]
+    return [each / 100 for each in percent]
 
 
-def _percent(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+def _percent(part: Any, whole: Any) -> Any:
     return _tenths(part / (whole + 0.001) * 100)
 
 
-def _tenths(percent: Any) -> NDArray[np.float64]:
+def _tenths(percent: Any) -> Any:
     """Rounded as Python rounds: NumPy's rounding differs in the last digit now and then."""
     import numpy as np
 
-    return np.asarray(np.vectorize(lambda value: round(value, 1), otypes=[float])(percent))
+    return np.vectorize(lambda value: round(value, 1), otypes=[float])(percent)
 
 
-def figures(totals: NDArray[Any]) -> dict[str, dict[str, float]]:
+def figures(totals: Counts) -> dict[str, dict[str, float]]:
     """The published scorer's figures in percent, of what was asked: `generative`, `PARTS`."""
-    leaves = totals[_CAPTION_COUNTS:].reshape(len(_LEAVES), -1)
-    asked = {
-        part: leaves[[_LEAVES.index(kind) for kind in of], 1].sum() for part, of in PARTS.items()
-    }
+    asked = {part: sum(totals[_columns(kind)][1] for kind in of) for part, of in PARTS.items()}
+    asked["generative"] = totals[_CAPTION_COUNTS - 3]
     percent = iter(round(100 * float(value), 1) for value in measure(totals))
     table = {"generative": {name: next(percent) for name in CAPTION_METRICS}}
     table |= {part: {name: next(percent) for name in ANSWER_METRICS} for part in PARTS}
-    asked["generative"] = totals[_CAPTION_COUNTS - 3]
     return {part: named for part, named in table.items() if asked[part]}
 
 
@@ -239,16 +231,14 @@ class Amber(Benchmark):
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        import numpy as np
-
         items = sorted(saved["counts"].items(), key=lambda each: int(each[0]))
-        counted = np.zeros((len(items), COUNTS), np.int64)
-        for row, (_, values) in zip(counted, items, strict=True):
+        rows = [[0] * COUNTS for _ in items]
+        for row, (_, values) in zip(rows, items, strict=True):
             for column, value in values.items():
                 row[int(column)] = value
         return Counted(
             things=[int(each) for each, _ in items],
-            counts=counted,
+            counts=as_counts(rows),
             truth={"AMBER's annotations": saved["annotations"]["sha256"]},
             conditions=saved["settings"],
             record=saved["answers"]["run"] or {},

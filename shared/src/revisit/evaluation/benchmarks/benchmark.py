@@ -1,19 +1,14 @@
 """What a benchmark is: its data, what it asks, how its answers are scored and compared."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from revisit.evaluation.store import Form, Key
-
-if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
-    import numpy as np
-    from numpy.typing import NDArray
+from revisit.evaluation.answer_files import Form, Key
+from revisit.evaluation.benchmarks.counting import Counts, Measure
 
 ONE_WORD = " Please answer this question with one word."
 """The end of a question of yes and no in the published code of VCD."""
@@ -34,7 +29,7 @@ class Columns(NamedTuple):
     things: str
     """What is counted, and what intervals draw from, such as "images"."""
     metrics: tuple[str, ...]
-    measure: Callable[[NDArray[Any]], NDArray[np.float64]]
+    measure: Measure
     """Counts (..., columns), summed over things -> metrics (metrics, ...), fractions of 1."""
     shown: tuple[str, str]
     """The two metrics that a plot shows."""
@@ -49,7 +44,7 @@ class Counted(NamedTuple):
 
     things: list[Any]
     """The ids of what was counted, such as images."""
-    counts: NDArray[np.int64]
+    counts: Counts
     """(things, columns)."""
     truth: Mapping[str, Any]
     """What the answers were scored against, by its name in messages."""

@@ -14,19 +14,19 @@ Len      mean number of words of a caption, two-word objects counting once, / 10
 =======  ====================================================================================
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from revisit import __version__
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, read_record
 from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
 from revisit.evaluation.benchmarks.checks import check_whole
+from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns, ratio
 from revisit.evaluation.benchmarks.objects.coco import (
     check_captioned,
     check_covered,
@@ -38,11 +38,6 @@ from revisit.evaluation.benchmarks.objects.coco import (
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS, Lemmatizer
 from revisit.evaluation.benchmarks.objects.truth import Objects, count, load_objects, mentions
 from revisit.evaluation.files import sha256
-from revisit.evaluation.store import Form, read_record
-
-if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
-    import numpy as np
-    from numpy.typing import NDArray
 
 METRICS = ("CHAIRs", "CHAIRi", "Recall", "F1", "Len")
 
@@ -51,7 +46,7 @@ class Score(NamedTuple):
     """The counts and sentences of captions, in the order of the captions."""
 
     image_ids: list[int]
-    counts: NDArray[np.int64]
+    counts: Counts
     """(images, 7): summed over images, the counts of `metrics`."""
     sentences: list[dict[str, Any]]
     """Of each caption: `image_id`, `caption`, `words` (object words), `node_words` (the objects
@@ -67,7 +62,6 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
 
     Raises `EvaluationError` where there are no captions, or an image has no ground truth.
     """
-    import numpy as np
     from tqdm import tqdm
 
     if not captions:
@@ -82,33 +76,31 @@ def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) 
     for image, caption in bar:
         sentence, length = mentions(caption, set(objects[image]), lemmatize)
         counts.append(count(sentence, length))
-        sentence["metrics"] = metrics(np.array(counts[-1]))
+        sentence["metrics"] = metrics(counts[-1])
         sentences.append({"image_id": image, **sentence})
-    return Score(list(captions), np.array(counts, np.int64), sentences)
+    return Score(list(captions), as_counts(counts), sentences)
 
 
-def metrics(totals: NDArray[np.int64]) -> dict[str, float]:
+def metrics(totals: Counts | Sequence[int]) -> dict[str, float]:
     """The metrics of the module's docstring, as fractions of 1, from counts (7,) summed."""
     return dict(zip(METRICS, measure(totals).tolist(), strict=True))
 
 
-def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Counts (..., 7) -> metrics (5, ...)."""
-    import numpy as np
-
-    from revisit.evaluation.results.bootstrap import ratio
-
-    captions, hallucinating, wrong, words, found, true, length = np.moveaxis(totals, -1, 0)
+def _formulas(columns: Any) -> list[Any]:
+    """The metrics of the module's docstring, as fractions of 1."""
+    captions, hallucinating, wrong, words, found, true, length = columns
     chair_i, recall = ratio(wrong, words), ratio(found, true)
     precision = 1 - chair_i
     f1 = ratio(2 * precision * recall, precision + recall)
     chair_s, mean = ratio(hallucinating, captions), ratio(length, 100 * captions)
-    return np.stack([chair_s, chair_i, recall, f1, mean])
+    return [chair_s, chair_i, recall, f1, mean]
 
 
-def paired_bootstrap(
-    first: NDArray[np.int64], second: NDArray[np.int64], **options: Any
-) -> dict[str, dict[str, float]]:
+measure = by_columns(_formulas)
+"""Counts (..., 7), summed over images -> `METRICS` (5, ...)."""
+
+
+def paired_bootstrap(first: Counts, second: Counts, **options: Any) -> dict[str, dict[str, float]]:
     """The intervals of the differences between two captions of each image, of their counts; see
     `named_intervals`."""
     from revisit.evaluation.results.bootstrap import named_intervals
@@ -152,14 +144,10 @@ def score_file(
     }
 
 
-def _measure_twice(totals: NDArray[Any]) -> NDArray[np.float64]:
-    """Counts (..., 8): of `score`, then of captions that name an object twice -> (6, ...)."""
-    import numpy as np
-
-    from revisit.evaluation.results.bootstrap import ratio
-
-    twice = ratio(totals[..., -1], totals[..., 0])
-    return np.concatenate([measure(totals[..., :-1]), twice[None]])
+@by_columns
+def _measure_twice(columns: Any) -> list[Any]:
+    """The metrics, and the part of captions that name an object twice: the eighth column."""
+    return [*_formulas(columns[:-1]), ratio(columns[-1], columns[0])]
 
 
 COLUMNS = Columns(
@@ -237,8 +225,6 @@ class Chair(Benchmark):
 
     @staticmethod
     def counted(saved: Mapping[str, Any]) -> Counted:
-        import numpy as np
-
         sentences = sorted(saved["sentences"], key=lambda each: int(each["image_id"]))
         if not sentences:
             raise ValueError("no captions")
@@ -248,7 +234,7 @@ class Chair(Benchmark):
         check_captioned(record, [int(image) for image in images], source, "what was scored")
         return Counted(
             things=images,
-            counts=np.array([_saved(each) for each in sentences], np.int64),
+            counts=as_counts([_saved(each) for each in sentences]),
             truth={"the images' objects": [each["gt_objects"] for each in sentences]},
             conditions={"lemmatizer": saved["settings"]["lemmatizer"]},
             record=record,

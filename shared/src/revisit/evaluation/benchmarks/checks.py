@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, Key, read_record
 from revisit.evaluation.benchmarks.benchmark import Task
 from revisit.evaluation.files import sha256
-from revisit.evaluation.store import Form, Key, read_record
 
 
 def check_whole(name: str, value: int, least: int) -> None:

@@ -11,24 +11,19 @@ fAcc  figures of which all questions are answered right / figures; none where th
 ====  ===========================================================================================
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, read_answers
 from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
 from revisit.evaluation.benchmarks.checks import check_answered, check_images, scored
+from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns, ratio
 from revisit.evaluation.files import read_json_lines, sha256
-from revisit.evaluation.store import Form, read_answers
-
-if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
-    import numpy as np
-    from numpy.typing import NDArray
 
 METRICS = ("aAcc", "qAcc", "fAcc")
 KEY = ("category", "subcategory", "set_id", "figure_id", "question_id")
@@ -66,9 +61,7 @@ def read_questions(path: Path) -> dict[Key, Mapping[str, Any]]:
     return found
 
 
-def counts(
-    questions: Mapping[Key, Mapping[str, Any]], answers: Mapping[Key, str]
-) -> NDArray[np.int64]:
+def counts(questions: Mapping[Key, Mapping[str, Any]], answers: Mapping[Key, str]) -> Counts:
     """The counts of each set, (sets, 6): right and all questions; questions right with every
     figure, and all; figures right with every question, and all. A set has one category,
     subcategory and set_id: it is about versions of one figure, so that intervals draw sets.
@@ -76,33 +69,31 @@ def counts(
     Raises:
         EvaluationError: no questions, a question without an answer, or an answer to no question.
     """
-    import numpy as np
-
     check_answered(questions, answers, FORM)
     asked: dict[Key, list[bool]] = defaultdict(list)
     figures: dict[Key, list[bool]] = defaultdict(list)
-    sets: dict[Key, NDArray[np.int64]] = defaultdict(lambda: np.zeros(6, np.int64))
+    sets: dict[Key, list[int]] = defaultdict(lambda: [0] * 6)
     for key, question in questions.items():
         says = read_answer(answers[key])
         right = says == (str(question["gt_answer"]) == "1")
         if says is None:
             right = without_image(question)
-        sets[key[:3]][:2] += right, 1
+        sets[key[:3]][0] += right
+        sets[key[:3]][1] += 1
         asked[(*key[:3], key[4])].append(right)
         if not without_image(question):
             figures[(*key[:3], key[3])].append(right)
     for column, groups in ((2, asked), (4, figures)):
         for key, answered in groups.items():
-            sets[key[:3]][column : column + 2] += all(answered), 1
-    return np.stack(list(sets.values()))
+            sets[key[:3]][column] += all(answered)
+            sets[key[:3]][column + 1] += 1
+    return as_counts(list(sets.values()))
 
 
-def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
-    """Counts (..., 6) -> aAcc, qAcc, fAcc (3, ...), as fractions of 1; 0 where there are none."""
-    import numpy as np
-
-    right, asked = totals[..., ::2], totals[..., 1::2]
-    return np.asarray(np.moveaxis(right / np.maximum(asked, 1), -1, 0))
+@by_columns
+def measure(columns: Any) -> Any:
+    """aAcc, qAcc, fAcc as fractions of 1; 0 where there are none."""
+    return ratio(columns[::2], columns[1::2])
 
 
 def score_file(answers: Path, questions: Path) -> dict[str, Any]:
@@ -133,7 +124,7 @@ def score_file(answers: Path, questions: Path) -> dict[str, Any]:
     }
 
 
-def _figures(totals: NDArray[Any]) -> dict[str, float | int]:
+def _figures(totals: Counts) -> dict[str, float | int]:
     """Percent with four digits, and their denominators, as the published functions have them."""
     percent = (100 * measure(totals)).round(4).tolist()
     sizes = zip(("questions", "pairs", "figures"), totals[1::2].tolist(), strict=True)

@@ -7,23 +7,18 @@ answered right, and the images of which both are. Perception has 2,000 points, c
 the hallucination subset (existence, count, position, color) 800.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, Key, read_answers
 from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
 from revisit.evaluation.benchmarks.checks import check_answered, scored
-from revisit.evaluation.store import Form, Key, read_answers
-
-if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
-    import numpy as np
-    from numpy.typing import NDArray
+from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns, ratio
 
 HALLUCINATION = ("existence", "count", "position", "color")
 _OTHER_PERCEPTION = ("posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -93,15 +88,13 @@ def _questions(path: Path, category: str) -> Iterator[Question]:
         raise EvaluationError(f"{path} has {len(lines)} lines; MME asks two questions of an image")
 
 
-def counts(answers: Mapping[Question, str]) -> tuple[list[tuple[str, str]], NDArray[np.int64]]:
+def counts(answers: Mapping[Question, str]) -> tuple[list[tuple[str, str]], Counts]:
     """The images (category, name) in order, and their counts, (images, categories x 4): right
     answers, questions, whether all are right, 1.
 
     Raises:
         EvaluationError: there are no answers, or an image has not two.
     """
-    import numpy as np
-
     if not answers:
         raise EvaluationError("there are no answers to score")
     asked = Counter((question.category, question.image) for question in answers)
@@ -113,26 +106,25 @@ def counts(answers: Mapping[Question, str]) -> tuple[list[tuple[str, str]], NDAr
     right = Counter[tuple[str, str]]()
     for question, answer in answers.items():
         right[question.category, question.image] += read_answer(answer) is question.yes
-    found = np.zeros((len(asked), len(CATEGORIES), 4), np.int64)
-    for row, image in zip(found, asked, strict=True):
-        row[CATEGORIES.index(image[0])] = right[image], 2, right[image] == 2, 1
-    return list(asked), found.reshape(len(asked), -1)
+    rows = []
+    for image in asked:
+        row = [0] * (4 * len(CATEGORIES))
+        start = 4 * CATEGORIES.index(image[0])
+        row[start : start + 4] = right[image], 2, right[image] == 2, 1
+        rows.append(row)
+    return list(asked), as_counts(rows)
 
 
-def measure(totals: NDArray[Any]) -> NDArray[np.float64]:
-    """Counts (..., categories x 4) -> `METRICS` (17, ...), in hundreds of points: a category has
-    2 at most, 0 where nothing was asked."""
-    import numpy as np
-
-    right, asked, both, images = np.moveaxis(
-        totals.reshape(*totals.shape[:-1], len(CATEGORIES), 4), -1, 0
-    )
-    scores = np.moveaxis(right / np.maximum(asked, 1) + both / np.maximum(images, 1), -1, 0)
+@by_columns
+def measure(columns: Any) -> list[Any]:
+    """`METRICS` in hundreds of points: a category has 2 at most, 0 where nothing was asked."""
+    right, asked, both, images = (columns[first::4] for first in range(4))  # (categories, ...)
+    scores = ratio(right, asked) + ratio(both, images)
     sums = [
         scores[[CATEGORIES.index(name) for name in names]].sum(0)
         for names in (PERCEPTION, COGNITION, HALLUCINATION)
     ]
-    return np.stack([*sums, *scores])
+    return [*sums, *scores]
 
 
 KEY = ("category", "image", "question")

@@ -14,15 +14,14 @@ Yes        answers that mean yes / questions
 =========  ====================================================
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, read_answers
 from revisit.evaluation.benchmarks.benchmark import (
     ONE_WORD,
     Benchmark,
@@ -32,12 +31,8 @@ from revisit.evaluation.benchmarks.benchmark import (
     Task,
 )
 from revisit.evaluation.benchmarks.checks import check_answered, check_asked, check_images, scored
+from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns, ratio
 from revisit.evaluation.files import read_json_lines, sha256
-from revisit.evaluation.store import Form, read_answers
-
-if TYPE_CHECKING:  # NumPy is loaded where something is counted: --help needs none
-    import numpy as np
-    from numpy.typing import NDArray
 
 _LOG = logging.getLogger("revisit")
 
@@ -65,25 +60,20 @@ def score(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> dict[str, f
     return dict(zip(METRICS, values.tolist(), strict=True))
 
 
-def counts(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> NDArray[np.int64]:
+def counts(labels: Mapping[Any, bool], answers: Mapping[Any, str]) -> Counts:
     """The counts of each question, (questions, 5) in the order of `labels`: 1, whether the answer
     means yes, whether yes is right, whether both, whether the answer is right."""
-    import numpy as np
-
     pairs = [(means_yes(answers[question]), label) for question, label in labels.items()]
-    return np.array([(1, yes, label, yes and label, yes == label) for yes, label in pairs], int)
+    return as_counts([(1, yes, label, yes and label, yes == label) for yes, label in pairs])
 
 
-def measure(totals: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Counts (..., 5), summed over questions -> `METRICS` (5, ...), fractions of 1."""
-    import numpy as np
-
-    from revisit.evaluation.results.bootstrap import ratio
-
-    asked, yes, labelled_yes, both, right = np.moveaxis(totals, -1, 0)
+@by_columns
+def measure(columns: Any) -> list[Any]:
+    """The metrics of the module's docstring, as fractions of 1."""
+    asked, yes, labelled_yes, both, right = columns
     precision, recall = ratio(both, yes), ratio(both, labelled_yes)
     f1 = ratio(2 * precision * recall, precision + recall)
-    return np.stack([ratio(right, asked), precision, recall, f1, ratio(yes, asked)])
+    return [ratio(right, asked), precision, recall, f1, ratio(yes, asked)]
 
 
 COLUMNS = Columns("questions", METRICS, measure, ("Accuracy", "F1"))

@@ -74,13 +74,6 @@ def _ends(drawn: list[NDArray[np.float64]], level: float) -> NDArray[np.float64]
     return np.quantile(np.concatenate(drawn, axis=-1), [tail, 1 - tail], axis=-1)
 
 
-def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """`part / whole`, and 0 where `whole` is 0."""
-    found: NDArray[np.float64] = np.zeros(np.shape(part))
-    np.divide(part, whole, out=found, where=whole != 0)
-    return found
-
-
 def named_intervals(
     names: Sequence[str],
     measure: Measure,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import VERSION
 from revisit.evaluation.results.result import Result
-from revisit.evaluation.store import VERSION
 
 Group = dict[Any, Result]
 """Results that differ by their seed alone, by that seed."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from revisit.evaluation import EvaluationError
+from revisit.evaluation.answer_files import Form, read_answers
 from revisit.evaluation.benchmarks.objects.lexicon import OBJECTS
 from revisit.evaluation.files import read_json, sha256
-from revisit.evaluation.store import Form, read_answers
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
