@@ -26,6 +26,25 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def eval_command(images: Path, tmp_path: Path) -> Any:
+    """`revisit eval` on the ten images: a benchmark, flags, and how a captioner is loaded; the
+    exit status. Results go to `results/`."""
+    from revisit.commands.eval import Family, main
+    from revisit.transformers.checkpoint import own_dtype
+
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+
+    def eval_command(benchmark: str, *flags: str, load: Any, **family: Any) -> int:
+        where = ["--model_path", str(model), "--data_path", str(images), "--device", "cpu"]
+        family = {"results": tmp_path / "results", "own_dtype": own_dtype} | family
+        return main([benchmark, *where, *flags], Family(load, **family))
+
+    return eval_command
+
+
+@pytest.fixture
 def annotations(tmp_path: Path) -> Path:
     """A folder of annotations of those ten images: a dog in all, a vase where captions say it."""
     folder = tmp_path / "annotations"

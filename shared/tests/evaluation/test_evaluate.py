@@ -13,7 +13,6 @@ pytest.importorskip("transformers")
 
 import forked
 import sizes
-from revisit.commands.eval import Family, main
 from revisit.commands.main import main as program
 from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
@@ -42,17 +41,12 @@ class Sizes:
 
 
 @pytest.fixture
-def run(images, tmp_path, monkeypatch):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    out = tmp_path / "out" / "captions.jsonl"
-    flags = ["--model_path", str(model), "--data_path", str(images), "--output_path", str(out)]
-    flags += ["--num_eval_samples", "10", "--batch_size", "3", "--device", "cpu"]
+def run(eval_command, tmp_path):
+    out, model = tmp_path / "out" / "captions.jsonl", tmp_path / "model"
+    flags = ["--output_path", str(out), "--num_eval_samples", "10", "--batch_size", "3"]
 
     def run(*more: str, load=Sizes, **family) -> int:
-        family = {"results": tmp_path / "results", "own_dtype": own_dtype} | family
-        return main(["chair", *flags, *more], Family(load, **family))
+        return eval_command("chair", *flags, *more, load=load, **family)
 
     run.flags, run.out, run.model = flags, out, model
     run.record = lambda: json.loads(out.with_name("captions.jsonl.run.json").read_text())
@@ -93,10 +87,11 @@ def test_a_finished_run_is_not_done_again_and_loads_no_model(run):
     assert run.out.read_bytes() == before
 
 
-def test_a_killed_run_continues_to_what_one_run_gives(run, tmp_path):
+def test_a_killed_run_continues_to_what_one_run_gives(run, images, tmp_path):
     def caption(**environment):
         environment |= {"STARTED": str(tmp_path / "started")}
-        argv = [*run.flags, "--do_sample"]
+        argv = ["--model_path", str(run.model), "--data_path", str(images), "--device", "cpu"]
+        argv += [*run.flags, "--do_sample"]
         return forked.Started(tmp_path, environment, sizes.caption, argv).wait()[0]
 
     assert caption(BATCHES="2") == -signal.SIGKILL
@@ -244,6 +239,9 @@ def test_a_failing_model_stops_the_run_and_keeps_the_captions_unscored(run, anno
     assert not run.out.with_name("chair.json").exists()
     assert run(*scored) == 0
     assert len(read_captions(run.out)) == 10
+    result = json.loads(run.out.with_name("chair.json").read_text())
+    assert result["captions"]["file"] == str(run.out)
+    assert result["settings"]["ground_truth"]["annotations"] == str(annotations)
 
 
 def test_a_model_that_cannot_be_loaded_is_named(run, capsys):
@@ -300,8 +298,7 @@ def test_flags_become_a_run(run):
 
 def test_a_family_names_its_dtype_on_a_gpu(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    run.flags[-2:] = []
-    assert run(gpu_dtype="float16") == 0
+    assert run("--device", "cuda", gpu_dtype="float16") == 0
     assert run.record()["settings"]["dtype"] == "float16"
 
 
@@ -399,24 +396,15 @@ def test_another_decoder_s_other_settings_are_refused_on_a_rerun(run, capsys):
         ),
     ],
 )
-def test_without_an_output_path_the_folder_is_named_by_the_settings(run, tmp_path, flags, folder):
-    at = run.flags.index("--output_path")
-    run.flags[at : at + 2] = []
-    assert run(*flags) == 0
+def test_without_an_output_path_the_folder_is_named_by_the_settings(
+    eval_command, tmp_path, flags, folder
+):
+    assert eval_command("chair", *flags, load=Sizes) == 0
     assert [path.name for path in (tmp_path / "results").iterdir()] == [folder]
     assert len(read_captions(tmp_path / "results" / folder / "captions.jsonl")) == 10
 
 
-def test_captions_are_scored_where_asked(run, annotations, capsys):
-    assert run("--anno_path", str(annotations), "--lemmatizer", "noun") == 0
-    assert "CHAIRs" in capsys.readouterr().out
-    result = json.loads(run.out.with_name("chair.json").read_text())
-    assert result["captions"]["file"] == str(run.out)
-    assert result["settings"]["ground_truth"]["annotations"] == str(annotations)
-    assert result["settings"]["lemmatizer"] == "noun"
-
-
-def test_what_scoring_needs_is_looked_for_before_captioning(run, annotations, capsys, monkeypatch):
+def test_scoring_that_lacks_something_is_refused_first(run, annotations, capsys, monkeypatch):
     def missing():
         raise EvaluationError("no data of NLTK")
 

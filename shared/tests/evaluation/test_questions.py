@@ -7,12 +7,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from revisit.commands.eval import Family, main
 from revisit.commands.main import main as program
 from revisit.evaluation.answer_files import read_answers
 from revisit.evaluation.benchmarks.pope import FORM, Pope, read_labels
 from revisit.evaluation.captioner import Answer
-from revisit.transformers.checkpoint import own_dtype
 
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "pope"
 SPLITS = ("random", "popular", "adversarial")
@@ -60,19 +58,15 @@ def pope(tmp_path):
 
 
 @pytest.fixture
-def run(images, tmp_path, pope):
-    model = tmp_path / "model"
-    model.mkdir()
+def run(eval_command, tmp_path, pope):
     out = tmp_path / "out"
-    flags = ["--model_path", str(model), "--data_path", str(images), "--pope_path", str(pope)]
-    flags += ["--output_path", str(out), "--batch_size", "5", "--device", "cpu"]
+    flags = ["--pope_path", str(pope), "--output_path", str(out), "--batch_size", "5"]
 
     def run(*more: str, load=Wide) -> int:
         Wide.loaded = 0
-        family = {"results": tmp_path / "results", "own_dtype": own_dtype}
-        return main(["pope", *flags, *more], Family(load, **family))
+        return eval_command("pope", *flags, *more, load=load)
 
-    run.flags, run.out, run.folder = flags, out, pope
+    run.out, run.folder = out, pope
     run.record = lambda split: json.loads((out / split / "answers.jsonl.run.json").read_text())
     return run
 
@@ -159,11 +153,10 @@ def test_questions_about_an_image_that_cannot_be_read_leave_nothing_to_score(run
     assert len(read_answers(run.out / "random" / "answers.jsonl", FORM)) == 12
 
 
-def test_without_an_output_path_the_folder_is_named_by_the_settings(run, tmp_path):
-    at = run.flags.index("--output_path")
-    run.flags[at : at + 2] = []
-    assert run("--use_revisit", "--splits", "random") == 0
-    assert run("--one_word", "--splits", "random") == 0
+def test_without_an_output_path_the_folder_is_named_by_the_settings(eval_command, tmp_path, pope):
+    for flag in ("--use_revisit", "--one_word"):
+        flags = [flag, "--pope_path", str(pope), "--splits", "random"]
+        assert eval_command("pope", *flags, load=Wide) == 0
     made = sorted(path.name for path in (tmp_path / "results").iterdir())
     assert made == ["pope-one-word-plain-seed42", "pope-revisit-last-1e-5-ag-seed42"]
 

@@ -13,52 +13,30 @@ from revisit.config import (
 )
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.process import Process
-from revisit.evaluation.run import (
-    Generation,
-    Place,
-    decoder_settings,
-    decoder_slug,
-)
+from revisit.evaluation.run import Generation, Place, decoder_settings, decoder_slug
 
 # Folders and records that earlier versions have written: what continues them.
+REVISIT = {"use_revisit": True, "revisit_divergence": "ag"}
+VCD = {"vcd_alpha": 0.5, "vcd_beta": 0.1, "vcd_noise_step": 500, "vcd_seed": 0}
+RITUAL = {"ritual_alpha": 3.0, "ritual_beta": 0.01, "ritual_seed": 3}
 WRITTEN = [
     (None, "plain", {}),
     (
         ReVisiTConfig(),
         "revisit-last-1e-5-ag",
-        {
-            "use_revisit": True,
-            "early_exit_layers": "last",
-            "relative_top": 1e-5,
-            "revisit_divergence": "ag",
-        },
+        REVISIT | {"early_exit_layers": "last", "relative_top": 1e-5},
     ),
     (
         ReVisiTConfig(layers=[0, 10, 20], alpha=Number("0.10"), selection="random"),
         "revisit-0-10-20-0.10-ag-random",
-        {
-            "use_revisit": True,
-            "early_exit_layers": [0, 10, 20],
-            "relative_top": 0.1,
-            "revisit_divergence": "ag",
-            "revisit_selection": "random",
-        },
+        REVISIT
+        | {"early_exit_layers": [0, 10, 20], "relative_top": 0.1, "revisit_selection": "random"},
     ),
-    (
-        VCDConfig(alpha=Number("0.50")),
-        "vcd-0.50-0.1-500-0",
-        {
-            "decoder": "vcd",
-            "vcd_alpha": 0.5,
-            "vcd_beta": 0.1,
-            "vcd_noise_step": 500,
-            "vcd_seed": 0,
-        },
-    ),
+    (VCDConfig(alpha=Number("0.50")), "vcd-0.50-0.1-500-0", {"decoder": "vcd"} | VCD),
     (
         RITUALConfig(beta=Number("1e-2"), seed=3),
         "ritual-3.0-1e-2-3",
-        {"decoder": "ritual", "ritual_alpha": 3.0, "ritual_beta": 0.01, "ritual_seed": 3},
+        {"decoder": "ritual"} | RITUAL,
     ),
     (
         M3IDConfig(gamma=0.1),
@@ -95,22 +73,17 @@ def test_a_decoder_names_folders_and_records_as_it_always_did(decoder, slug, set
         ({"repetition_penalty": float("nan")}, "--repetition_penalty nan"),
     ],
 )
-def test_what_no_generation_has_is_refused(settings, message):
+def test_a_setting_out_of_range_is_refused(settings, message):
     with pytest.raises(EvaluationError, match=message):
         Generation(**settings)
 
 
-def test_generate_is_given_what_is_in_force():
+def test_generate_gets_the_settings_in_force():
     plain = {"max_new_tokens": 512, "do_sample": False, "num_beams": 1}
     assert Generation(top_k=5).arguments() == plain
     sampling = Generation(do_sample=True, top_p=0.9, repetition_penalty=1.2).arguments()
-    assert sampling == plain | {
-        "do_sample": True,
-        "repetition_penalty": 1.2,
-        "temperature": 1.0,
-        "top_p": 0.9,
-        "top_k": 0,
-    }
+    drawn = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
+    assert sampling == plain | drawn | {"repetition_penalty": 1.2}
 
 
 @pytest.mark.parametrize(
@@ -124,7 +97,7 @@ def test_generate_is_given_what_is_in_force():
         (1, "cpu", None, ("cpu", "float32")),
     ],
 )
-def test_on_a_gpu_the_dtype_is_the_familys_unless_given(gpus, device, dtype, settled):
+def test_on_a_gpu_the_default_dtype_is_the_familys(gpus, device, dtype, settled):
     place = Place(device=device, dtype=dtype)
     place = place.settled(gpus=gpus, gpu_dtype="bfloat16", process=Process())
     assert (place.device, place.dtype) == settled
@@ -132,13 +105,7 @@ def test_on_a_gpu_the_dtype_is_the_familys_unless_given(gpus, device, dtype, set
 
 @pytest.mark.parametrize(
     ("device", "gpus", "settled"),
-    [
-        (None, 2, "cuda:1"),
-        ("cuda", 2, "cuda:1"),
-        ("cuda:0", 2, "cuda:0"),
-        ("cpu", 2, "cpu"),
-        (None, 0, "cpu"),
-    ],
+    [(None, 2, "cuda:1"), ("cuda", 2, "cuda:1"), ("cuda:0", 2, "cuda:0"), (None, 0, "cpu")],
 )
 def test_each_process_takes_the_gpu_of_its_number(device, gpus, settled):
     place = Place(device=device).settled(gpus=gpus, gpu_dtype="auto", process=Process(3, 4, 1))

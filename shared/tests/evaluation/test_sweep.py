@@ -8,7 +8,6 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from revisit.commands.eval import Family, main
 from revisit.evaluation.benchmarks.chair import read_captions
 from revisit.evaluation.captioner import Answer
 from revisit.evaluation.run import decoder_name
@@ -42,18 +41,12 @@ class Scripted:
 
 
 @pytest.fixture
-def sweep(images, annotations, tmp_path, monkeypatch):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+def sweep(eval_command, annotations, tmp_path, monkeypatch):
     monkeypatch.setattr(Scripted, "loaded", 0)
-    flags = ["--model_path", str(model), "--data_path", str(images), "--anno_path"]
-    flags += [str(annotations), "--lemmatizer", "noun", "--device", "cpu"]
-    flags += ["--num_eval_samples", "4"]
+    flags = ["--anno_path", str(annotations), "--lemmatizer", "noun", "--num_eval_samples", "4"]
 
     def run(*more: str, load=Scripted) -> int:
-        where = {"results": tmp_path / "results", "own_dtype": str}
-        return main(["chair", *flags, *more], Family(load, **where))
+        return eval_command("chair", *flags, *more, load=load)
 
     run.results = tmp_path / "results"
     run.made = lambda: sorted(path.name for path in run.results.iterdir())
@@ -159,10 +152,9 @@ def test_a_run_s_peak_of_memory_leaves_out_the_runs_before(sweep):
 
 
 def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
-    images, tmp_path, monkeypatch, capsys
+    eval_command, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(Scripted, "loaded", 0)
-    (tmp_path / "model").mkdir()
     for split in ("random", "popular"):
         lines = [
             {
@@ -174,14 +166,12 @@ def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
             for number in range(1, 5)
         ]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    flags = ["--model_path", str(tmp_path / "model"), "--data_path", str(images)]
-    flags += ["--pope_path", str(tmp_path), "--splits", "random", "popular", "--device", "cpu"]
-    where = {"results": tmp_path / "results", "own_dtype": str}
-    sweep = ["--sweep", "decoder=vcd,revisit"]
-    assert main(["pope", *flags, *sweep], Family(Scripted, **where)) == 0
+    flags = ["--pope_path", str(tmp_path), "--splits", "random", "popular"]
+    flags += ["--sweep", "decoder=vcd,revisit"]
+    assert eval_command("pope", *flags, load=Scripted) == 0
     assert Scripted.loaded == 1
     assert [decoder for decoder, _ in Scripted.decoders] == ["greedy", "vcd", "revisit"]
-    made = sorted(path.name for path in where["results"].iterdir())
+    made = sorted(path.name for path in (tmp_path / "results").iterdir())
     assert made[0] == "pope-plain-seed42" and len(made) == 3
     tables = capsys.readouterr().out.split("\nrandom\n")[1].split("\npopular\n")
     for table in tables:
@@ -189,11 +179,8 @@ def test_pope_s_questions_are_swept_too_with_a_table_for_each_file(
         assert "Accuracy - baseline" in table
 
 
-def test_a_sweep_that_is_not_scored_says_so_before_it_begins(images, tmp_path, capsys):
-    (tmp_path / "model").mkdir()
-    flags = ["--model_path", str(tmp_path / "model"), "--data_path", str(images)]
-    flags += ["--device", "cpu", "--sweep", "decoder=vcd"]
-    assert main(["chair", *flags], Family(Scripted, str, results=tmp_path / "results")) == 0
+def test_a_sweep_that_is_not_scored_warns_before_it_begins(eval_command, capsys):
+    assert eval_command("chair", "--sweep", "decoder=vcd", load=Scripted) == 0
     assert "WARNING: no table will compare these runs" in capsys.readouterr().err
 
 

@@ -64,19 +64,16 @@ def _grid(
             "besides there are seed and decoder"
         )
     hints = get_type_hints(type(base))
-    return [
-        _replaced(base, hints, dict(zip(axes, texts, strict=True)))
-        for texts in product(*axes.values())
-    ]
-
-
-def _replaced(
-    base: DecoderConfig, hints: Mapping[str, Any], texts: Mapping[str, str]
-) -> DecoderConfig:
-    try:
-        return replace(base, **{name: _read(hints[name], name, texts[name]) for name in texts})
-    except ValueError as error:
-        raise EvaluationError(f"--sweep {_joined(texts)}: {error}") from error
+    grid: list[DecoderConfig | None] = []
+    for texts in product(*axes.values()):
+        pairs = list(zip(axes, texts, strict=True))
+        values = {name: _read(hints[name], name, text) for name, text in pairs}
+        try:
+            grid.append(replace(base, **values))
+        except ValueError as error:
+            words = " ".join(f"{name}={text}" for name, text in pairs)
+            raise EvaluationError(f"--sweep {words}: {error}") from error
+    return grid
 
 
 def _read(hint: Any, name: str, text: str) -> Any:
@@ -88,10 +85,6 @@ def _read(hint: Any, name: str, text: str) -> Any:
         return {float: Number, int: int}.get(hint, str)(text)
     except ValueError as error:
         raise EvaluationError(f"--sweep {name}={text}: {error}") from error
-
-
-def _joined(texts: Mapping[str, str]) -> str:
-    return " ".join(f"{name}={text}" for name, text in texts.items())
 
 
 def _axes(words: Sequence[str]) -> dict[str, list[str]]:

@@ -50,21 +50,15 @@ def test_questions_are_read_from_both_layouts_and_all_line_ends(folder):
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("says", "answers"),
     [
-        ("yes", True),
-        ("Yes, it is", True),
-        ("NO", False),
-        ("No.", False),
-        ("Not", False),
-        ("I know", None),
-        ("It is: yes", None),
-        ("a no", False),
-        ("", None),
+        (True, ["yes", "Yes, it is"]),
+        (False, ["NO", "No.", "Not", "a no"]),
+        (None, ["I know", "It is: yes", ""]),
     ],
 )
-def test_an_answer_is_read_by_its_first_four_characters(answer, says):
-    assert mme.read_answer(answer) is says
+def test_an_answer_is_read_by_its_first_four_characters(says, answers):
+    assert {mme.read_answer(answer) for answer in answers} == {says}
 
 
 def test_a_category_adds_accuracy_and_that_of_whole_images(folder):
