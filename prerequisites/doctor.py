@@ -1,4 +1,4 @@
-"""Say what is there and what is missing for the paper's setting, and how to get it."""
+"""List what the paper's setting needs, what of it is missing, and how to get it."""
 
 import argparse
 import json
@@ -39,8 +39,8 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked for. `missing`: what is wrong with it ("" if nothing); `remedy`: the command
-    that puts it right; `disk`: GB that it then takes."""
+    """One thing that is needed. `missing`: what is wrong with it ("" if nothing); `remedy`: the
+    command that puts it right; `disk`: GB that it then takes."""
 
     name: str
     found: str
@@ -55,41 +55,30 @@ def examine() -> Iterator[tuple[str, list[Finding]]]:
     for family in FAMILIES:
         python = find_python(family)
         state = ask(python, family) if python else {}
-        pythons += [python] if python and not state.get("error") else []
-        yield (
-            family.title,
-            [
-                _environment(family, python, state),
-                _fork(family, python, state),
-                _checkpoint(family, python),
-                _gpu(family, state),
-            ],
-        )
+        if python and not state.get("error"):
+            pythons.append(python)
+        environment, fork = _environment(family, python, state), _fork(family, python, state)
+        yield family.title, [environment, fork, _checkpoint(family, python), _gpu(family, state)]
     coco = _data("coco", "COCO val2014", "bash prerequisites/download_coco.sh", 14.0)
     yield "Both", [coco, _nltk(pythons)]
 
 
 def find_python(family: Family) -> Path | None:
     """The Python of the family's environment: the activated one, nox's, or conda's by its name."""
-    active = [os.environ.get(name, "") for name in ("CONDA_PREFIX", "VIRTUAL_ENV")]
     nox = ROOT / ".nox" / family.session
-    prefixes = [Path(prefix) for prefix in active if prefix]
-    known = Path.home() / ".conda" / "environments.txt"  # conda and mamba note their own there
+    active = [Path(os.environ.get(name, "")) for name in ("CONDA_PREFIX", "VIRTUAL_ENV")]
+    known = Path.home() / ".conda" / "environments.txt"  # where conda and mamba list theirs
     conda = [Path(line) for line in known.read_text().splitlines()] if known.is_file() else []
-    candidates = [
-        *(prefix for prefix in prefixes if prefix.name == family.conda or prefix == nox),
-        nox,
-        *(prefix for prefix in conda if prefix.name == family.conda),
-    ]
-    return next(
-        (path for prefix in candidates if (path := prefix / "bin" / "python").exists()), None
-    )
+    prefixes = [prefix for prefix in active if prefix.name == family.conda or prefix == nox]
+    prefixes += [nox, *(prefix for prefix in conda if prefix.name == family.conda)]
+    pythons = (prefix / "bin" / "python" for prefix in prefixes)
+    return next((python for python in pythons if python.exists()), None)
 
 
 def ask(python: Path, family: Family) -> dict[str, Any]:
-    """What an environment says of itself: versions, where its Transformers is, its GPUs."""
+    """An environment's versions, the folder of its Transformers, and its GPUs."""
     command = [str(python), "-c", _PROBE, *pins(family), *packages(family)]
-    # Python imports from the current folder first: it is to be one without packages.
+    # Python imports from the current folder first: this one has no packages.
     run = subprocess.run(command, cwd=python.parents[1], capture_output=True, text=True)
     try:
         state: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
@@ -98,8 +87,8 @@ def ask(python: Path, family: Family) -> dict[str, Any]:
         return {"error": (run.stderr.strip().splitlines() or ["it says nothing"])[-1]}
 
 
-# An editable package has two distributions, its own and its sources' egg-info: what is imported is
-# asked of the import system.
+# An editable package has two distributions, pip's and the egg-info of its sources; the import
+# system knows which folder is imported.
 _PROBE = """
 import importlib.metadata, importlib.util, json, sys
 state = {"python": sys.version.split()[0], "versions": {}, "transformers": "", "gpus": []}
@@ -130,10 +119,10 @@ def pins(family: Family) -> dict[str, str]:
 
 
 def packages(family: Family) -> list[str]:
-    """What is installed from this repository."""
+    """The packages that are installed from this repository."""
     files = [ROOT / folder / "pyproject.toml" for folder in ("shared", family.folder)]
-    own = [tomllib.loads(file.read_text())["project"]["name"] for file in files if file.exists()]
-    return [*own, "transformers"]
+    names = [tomllib.loads(file.read_text())["project"]["name"] for file in files if file.exists()]
+    return [*names, "transformers"]
 
 
 def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> Finding:
@@ -143,7 +132,7 @@ def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> 
         missing = f"neither .nox/{family.session} nor a conda environment {family.conda}"
         return Finding("environment", "", missing, f"{build}   (or {by_hand})", family.disk)
     prefix = python.parents[1]
-    remedy = f"{build} --reuse-venv=never"  # nox trusts what it built: what was changed since stays
+    remedy = f"{build} --reuse-venv=never"  # otherwise nox keeps the environment as it is
     if _is_conda(family, python):
         wanted = f"-r {family.folder}/requirements.txt -e 'shared[evaluation]'"
         remedy = f"conda activate {family.conda} && pip install {wanted}"
@@ -154,7 +143,8 @@ def _environment(family: Family, python: Path | None, state: dict[str, Any]) -> 
         if versions.get(name) != version
     ]
     wrong += [f"{name} is not installed" for name in packages(family) if name not in versions]
-    wrong += [state["torch"]] if state.get("torch") else []
+    if state.get("torch"):
+        wrong.append(state["torch"])
     trouble = state.get("error") or "; ".join(wrong[:4] + ["..."] * (len(wrong) > 4))
     found = f"{_short(prefix)}: Python {state.get('python')}, torch {versions.get('torch')}"
     return Finding("environment", found, f"{_short(prefix)}: {trouble}" if trouble else "", remedy)
@@ -171,23 +161,22 @@ def _fork(family: Family, python: Path | None, state: dict[str, Any]) -> Finding
     )
     output = (check.stdout or check.stderr).strip()
     tree = output.partition(": ")[0]
-    own = f" -e {family.folder}" if (ROOT / family.folder / "pyproject.toml").exists() else ""
-    install = f"python -m pip install -e {tree}{own}"
-    make = f"python -m nox -s {family.session} --install-only"
-    if python and _is_conda(family, python):
-        install = f"conda activate {family.conda} && {install}"
-        make = install.replace("&&", f"&& python -m revisit.forks.make {family.folder} &&")
-    elif not check.returncode:
-        install = f".nox/{family.session}/bin/{install}"
+    is_package = (ROOT / family.folder / "pyproject.toml").exists()
+    install = f"python -m pip install -e {tree}" + f" -e {family.folder}" * is_package
+    activate = f"conda activate {family.conda} &&" if python and _is_conda(family, python) else ""
     if check.returncode:
-        return Finding("fork", "", output, make)
+        remedy = f"python -m nox -s {family.session} --install-only"
+        if activate:
+            remedy = f"{activate} python -m revisit.forks.make {family.folder} && {install}"
+        return Finding("fork", "", output, remedy)
     imported = state.get("transformers", "")
-    is_it = Path(imported).resolve() == (ROOT / tree / "src" / "transformers").resolve()
-    if state and not state.get("error") and not is_it:
-        instead = f"is {_shortened(imported)}" if imported else "is missing"
-        missing = f"{tree} is made, but not installed: the environment's transformers {instead}"
-        return Finding("fork", tree, missing, install)
-    return Finding("fork", tree)
+    is_fork = Path(imported).resolve() == (ROOT / tree / "src" / "transformers").resolve()
+    if not state or state.get("error") or is_fork:
+        return Finding("fork", tree)
+    instead = f"is {_shortened(imported)}" if imported else "is missing"
+    missing = f"{tree} is made, but not installed: the environment's transformers {instead}"
+    remedy = f"{activate} {install}" if activate else f".nox/{family.session}/bin/{install}"
+    return Finding("fork", tree, missing, remedy)
 
 
 def _checkpoint(family: Family, python: Path | None) -> Finding:
@@ -200,21 +189,21 @@ def _checkpoint(family: Family, python: Path | None) -> Finding:
 
 
 def _gpu(family: Family, state: dict[str, Any]) -> Finding:
-    by_torch = bool(state) and not state.get("error")
-    gpus = [(name, size / 1e9) for name, size in state.get("gpus", [])]
-    gpus = gpus if by_torch else _nvidia_smi()
+    gpus = visible = _nvidia_smi()
+    if state and not state.get("error"):  # the environment's torch was asked
+        gpus = [(name, size / 1e9) for name, size in state["gpus"]]
     found = ", ".join(f"{name} with {size:.0f} GB" for name, size in gpus)
-    trouble, remedy = "", "a larger one, or DEVICE=auto, which spreads the model"
-    if not gpus:
-        seen = _nvidia_smi() if by_torch else []
-        trouble = "no GPU that CUDA can use"
-        if seen:
-            trouble = f"nvidia-smi sees {seen[0][0]}, but this environment's torch does not"
-        remedy = "a machine that has one; DEVICE=cpu runs the scripts without, slowly"
-    elif max(size for _, size in gpus) < family.gpu:
-        trouble = found
-    needs = f"{trouble}; about {family.gpu} GB are needed"
-    return Finding("GPU", found, needs if trouble else "", remedy)
+    needed = f"about {family.gpu} GB are needed"
+    if any(size >= family.gpu for _, size in gpus):
+        return Finding("GPU", found)
+    if gpus:
+        remedy = "a larger one, or DEVICE=auto, which spreads the model"
+        return Finding("GPU", found, f"{found}; {needed}", remedy)
+    trouble = "no GPU that CUDA can use"
+    if visible:
+        trouble = f"nvidia-smi sees {visible[0][0]}, but this environment's torch does not"
+    remedy = "a machine that has one; DEVICE=cpu runs the scripts without, slowly"
+    return Finding("GPU", "", f"{trouble}; {needed}", remedy)
 
 
 def _nvidia_smi() -> list[tuple[str, float]]:
@@ -239,9 +228,9 @@ def _nltk(pythons: Sequence[Path]) -> Finding:
         program = "from nltk import WordNetLemmatizer, pos_tag, word_tokenize as words; "
         program += "pos_tag(words('A dog.')), WordNetLemmatizer().lemmatize('dogs')"
         folder = download_data.folder_of("nltk")
-        places = {"NLTK_DATA": str(folder)} | os.environ  # as the evaluation scripts set it
-        read = subprocess.run([pythons[0], "-c", program], env=places, capture_output=True)
-        if not read.returncode:
+        variables = {"NLTK_DATA": str(folder)} | os.environ  # as the evaluation scripts set it
+        run = subprocess.run([pythons[0], "-c", program], env=variables, capture_output=True)
+        if not run.returncode:
             return Finding("NLTK's data", "found by NLTK itself")
     return finding
 
@@ -265,7 +254,7 @@ def _shortened(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if all is there and 1 if something is missing."""
     argparse.ArgumentParser(
-        description="Say, for each family, what is there and what is missing (environment, fork, "
+        description="List, for each family, what is there and what is missing (environment, fork, "
         "checkpoint, GPU; COCO and NLTK's data) and the command that gets it, to be run in the "
         "repository's folder. Changes nothing. Exit status 1 if something is missing.",
     ).parse_args(arguments)

@@ -16,6 +16,7 @@ from download_data import DATA
 from revisit.forks import make
 
 ROOT = Path(__file__).resolve().parents[2]
+SESSIONS = {"LLaVA1.5": "llava", "Qwen2.5-VL": "qwen"}
 DEMO = ROOT / "prerequisites" / "demo"
 # A torch that finds one GPU of the size that the test says.
 TORCH = """
@@ -64,14 +65,14 @@ class Repository:
         (site / "torch.py").write_text(TORCH.format(count=gpus, memory=int(memory)))
         pins = (self.root / family / "requirements.txt").read_text().splitlines()
         versions = dict(line.partition(";")[0].split("==") for line in pins if "==" in line)
-        own = [self.root / folder / "pyproject.toml" for folder in ("shared", family)]
-        projects = [tomllib.loads(file.read_text())["project"] for file in own if file.exists()]
-        for package, number in versions.items():
-            self.install(site, package, number)
-        for project in projects:
-            self.install(site, project["name"], project["version"])
+        for file in (self.root / folder / "pyproject.toml" for folder in ("shared", family)):
+            if file.exists():
+                project = tomllib.loads(file.read_text())["project"]
+                versions[project["name"]] = project["version"]
         (patch,) = (self.root / family).glob("*.patch")
-        self.install(site, *patch.stem.split("-"))
+        name, versions[name] = patch.stem.split("-")
+        for package, version in versions.items():
+            self.install(site, package, version)
         (site / "__editable__.pth").write_text(f"{self.root / family}/data/{patch.stem}/src\n")
         return site
 
@@ -97,51 +98,50 @@ class Repository:
         shutil.copytree(DEMO / "llava-tiny", here / "llava-v1.5-7b")
         shutil.copytree(DEMO / "qwen-tiny", here / "Qwen2.5-VL-7B-Instruct")
         shutil.copytree(DEMO / "coco", here / "coco")
-        for package, place in DATA["nltk"]["packages"].items():
-            folder = here / "nltk_data" / place / package
-            folder.mkdir(parents=True)
-            (folder / "data").write_text("data")
+        for package, folder in DATA["nltk"]["packages"].items():
+            (here / "nltk_data" / folder / package).mkdir(parents=True)
 
     def make_all(self) -> None:
-        for family, session in (("LLaVA1.5", "llava"), ("Qwen2.5-VL", "qwen")):
+        for family, session in SESSIONS.items():
             self.make_environment(self.root / ".nox" / session, family)
             self.make_fork(family)
         self.make_downloads()
 
 
-def lines(said: str, word: str) -> list[str]:
+def lines(printed: str, word: str) -> list[str]:
     """The lines about a thing, each with the command that follows it."""
-    found = [" ".join(line.split()) for line in [*said.splitlines(), ""]]
+    found = [" ".join(line.split()) for line in [*printed.splitlines(), ""]]
     pairs = [pair for pair in pairwise(found) if pair[0].partition(" ")[2].startswith(word)]
     return [" ".join(pair) for pair in pairs]
 
 
 def test_on_a_fresh_clone_each_thing_is_missing_and_has_its_command(repository):
-    status, said = repository.doctor()
-    assert status == 1 and "  ok " not in said
-    for session, python in (("llava", ".nox/llava/bin/python"), ("qwen", ".nox/qwen/bin/python")):
-        assert f"get it: python -m nox -s {session} --install-only" in said
-        assert f"{python} prerequisites/download_from_huggingface.py --model {session}" in said
-    assert "conda env create -f LLaVA1.5/ReVisiT_LLaVA.yaml" in said
-    assert "LLaVA1.5/data/transformers-4.31.0: not made yet" in said
-    assert "get it: bash prerequisites/download_coco.sh" in said
-    assert "get it: python prerequisites/download_nltk.py" in said
-    assert "GB free; what is missing takes about 57 GB" in said
+    status, printed = repository.doctor()
+    assert status == 1 and "  ok " not in printed
+    for session in SESSIONS.values():
+        assert f"get it: python -m nox -s {session} --install-only" in printed
+        download = f"{session}/bin/python prerequisites/download_from_huggingface.py --model"
+        assert f".nox/{download} {session}" in printed
+    assert "conda env create -f LLaVA1.5/ReVisiT_LLaVA.yaml" in printed
+    assert "LLaVA1.5/data/transformers-4.31.0: not made yet" in printed
+    assert "get it: bash prerequisites/download_coco.sh" in printed
+    assert "get it: python prerequisites/download_nltk.py" in printed
+    assert "GB free; what is missing takes about 57 GB" in printed
     assert not (repository.root / "LLaVA1.5" / "data").exists()
 
 
 def test_when_all_is_there_it_says_so(repository):
     repository.make_all()
-    status, said = repository.doctor()
-    assert status == 0 and "MISSING" not in said, said
-    assert ".nox/llava: Python 3.11" in said and "torch 2.0.1" in said
-    assert "Test GPU with 24 GB" in said and "takes about 0 GB" in said
+    status, printed = repository.doctor()
+    assert status == 0 and "MISSING" not in printed, printed
+    assert ".nox/llava: Python 3.11" in printed and "torch 2.0.1" in printed
+    assert "Test GPU with 24 GB" in printed and "takes about 0 GB" in printed
 
 
 def test_a_fork_that_pip_installed_in_editable_mode_is_ok(repository):
     """As pip does it: the egg-info that the build leaves in src/ is a second distribution."""
     repository.make_all()
-    for family, session in (("LLaVA1.5", "llava"), ("Qwen2.5-VL", "qwen")):
+    for family, session in SESSIONS.items():
         prefix = repository.root / ".nox" / session
         (site,) = prefix.glob("lib/python*/site-packages")
         (site / "__editable__.pth").unlink()
@@ -150,8 +150,8 @@ def test_a_fork_that_pip_installed_in_editable_mode_is_ok(repository):
         (tree,) = (repository.root / family / "data").glob("transformers-*")
         pip_install_editable(tree, prefix)
         assert (tree / "src" / "transformers.egg-info").is_dir()
-    status, said = repository.doctor()
-    assert status == 0 and "MISSING" not in said, said
+    status, printed = repository.doctor()
+    assert status == 0 and "MISSING" not in printed, printed
 
 
 def pip_install_editable(tree: Path, prefix: Path) -> None:
@@ -168,51 +168,53 @@ def test_a_conda_environment_is_found_by_its_name(repository):
     shutil.rmtree(repository.root / ".nox" / "llava")
     prefix = repository.root.parent / "envs" / "revisit_llava"
     repository.make_environment(prefix, "LLaVA1.5")
-    status, said = repository.doctor(CONDA_PREFIX=str(prefix))
-    assert status == 0 and f"{prefix}: Python" in said
+    status, printed = repository.doctor(CONDA_PREFIX=str(prefix))
+    assert status == 0 and f"{prefix}: Python" in printed
     (repository.home / ".conda").mkdir()
     (repository.home / ".conda" / "environments.txt").write_text(f"/gone\n{prefix}\n")
     assert repository.doctor()[0] == 0
     shutil.rmtree(repository.root / "LLaVA1.5" / "data")
     (line,) = lines(repository.doctor()[1], "fork LLaVA1.5")
-    assert (
-        "conda activate revisit_llava && python -m revisit.forks.make LLaVA1.5 && python -m pip"
-        in line
-    )
-    assert line.endswith("-e LLaVA1.5/data/transformers-4.31.0 -e LLaVA1.5")
+    make = "conda activate revisit_llava && python -m revisit.forks.make LLaVA1.5"
+    install = "python -m pip install -e LLaVA1.5/data/transformers-4.31.0 -e LLaVA1.5"
+    assert line.endswith(f"{make} && {install}")
+
+
+def another_version(prefix, site):
+    shutil.rmtree(site / "torch-2.0.1.dist-info")
+    Repository.install(site, "torch", "9.9")
+
+
+def broken_python(prefix, site):
+    python = prefix / "bin" / "python"
+    python.unlink()
+    python.write_text("#!/bin/sh\necho 'No such file' >&2\nexit 1\n")
+    python.chmod(0o755)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ("version", "torch is 9.9, not 2.0.1"),
-        ("package", "nltk is missing, not 3.10.4"),
-        ("own", "llava-revisit is not installed"),
+        (another_version, "torch is 9.9, not 2.0.1"),
+        (broken_python, "No such file"),
+        ("nltk-3.10.4", "nltk is missing, not 3.10.4"),
+        ("llava_revisit-0.1.0", "llava-revisit is not installed"),
         ("torch", "ImportError: no libcudart"),
-        ("python", "No such file"),
     ],
 )
-def test_an_environment_that_is_not_as_pinned(repository, change, said):
+def test_an_environment_that_is_not_as_pinned(repository, change, message):
     repository.make_all()
-    (site,) = (repository.root / ".nox" / "llava").glob("lib/python*/site-packages")
-    if change == "version":
-        (site / "torch-2.0.1.dist-info").rename(site / "torch-9.9.dist-info")
-        metadata = site / "torch-9.9.dist-info" / "METADATA"
-        metadata.write_text(metadata.read_text().replace("2.0.1", "9.9"))
-    if change == "package":
-        shutil.rmtree(site / "nltk-3.10.4.dist-info")
-    if change == "own":
-        shutil.rmtree(site / "llava_revisit-0.1.0.dist-info")
+    prefix = repository.root / ".nox" / "llava"
+    (site,) = prefix.glob("lib/python*/site-packages")
     if change == "torch":
         (site / "torch.py").write_text("raise ImportError('no libcudart')")
-    if change == "python":
-        python = repository.root / ".nox" / "llava" / "bin" / "python"
-        python.unlink()
-        python.write_text("#!/bin/sh\necho 'No such file' >&2\nexit 1\n")
-        python.chmod(0o755)
-    status, words = repository.doctor()
-    (line,) = [line for line in lines(words, "environment") if "llava" in line]
-    assert status == 1 and "MISSING" in line and said in line
+    elif isinstance(change, str):
+        shutil.rmtree(site / f"{change}.dist-info")
+    else:
+        change(prefix, site)
+    status, printed = repository.doctor()
+    (line,) = [line for line in lines(printed, "environment") if "llava" in line]
+    assert status == 1 and "MISSING" in line and message in line
     assert line.endswith("nox -s llava --install-only --reuse-venv=never")
 
 
@@ -221,16 +223,15 @@ def test_a_fork_that_is_not_installed_or_was_edited(repository):
     (site,) = (repository.root / ".nox" / "qwen").glob("lib/python*/site-packages")
     (site / "transformers").mkdir()
     (site / "transformers" / "__init__.py").write_text("")  # another one, which is found first
-    status, said = repository.doctor()
-    (line,) = lines(said, "fork Qwen2.5-VL")
+    status, printed = repository.doctor()
+    (line,) = lines(printed, "fork Qwen2.5-VL")
     assert status == 1
     assert "made, but not installed: the environment's transformers is .nox/qwen/lib" in line
-    assert line.endswith(
-        "get it: .nox/qwen/bin/python -m pip install -e Qwen2.5-VL/data/transformers-4.50.0"
-    )
+    install = ".nox/qwen/bin/python -m pip install -e Qwen2.5-VL/data/transformers-4.50.0"
+    assert line.endswith(f"get it: {install}")
     (repository.root / "LLaVA1.5/data/transformers-4.31.0/setup.py").write_text("edited")
-    status, said = repository.doctor()
-    assert status == 1 and "changed: setup.py" in said
+    status, printed = repository.doctor()
+    assert status == 1 and "changed: setup.py" in printed
 
 
 def test_what_downloads_lack_is_named(repository):
@@ -246,15 +247,17 @@ def test_what_downloads_lack_is_named(repository):
     (qwen / "model.safetensors.index.json").write_text(json.dumps(index))
     (here / "coco" / "val2014" / "COCO_val2014_000000000003.jpg").unlink()
     shutil.rmtree(here / "nltk_data" / "taggers")
-    status, said = repository.doctor()
-    assert status == 1 and said.count("MISSING") == 4 and str(repository.root) not in said
-    assert "llava-v1.5-7b lacks weights, its vision tower clip-vit-tiny" in said
-    assert f"Qwen2.5-VL-7B-Instruct lacks preprocessor_config.json, {shards[1]}" in said
-    assert "coco/val2014 lacks 1 of" in said and "lacks averaged_perceptron_tagger_eng" in said
+    status, printed = repository.doctor()
+    assert status == 1 and printed.count("MISSING") == 4 and str(repository.root) not in printed
+    assert "llava-v1.5-7b lacks weights, its vision tower clip-vit-tiny" in printed
+    assert f"Qwen2.5-VL-7B-Instruct lacks preprocessor_config.json, {shards[1]}" in printed
+    assert (
+        "coco/val2014 lacks 1 of" in printed and "lacks averaged_perceptron_tagger_eng" in printed
+    )
     (qwen / "config.json").unlink()
     (here / "coco" / "annotations" / "captions_val2014.json").unlink()
-    _, said = repository.doctor()
-    assert "lacks config.json" in said and "captions_val2014.json is missing" in said
+    _, printed = repository.doctor()
+    assert "lacks config.json" in printed and "captions_val2014.json is missing" in printed
 
 
 def test_gpus_that_are_missing_small_or_hidden(repository):
