@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.model == "all" and options.revision:
         parser.error("--revision belongs to one model: give --model llava or --model qwen")
-    # Plain HTTP goes on within a cut file; the hub's own protocol, Xet, need not.
+    # Plain HTTP continues within a cut file; the hub's protocol Xet may not.
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
     # The client's threads would finish their files first; what they wrote is kept.
     signal.signal(signal.SIGINT, _stop)

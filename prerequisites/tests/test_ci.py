@@ -23,21 +23,21 @@ def run(tmp_path):
 
     def call(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
         environment = os.environ | {"PATH": path, "TMPDIR": str(tmp_path)}
-        said = subprocess.run(
+        done = subprocess.run(
             [tmp_path / ".ci" / "run", *arguments],
             env=environment,
             cwd=tmp_path,
             capture_output=True,
             text=True,
         )
-        return said, noted.read_text().splitlines() if noted.exists() else []
+        return done, noted.read_text().splitlines() if noted.exists() else []
 
     return call
 
 
 def test_without_an_argument_it_runs_the_commands_of_the_readme_tests_pages_and_vllm(run):
-    said, commands = run()
-    assert said.returncode == 0, said.stderr
+    done, commands = run()
+    assert done.returncode == 0, done.stderr
     first = ["python -m pip install nox uv", "nox -s demo", "nox", "nox -s docs package"]
     assert commands[1:] == [*first, "nox -s web -- --test", "nox -s vllm"]
     assert commands[0].startswith("python -m venv ")
@@ -45,11 +45,11 @@ def test_without_an_argument_it_runs_the_commands_of_the_readme_tests_pages_and_
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_says_what_it_does_and_runs_nothing(run, flag):
-    said, commands = run(flag)
-    assert said.returncode == 0 and said.stdout.startswith("usage: .ci/run") and commands == []
+    done, commands = run(flag)
+    assert done.returncode == 0 and done.stdout.startswith("usage: .ci/run") and commands == []
 
 
 @pytest.mark.parametrize("arguments", [("lint",), ("--fast",), ("",), ("--help", "lint")], ids=str)
 def test_any_other_argument_is_an_error_and_runs_nothing(run, arguments):
-    said, commands = run(*arguments)
-    assert said.returncode == 2 and "takes no argument" in said.stderr and commands == []
+    done, commands = run(*arguments)
+    assert done.returncode == 2 and "takes no argument" in done.stderr and commands == []

@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-# What a `config.json` of the LLaVA family may ask for and LLaVA-1.5 does not have, with the
-# values that ask for nothing.
+# Settings of the LLaVA family's `config.json` that LLaVA-1.5 does not have, and the values that
+# leave them off.
 _UNSUPPORTED = {
     "mm_use_im_start_end": (None, False),
     "mm_resampler_type": (None,),
@@ -32,7 +32,7 @@ def projector_depth(projector_type: str) -> int:
 
 
 class LlavaConfig(LlamaConfig):  # type: ignore[misc]
-    """A Llama configuration with what LLaVA-1.5 adds to it.
+    """A Llama configuration with the fields that LLaVA-1.5 adds.
 
     `mm_vision_tower`: the CLIP vision tower, as a folder relative to the checkpoint, an absolute
     path, or a hub id. `mm_vision_select_layer`: which of its hidden states is read.

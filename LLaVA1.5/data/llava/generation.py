@@ -1,4 +1,4 @@
-"""What logits processors and streamers, which know only text, see of a prompt with images."""
+"""A prompt with images as logits processors and streamers read it: they know only text."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from llava.layout import IMAGE_TOKEN_INDEX
 def text_only(input_ids: torch.Tensor, pad_token_id: int | None) -> torch.Tensor:
     """(B, T) ids with the row's first text token for image placeholders and for left padding.
 
-    That token is in the row anyway, so a penalty on the tokens of the row is what it would be
-    without image and padding.
+    That token is in the row anyway, so image and padding do not change a penalty on the row's
+    tokens.
     """
     replaced = input_ids == IMAGE_TOKEN_INDEX
     if pad_token_id is not None:
         replaced |= (input_ids == pad_token_id).cumprod(1).bool()
     first = (~replaced).int().argmax(1, keepdim=True)
-    # clamp: a row that is one image and no text yet has no token to stand in.
+    # clamp: a row that is one image and no text yet has no text token.
     return torch.where(replaced, input_ids.gather(1, first).clamp(min=0), input_ids)
 
 
@@ -39,7 +39,7 @@ class TextLogitsProcessorList(LogitsProcessorList):  # type: ignore[misc]
 
 
 class TextStreamer(BaseStreamer):  # type: ignore[misc]
-    """Hands a streamer the tokens that a tokenizer can decode."""
+    """Passes a streamer the tokens that a tokenizer can decode."""
 
     def __init__(self, streamer: BaseStreamer) -> None:
         self.streamer = streamer

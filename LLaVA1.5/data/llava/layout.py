@@ -1,4 +1,4 @@
-"""Where the tokens of a prompt go once every image placeholder has become its vision tokens."""
+"""The positions of a prompt's tokens after each image placeholder becomes its vision tokens."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Layout:
     source: torch.Tensor
 
     def place(self, values: torch.Tensor, fill: float) -> torch.Tensor:
-        """Values (mask.sum(), ...) of the tokens, put in their places: (B, S, ...)."""
+        """Values (mask.sum(), ...) of the tokens at their positions: (B, S, ...)."""
         placed = values.new_full((*self.mask.shape, *values.shape[1:]), fill)
         placed[self.mask] = values
         return placed

@@ -18,7 +18,7 @@ def load_pretrained_model(
     """Tokenizer, model in evaluation mode, and image processor of a LLaVA-1.5 checkpoint.
 
     `model_path`: a folder or a hub id. `device`: where the model goes, by default the GPU if there
-    is one; or `device_map`, as Transformers takes it ("auto" spreads the model over what there is).
+    is one; or `device_map`, as Transformers takes it ("auto" spreads the model over all devices).
     `dtype`: by default float16 with a GPU and float32 without. Raises FileNotFoundError, OSError or
     ValueError where something of the checkpoint is missing or damaged.
     """

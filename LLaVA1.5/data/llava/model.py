@@ -47,7 +47,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
     config_class = LlavaConfig
     # A buffer that follows from the configuration: older checkpoints hold it, newer ones do not.
     _keys_to_ignore_on_load_missing: ClassVar[list[str]] = [r"rotary_emb\.inv_freq"]
-    # LLaVA-1.5 never trains the tower, which has a folder of its own: a copy adds nothing.
+    # LLaVA-1.5 never trains the tower, which is in another folder: a copy adds nothing.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^model\.vision_tower\."]
 
     def __init__(self, config: LlavaConfig) -> None:
@@ -114,7 +114,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
         images: Images | None = None,
         **forward_kwargs: Any,
     ) -> tuple[torch.Tensor, list[list[tuple[int, int, int]]]]:
-        """Where the vision tokens of a prefill go. Pure; the tower is not run.
+        """The positions of the vision tokens in a prefill. Pure; the tower is not run.
 
         `input_ids`, `attention_mask`: (B, T), as `forward` takes them, whose other arguments are
         accepted too. Returns a (B, S) bool mask over the sequence that the decoder layers see, true
@@ -186,7 +186,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM):  # type: ignore[misc]
             if labels is not None:
                 labels = labels.masked_fill(input_ids == IMAGE_TOKEN_INDEX, -100)
                 labels = layout.place(labels.flatten()[layout.source], -100)
-                # Nothing stands before a row's first token that could predict it, padding neither.
+                # No token predicts a row's first token, and padding does not either.
                 labels = labels.masked_fill(layout.position_ids == 0, -100)
             inputs_embeds = self._embed(input_ids, layout, stacked)
             attention_mask, position_ids = layout.mask, layout.position_ids
@@ -287,14 +287,14 @@ def _match_images(
     Raises ValueError unless there are as many images as placeholders.
     """
     stacked = None if images is None else stack_images(images)
-    given = 0 if stacked is None else len(stacked)
+    count = 0 if stacked is None else len(stacked)
     wanted = int(image_positions(input_ids, attention_mask).sum())
-    if given != wanted:
+    if count != wanted:
         raise ValueError(
-            f"the prompts hold {wanted} image placeholders ({IMAGE_TOKEN_INDEX}), but {given} "
+            f"the prompts hold {wanted} image placeholders ({IMAGE_TOKEN_INDEX}), but {count} "
             "images were given; give one image for each placeholder, in reading order"
         )
-    return stacked if given else None
+    return stacked if count else None
 
 
 def _main_device(model: LlavaLlamaForCausalLM) -> torch.device:

@@ -19,11 +19,9 @@ _SYSTEM = (
 def llava_v1_prompt(turns: Sequence[str], system: str | None = None) -> str:
     """The prompt of a conversation, in the template `llava_v1`.
 
-    `system`: what stands in place of the template's system message.
-
-    `turns`: what user and assistant said, the user first; an image stands as `<image>` in a turn of
-    the user, as in `"<image>\\nWhat is this?"`. After a turn of the user, the prompt ends where the
-    assistant's answer begins.
+    `turns`: the messages of user and assistant by turns, the user's first. An image is `<image>` in
+    a message, as in `"<image>\\nWhat is this?"`. After a message of the user, the prompt ends where
+    the assistant's answer begins. `system` replaces the template's system message.
     """
     if not turns:
         raise ValueError("a conversation needs at least one turn, the user's question")

@@ -1,6 +1,6 @@
 """Let your own Transformers 4.31.0 or 4.50.0 decode with ReVisiT: apply the forks' patch to the
-package that this Python imports, after checking by hash that each file to change is the release's
-own. Then model.generate(..., use_revisit=True) works as in the forks. A newer release needs none.
+package that this Python imports, after checking by hash that each file to change is as released.
+Then model.generate(..., use_revisit=True) works as in the forks. A newer release needs none.
 
 exit status of --check:
   0 patched, 3 unpatched, 4 half patched (by a run that was killed: run it again),
@@ -45,7 +45,7 @@ class Install:
     """The Transformers in a folder; its state, a key of `EXIT_STATUS`, is read from its files."""
 
     def __init__(self, package: Path) -> None:
-        # The package's own word: metadata may be another copy's, or missing.
+        # Read from the package: metadata may be missing, or belong to another copy.
         init = (package / "__init__.py").read_text(errors="replace")
         found = re.search(r'^__version__ = "([\w.]+)"', init, re.MULTILINE)
         self.package = package
@@ -75,9 +75,9 @@ def find_package() -> Path | None:
 
 
 def switch(install: Install, to: Side) -> list[str]:
-    """Bring all files of the patch to this side, or none; return those that were changed.
+    """Bring all files of the patch to this side, or none; return the changed ones.
 
-    New files take the places of the old, which may be links into a package manager's cache.
+    Old files are replaced, not written to: they may be links into a package manager's cache.
     """
     site = install.package.parent
     paths = [path for path, side in install.sides.items() if side != to]
@@ -133,8 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReleaseError as error:
         print(f"revisit fork: {error}", file=sys.stderr)
     except OSError as error:
-        said = "Run this as the user who installed Transformers, with space on the disk."
-        print(f"revisit fork: nothing was changed: {error}. {said}", file=sys.stderr)
+        advice = "Run this as the user who installed Transformers, with space on the disk."
+        print(f"revisit fork: nothing was changed: {error}. {advice}", file=sys.stderr)
     except KeyboardInterrupt:
         print("revisit fork: interrupted; `revisit fork check` says the state.", file=sys.stderr)
         return 130

@@ -18,7 +18,7 @@ from pathlib import Path
 from revisit.forks.patch import PATCHES, Patch, ReleaseError, read_patch
 
 STATE = ".revisit-fork.json"
-# What installing and running a fork write into it, and its state.
+# Files that installing and running a fork write into it, and its state.
 _LATER = re.compile(rf"(^|/)(\.[^/]+/|__pycache__/|[^/]+\.egg-info/)|^{re.escape(STATE)}$")
 
 
@@ -30,7 +30,7 @@ def find_patch(family: Path) -> Patch:
             f"{family} has to hold exactly one patch; it has {len(found)}. Name a family folder, "
             "such as LLaVA1.5, and restore a lost patch with `git checkout`."
         )
-    # It links to the package's own patch: a folder copied to elsewhere still names it.
+    # It is a link to the package's patch; in a copied folder the link's name still finds it.
     return read_patch(found[0] if found[0].exists() else PATCHES / found[0].name)
 
 
@@ -54,10 +54,10 @@ def why_make(tree: Path, patch: Patch) -> tuple[str, bool]:
 def make(tree: Path, patch: Patch, keep: bool) -> None:
     """Make the fork `tree`; an old one is replaced, or with `keep` stays beside it.
 
-    It appears in one step when all is done; what fails before leaves the old one as it was.
+    It appears in one step when all is done; a failure before leaves the old one as it was.
     """
     work = tree.with_name(f".{patch.file.stem}.making")
-    shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+    shutil.rmtree(work, ignore_errors=True)  # a killed run may have left it
     try:
         work.mkdir()
         unpack(download(patch, work), work)
@@ -85,7 +85,7 @@ def download(patch: Patch, folder: Path) -> Path:
     command += ["--no-binary", name, "--dest", str(folder), "-r", str(wanted)]
     if subprocess.run(command).returncode:
         raise ReleaseError(
-            f"pip could not download {patch.file.stem}; its own words stand above. If the package "
+            f"pip could not download {patch.file.stem}; its message stands above. If the package "
             "index has no archive of the pinned hash, use another index. If it cannot be reached, "
             "check the network, and pip's index, proxy and certificates (`pip config list`)."
         )
@@ -101,7 +101,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def write_state(tree: Path, patch: Patch) -> None:
-    """Write down in the fork `tree` what it was made of, and each of its files."""
+    """Record in the fork `tree` the hashes of its patch and of each of its files."""
     state = {"patch_sha256": _sha256(patch.file), "files": _digests(tree)}
     (tree / STATE).write_text(json.dumps(state, indent=1))
 
@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command `revisit fork make`. Returns its exit status."""
     parser = argparse.ArgumentParser("revisit fork make", description=__doc__)
     parser.add_argument("family", type=Path, help="family folder, such as LLaVA1.5")
-    said = "change nothing: print the state, exit with 0 if it is up to date and 1 if not"
-    parser.add_argument("--check", action="store_true", help=said)
+    text = "change nothing: print the state, exit with 0 if it is up to date and 1 if not"
+    parser.add_argument("--check", action="store_true", help=text)
     options = parser.parse_args(arguments)
     try:
         patch = find_patch(options.family)

@@ -21,7 +21,7 @@ _CHANGE = re.compile(
     r"diff --git a/src/(?P<path>\w[\w-]*(?:[/.][\w-]+)*) b/src/(?P=path)\n"  # never climbs
     r"index (?P<unpatched>[0-9a-f]{40})\.\.(?P<patched>[0-9a-f]{40}) 100\d{3}"
 )
-# In no repository, where git skips what is not its own, and without settings that change lines.
+# Outside a repository, where git skips untracked files, and without settings that change lines.
 _ALONE = dict.fromkeys(["GIT_DIR", "HOME", "XDG_CONFIG_HOME"], os.devnull)
 _ALONE["GIT_CONFIG_NOSYSTEM"] = "1"
 
@@ -61,7 +61,7 @@ class Patch(NamedTuple):
 
 
 def read_patch(file: Path) -> Patch:
-    """Read a patch; `ReleaseError` where it pins no release or is not what git writes."""
+    """Read a patch; `ReleaseError` where it pins no release or is not in git's format."""
     text = file.read_text(encoding="utf-8", errors="replace")
     pin = re.search(r"^sdist-sha256: ([0-9a-f]{64})$", text, re.MULTILINE)
     if not pin or not re.fullmatch(r"\w+-\d[\w.]*", file.stem):
