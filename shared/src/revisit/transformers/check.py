@@ -19,6 +19,12 @@ from revisit.transformers.vision_positions import vision_token_fields, vision_to
 ALPHA = 1e-3
 STEPS = 4
 
+_GREEDY: dict[str, Any] = {
+    "max_new_tokens": STEPS,
+    "do_sample": False,
+    "num_beams": 1,
+    "return_dict_in_generate": True,
+}
 # Nats by which a divergence or a score may differ, and the relative error of a logit.
 _ROUNDING = {torch.float64: 1e-6, torch.float32: 1e-3}
 _HALF_ROUNDING = 5e-2
@@ -46,64 +52,66 @@ def check(model: Model, layers: str, vision_mask: Tensor | None = None) -> str:
     config = ReVisiTConfig(layers=layers, alpha=ALPHA, trace=True)  # type: ignore[arg-type]
     with attach(model, config) as run:
         mask = {} if vision_mask is None else {"vision_mask": vision_mask}
-        output = model.generate(**inputs, **_greedy(), **mask, output_scores=True)
+        output = model.generate(**inputs, **_GREEDY, **mask, output_scores=True)
         (trace,) = run.trace or [[]]
-    head = _head(run)
+    head: LMHead = run.latest.head
     tokens = [int(scores.argmax()) for scores in output.scores]
     states, logits = _reported(model, inputs, tokens)
-    there = vision_mask if vision_mask is not None else _vision(model, inputs["input_ids"])
-    vision = torch.cat([states[layer][there[0]] for layer in run.layers])
+    if vision_mask is None:
+        ids = torch.tensor(vision_token_ids(model.config), device=model.device)
+        vision_mask = torch.isin(inputs["input_ids"], ids)
+    vision = torch.cat([states[layer][vision_mask[0]] for layer in run.layers])
     rounding = _ROUNDING.get(head.weight.dtype, _HALF_ROUNDING)
     final = _project(head, states[-1][-1:])[0]
     _compare("the model's logits", final, logits[0], rounding * float(logits[0].abs().max()))
     projected = _project(head, vision)
     worst = 0.0
-    for step, (scores, seen, z) in enumerate(zip(output.scores, trace, logits, strict=True)):
-        assert seen is not None
-        worst = max(worst, _check_step(step, scores[0], seen, z, projected, run, rounding))
-    done = f"{', '.join(_finish(head)) or 'no scale or cap'}; {len(tokens)} tokens"
+    for number, (scores, step, z) in enumerate(zip(output.scores, trace, logits, strict=True), 1):
+        name = f"step {number}"
+        expected = _expected(name, step, z, projected, run.layers, rounding)
+        worst = max(worst, _compare(name, scores[0].double(), expected, 20 * rounding))
+    finish = [f"scaled by {head.scale:g}"] if head.scale != 1 else []
+    finish += [f"capped at {head.softcap:g}"] if head.softcap is not None else []
+    done = f"{', '.join(finish) or 'no scale or cap'}; {len(tokens)} tokens"
     return f"exact ({done}), scores within {worst:.1e} of float64's"
 
 
-def _finish(head: LMHead) -> list[str]:
-    scale = [] if head.scale == 1 else [f"scaled by {head.scale:g}"]
-    return scale if head.softcap is None else [*scale, f"capped at {head.softcap:g}"]
-
-
-def _check_step(
-    step: int,
-    scores: Tensor,
-    seen: TraceStep,
+def _expected(
+    name: str,
+    step: TraceStep,
     logits: Tensor,
     projected: Tensor,
-    run: ReVisiTLogitsProcessor,
+    layers: tuple[int, ...],
     rounding: float,
-) -> float:
-    """How far the step's scores are from log p + log q of the vision token that diverges least."""
+) -> Tensor:
+    """log p + log q (V,) of the step's vision token, -inf outside V_cons.
+
+    Raises:
+        ValueError: another vision token diverges less.
+    """
     log_p = logits.log_softmax(0)
-    vocabulary = (log_p >= log_p.max() + math.log(ALPHA)).nonzero().squeeze(1)
+    vocabulary = log_p >= log_p.max() + math.log(ALPHA)
     log_p = log_p[vocabulary].log_softmax(0)
     log_q = projected[:, vocabulary].log_softmax(1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
     distances = (log_m.exp() * (log_m - (log_p + log_q) / 2)).sum(1)
-    tokens = len(projected) // len(run.layers)
-    choice = run.layers.index(seen.layer) * tokens + seen.vision_token
+    tokens = len(projected) // len(layers)
+    choice = layers.index(step.layer) * tokens + step.vision_token
     if not distances[choice] <= distances.min() + rounding:
         raise ValueError(
-            f"step {step + 1}: ReVisiT chose vision token {seen.vision_token} of layer "
-            f"{seen.layer}, which diverges by {distances[choice]:.6f} nats; the least is "
-            f"{distances.min():.6f}, of vision state {int(distances.argmin())}"
+            f"{name}: ReVisiT chose vision token {step.vision_token} of layer {step.layer}, which "
+            f"diverges by {distances[choice]:.6f} nats; the least is {distances.min():.6f}, of "
+            f"vision state {int(distances.argmin())}"
         )
-    refined = log_p + log_q[choice]
-    return _compare(f"step {step + 1}", scores[vocabulary].double(), refined, 20 * rounding)
+    return torch.full_like(logits, -math.inf).masked_scatter(vocabulary, log_p + log_q[choice])
 
 
-def _compare(what: str, got: Tensor, expected: Tensor, allowed: float) -> float:
+def _compare(name: str, scores: Tensor, expected: Tensor, allowed: float) -> float:
     """The largest difference, where both are possible."""
     unmasked = expected.isfinite() & (expected > torch.finfo(torch.float32).min / 2)
-    off = float((got - expected)[unmasked].abs().max())
+    off = float((scores - expected)[unmasked].abs().max())
     if not off <= allowed:
-        raise ValueError(f"{what}: off by {off:.3g}, more than rounding's {allowed:.1g}")
+        raise ValueError(f"{name}: off by {off:.3g}, more than rounding's {allowed:.1g}")
     return off
 
 
@@ -114,28 +122,9 @@ def prompt(model: Model) -> dict[str, Tensor]:
     generator = torch.Generator("cpu").manual_seed(0)
     words = torch.randint(vocabulary, (24,), generator=generator, device="cpu")
     others = [word for word in words.tolist() if word not in ids]
-    kinds = ids[:1] * 6
-    input_ids = torch.tensor([[*others[:4], *kinds, *others[4:12]]], device=model.device)
+    tokens = [*others[:4], *ids[:1] * 6, *others[4:12]]
+    input_ids = torch.tensor([tokens], device=model.device)
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-
-
-def _vision(model: Model, input_ids: Tensor) -> Tensor:
-    ids = torch.tensor(vision_token_ids(model.config), device=input_ids.device)
-    return torch.isin(input_ids, ids)
-
-
-def _greedy() -> dict[str, Any]:
-    return {
-        "max_new_tokens": STEPS,
-        "do_sample": False,
-        "num_beams": 1,
-        "return_dict_in_generate": True,
-    }
-
-
-def _head(run: ReVisiTLogitsProcessor) -> LMHead:
-    assert run.latest is not None and run.latest.head is not None
-    return run.latest.head
 
 
 def _project(head: LMHead, states: Tensor) -> Tensor:
@@ -155,33 +144,33 @@ def _reported(
     forced = iter(tokens)
     output = model.generate(
         **inputs,
-        **_greedy(),
+        **_GREEDY,
         output_hidden_states=True,
         output_logits=True,
-        prefix_allowed_tokens_fn=lambda row, seen: [next(forced)],
+        prefix_allowed_tokens_fn=lambda _row, _ids: [next(forced)],
     )
     states = [state[0].double() for state in output.hidden_states[0]]
     return states, torch.cat(output.logits).double()
 
 
 def describe(model: Model) -> dict[str, str]:
-    """What ReVisiT finds in the model before anything is generated.
+    """The model's parts as ReVisiT finds them before anything is generated.
 
     Raises:
         ValueError: the decoder or LM head cannot be found; the message says what to pass.
     """
     processor = ReVisiTLogitsProcessor(model)
-    head = processor.head()
+    decoder, head = processor.decoder, output_embeddings(model)
     names = {module: name or "the model itself" for name, module in model.named_modules()}
-    used = output_embeddings(model)
-    text = text_config(model.config)
+    of_config = text_config(model.config).num_hidden_layers
+    tied = "tied to" if is_tied(model) else "apart from"
+    shape = tuple(processor.head().weight.shape)
     ids = [f"{name} {value}" for name, value in vision_token_fields(model.config).items()]
     return {
         "model": f"{type(model).__name__}, Transformers {transformers.__version__}",
-        "decoder": f"{names[processor.decoder.module]} ({type(processor.decoder.module).__name__})",
-        "layers": f"{len(processor.decoder.layers)} of {text.num_hidden_layers} in its config",
-        "LM head": f"{names[used] if used is not None else 'none'}, {tuple(head.weight.shape)}, "
-        f"{'tied to' if is_tied(model) else 'apart from'} the embedding",
+        "decoder": f"{names[decoder.module]} ({type(decoder.module).__name__})",
+        "layers": f"{len(decoder.layers)} of {of_config} in its config",
+        "LM head": f"{names[head] if head else 'none'}, {shape}, {tied} the embedding",
         "vision tokens": ", ".join(ids) or "no id in the config: pass vision_mask to generate",
     }
 
@@ -215,7 +204,7 @@ def _auto_class(config: Any) -> Any:
 
 @torch.no_grad()
 def _randomize(model: Model) -> Model:
-    """Weights that keep states near 1, and logits large enough to tell a cap or scale by."""
+    """Weights that keep states near 1, and logits large enough to show a cap or scale."""
     generator = torch.Generator("cpu").manual_seed(0)
     for _, weight in sorted(model.named_parameters()):
         if weight.ndim > 1:
@@ -229,7 +218,7 @@ def _randomize(model: Model) -> Model:
 
 
 def inspect(model: Model) -> tuple[dict[str, str], bool]:
-    """What is found, by name, and whether ReVisiT is exact for `"last"` and `"all"`."""
+    """The parts that are found, by name, and whether ReVisiT is exact for `"last"` and `"all"`."""
     try:
         found = describe(model)
     except ValueError as error:

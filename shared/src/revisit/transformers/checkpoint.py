@@ -19,7 +19,7 @@ from transformers.utils import (
 
 from revisit.core.layers import resolve_layers
 
-_PATIENCE_S = 10.0  # for the hub's first word
+_HUB_TIMEOUT_S = 10.0
 
 # Where a folder holds several of them, Transformers reads the first of these.
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
@@ -61,9 +61,7 @@ def own_dtype(name: str) -> str:
     It is what Transformers loads for `torch_dtype="auto"`. Raises OSError (missing or unreadable)
     or ValueError (no dtype is named).
     """
-    check_files(name)
-    with reading(name):
-        config, _ = PretrainedConfig.get_config_dict(name)
+    config = _read_config(name)
     for part in (config, config.get("text_config") or {}):
         if dtype := part.get("dtype") or part.get("torch_dtype"):
             return str(dtype)
@@ -73,22 +71,27 @@ def own_dtype(name: str) -> str:
 def check_layers(name: str, layers: str | Sequence[int]) -> None:
     """Refuse a list of layers that the config.json of a checkpoint does not have.
 
-    It says nothing where the config leaves the number of layers to its class: the model knows then.
-    Raises ValueError, and OSError as `own_dtype`.
+    Where the config leaves the number of layers to its class, any list passes here, and the model
+    checks it. Raises ValueError, and OSError as `own_dtype`.
     """
     if isinstance(layers, str):
         return
-    check_files(name)
-    with reading(name):
-        config, _ = PretrainedConfig.get_config_dict(name)
+    config = _read_config(name)
     for part in (config.get("text_config") or {}, config):
         if count := part.get("num_hidden_layers"):
             resolve_layers(layers, count, tied=False)  # which matters to named layers alone
             return
 
 
+def _read_config(name: str) -> dict[str, Any]:
+    check_files(name)
+    with reading(name):
+        config, _ = PretrainedConfig.get_config_dict(name)
+    return dict(config)
+
+
 def check_files(name: str) -> None:
-    """Look for what a checkpoint, a folder or a hub id, must have before anything is read.
+    """Look for the files that a checkpoint, a folder or a hub id, must have.
 
     Raises FileNotFoundError where the folder, or a shard that its index names, is not there, and
     OSError where the hub does not answer, or has no such model.
@@ -112,11 +115,11 @@ def check_files(name: str) -> None:
 
 
 def _check_hub(name: str) -> None:
-    """Ask the hub once: Transformers asks for every file, and each many times."""
+    """Ask the hub once: Transformers asks for each file, many times."""
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return
     try:
-        HfApi().model_info(name, timeout=_PATIENCE_S)
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
     except Exception as error:  # of the HTTP client that this release of the hub's has
         raise OSError(
             f"no folder {name} here, and the hub does not give a model of that name: {error}\n"

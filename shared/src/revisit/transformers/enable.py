@@ -79,13 +79,13 @@ def enable(
 
     `generate` also takes `vision_mask`, (rows, prompt length) bool, true at the vision tokens,
     where the model's config does not name them. With `config.trace` the output object's attribute
-    `revisit_trace` holds the steps of each sequence. A second call changes the settings, also to
-    another decoder's; a copy of the model, also a pickled one, is enabled as the model is.
+    `revisit_trace` holds the steps of each sequence. A second call changes the settings or the
+    decoder. A copy of the model, also a pickled one, is enabled as the model is.
 
     VCD, RITUAL and M3ID run the model twice a step. `generate` takes `second_inputs`, which replace
     the inputs of the same names in the second run. RITUAL needs the pixel values of the transformed
-    images; for VCD they may be those of images with other noise, and for M3ID other `input_ids`
-    (and `attention_mask`) than the prompts without their vision tokens and the marks around them.
+    images. VCD may take pixel values with other noise, and M3ID other `input_ids` (and
+    `attention_mask`) than the prompts without their vision tokens and the marks around them.
 
     Args:
         model: a causal vision-language model of Transformers whose prompt holds its vision tokens.
@@ -130,13 +130,8 @@ def attach(
 
     A thread that the block starts is another thread: to stream from one, use `enable`. A generator
     or coroutine that holds the block open decodes so wherever it continues. The innermost settings
-    count, inside another `attach` or of an enabled model.
-
-    Args:
-        model, config, lm_head, decoder: as `enable` takes them.
-
-    Raises:
-        ValueError: as `enable`.
+    count, inside another `attach` or of an enabled model. Arguments and errors are those of
+    `enable`. The block's value is the decoder's logits processor.
     """
     model = _unwrapped(model)
     processor = _processor(model, config, lm_head, decoder)
@@ -163,19 +158,15 @@ def decode(
     decoder: nn.Module | None = None,
     **kwargs: Any,
 ) -> Any:
-    """One call of the class's `generate` with ReVisiT: what a replaced `generate` does.
+    """One call of the class's `generate` with ReVisiT, for code that replaces `generate`.
 
-    Args:
-        config: with `trace`, the output object's attribute `revisit_trace` holds the steps.
-        *args, **kwargs: what `generate` takes, and `vision_mask`.
-
-    Raises:
-        ValueError: as `enable`, or the settings ask for a decoding that ReVisiT cannot join.
+    It takes what `generate` takes, and `vision_mask`. Raises ValueError as `enable`, and where the
+    settings ask for a decoding that ReVisiT cannot join.
     """
     original = partial(type(model).generate, model)
     outer = current_generation()
     if outer is not None and outer.processor.model is model and not outer.in_processors:
-        # The model's `generate` was replaced by what calls us, and is enabled besides.
+        # The model is also enabled, and its `generate` was replaced by the code that calls us.
         return original(*args, **kwargs)
     with attach(model, config, lm_head=lm_head, decoder=decoder) as processor:
         decoded = _prompts.setdefault(model, {})
@@ -190,7 +181,7 @@ def _processor(
 ) -> DecoderLogitsProcessor:
     """The logits processor that decodes by these settings."""
     refuse_open_batching(model)
-    config = config if config is not None else ReVisiTConfig()
+    config = ReVisiTConfig() if config is None else config
     kind = _DECODERS.get(type(config))
     if kind is None:
         known = ", ".join(each.__name__ for each in _DECODERS)

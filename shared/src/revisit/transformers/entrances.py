@@ -33,7 +33,7 @@ def generate(
 ) -> Any:
     """Call `original`, a `generate` with these arguments, as a generation of the processor.
 
-    `trace_returned`: whether its return value is the only place where a trace can be read.
+    `trace_returned`: whether the trace can be read from the return value alone.
     """
     vision_mask: Tensor | None = kwargs.pop("vision_mask", None)
     second_inputs: Mapping[str, Any] | None = kwargs.pop("second_inputs", None)
@@ -52,7 +52,7 @@ def generate(
 
 
 def _by_name(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of a call of a `generate`, and those that it passes on, by name."""
+    """The arguments of a call of a `generate` by name, also the ones that it passes on."""
     signature = inspect.signature(function)
     arguments = signature.bind(*args, **kwargs).arguments
     names = list(inspect.signature(GenerationMixin.generate).parameters)[1:]
@@ -67,13 +67,13 @@ def _by_name(function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[st
 class _Entrance:
     """Replaces a method of a module, in the instance, for as long as a model uses it.
 
-    It is no closure, so that a copy of the module, also a pickled one, gets a separate one.
+    A class and no closure, so that a copy of the module, also a pickled one, gets a separate one.
     """
 
     def __init__(self, module: Any, name: str) -> None:
         self.module = module
         self.name = name
-        self.replaced = module.__dict__.get(name)  # what somebody else put into the instance
+        self.replaced = module.__dict__.get(name)  # somebody else may have replaced it too
         self.users = 0
         self.enabled: tuple[DecoderLogitsProcessor, ...] = ()  # of models that hold the module
 
@@ -105,6 +105,10 @@ class _Entrance:
                 "revisit.attach first"
             )
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.refuse_plain()
+        return self.original(*args, **kwargs)
+
 
 class _Generate(_Entrance):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -112,8 +116,7 @@ class _Generate(_Entrance):
             if processor.model is self.module:
                 enabled = processor in self.enabled
                 return generate(processor, self.original, args, kwargs, trace_returned=enabled)
-        self.refuse_plain()
-        return self.original(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
 
 class _LogitsProcessors(_Entrance):
@@ -121,8 +124,7 @@ class _LogitsProcessors(_Entrance):
     the current generation comes first."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.refuse_plain()
-        processors = self.original(*args, **kwargs)
+        processors = super().__call__(*args, **kwargs)
         generation = current_generation()
         if generation is None or not holds(generation.processor.model, self.module):
             return processors
@@ -133,18 +135,10 @@ class _LogitsProcessors(_Entrance):
         return processors
 
 
-class _Batching(_Entrance):
-    """A batching manager's thread decodes without our processor."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.refuse_plain()
-        return self.original(*args, **kwargs)
-
-
 _METHODS: dict[str, type[_Entrance]] = {
     "generate": _Generate,
     "_get_logits_processor": _LogitsProcessors,
-    "init_continuous_batching": _Batching,
+    "init_continuous_batching": _Entrance,  # its thread decodes without our processor
 }
 
 
@@ -204,7 +198,7 @@ def _guard_start() -> None:
     @wraps(start)
     def guarded(manager: Any, *args: Any, **kwargs: Any) -> Any:
         entrance = vars(manager.model).get("init_continuous_batching")
-        if isinstance(entrance, _Batching):
+        if isinstance(entrance, _Entrance):
             entrance.refuse_plain()
         return start(manager, *args, **kwargs)
 

@@ -36,22 +36,31 @@ def current_generation() -> "Generation | None":
 
 
 @contextmanager
-def plain_generation(model: Model) -> Iterator[None]:
-    """Inside, `generate` of the model's class decodes plainly, also where a decoder is enabled."""
-    outer = current_generation()
-    generation = Generation(DecoderLogitsProcessor(model, ReVisiTConfig()))
-    generation.in_processors = True  # so that it is put among no other loop's
-    generation.outer = outer
+def _running_here(generation: "Generation") -> Iterator[None]:
+    """Inside, it is the innermost generation of this thread."""
+    generation.outer = outer = current_generation()
     _running.set(generation)
     try:
         yield
     finally:
+        # Maybe in another context, as where a generator's steps are run by several threads.
         generation.open = False
-        _running.set(outer)
+        generation.outer = None
+        if _running.get() is generation:
+            _running.set(outer)
+
+
+@contextmanager
+def plain_generation(model: Model) -> Iterator[None]:
+    """Inside, `generate` of the model's class decodes plainly, also where a decoder is enabled."""
+    generation = Generation(DecoderLogitsProcessor(model, ReVisiTConfig()))
+    generation.in_processors = True  # so that no decoding loop gets its processor
+    with _running_here(generation):
+        yield
 
 
 class Prompts(NamedTuple):
-    """What a generation reads, as `DecoderLogitsProcessor.generation` takes it."""
+    """The inputs of a generation, as `DecoderLogitsProcessor.generation` takes them."""
 
     inputs: Mapping[str, Any]
     vision_mask: Tensor | None
@@ -61,22 +70,16 @@ class Prompts(NamedTuple):
 class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """The first of a generation's logits processors, one class for each kind of decoder.
 
-    Several generations may use one at the same time, in threads or one inside another: each has a
+    Several generations may use it at the same time, in threads or one inside another: each has a
     separate state, and a call belongs to the innermost generation of its thread.
-
-    Attributes:
-        name: of the decoder, for messages.
-        model: the model that generates.
-        config: the settings.
-        latest: the generation opened last.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of the decoder, for messages
 
     def __init__(self, model: Model, config: DecoderConfig) -> None:
         self.model = model
         self.config = config
-        self.latest: Generation | None = None
+        self.latest: Generation | None = None  # the one opened last
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "latest": None}
@@ -105,17 +108,8 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """
         self.latest = generation = self.open(Prompts(inputs, vision_mask, second_inputs))
         generation.prompts = prompt_count(inputs)
-        generation.outer = outer = current_generation()
-        _running.set(generation)
-        try:
-            with generation:
-                yield generation
-        finally:
-            # Maybe in another context, as where a generator's steps are run by several threads.
-            generation.open = False
-            generation.outer = None
-            if _running.get() is generation:
-                _running.set(outer)
+        with _running_here(generation), generation:
+            yield generation
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -130,13 +124,13 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """
         generation = self.current()
         decided = generation.step(input_ids, scores)
-        if not generation.called and not self.model.training:  # dropout tells rows apart too
+        if not generation.called and not self.model.training:  # dropout makes rows differ too
             _refuse_unequal_rows(self.model, scores, generation.prompts)
         generation.called = True
         return decided if generation.filled else fill_left_out(decided, scores.to(decided.device))
 
     def current(self) -> "Generation":
-        """The innermost generation of this thread that is this processor's."""
+        """The innermost generation of this thread that uses this processor."""
         generation = current_generation()
         while generation is not None and generation.processor is not self:
             generation = generation.outer
@@ -152,16 +146,7 @@ class DecoderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
 class HiddenStatesLogitsProcessor(DecoderLogitsProcessor):
     """A decoder that reads hidden states of the model's layers, and its LM head.
 
-    Args:
-        model: the model that generates.
-        config: the settings, which layers among them.
-        lm_head: the LM head's weights, where the model has none in memory as floating point, or
-            changes its logits by more than a scale or cap of its config.
-        decoder: the module that holds the text decoder's layers, where it cannot be found.
-
-    Raises:
-        ValueError: a layer is out of range, or the model's decoder or LM head cannot be found; the
-            message says what to pass.
+    Arguments and errors are those of `ReVisiTLogitsProcessor`.
     """
 
     def __init__(
@@ -176,7 +161,7 @@ class HiddenStatesLogitsProcessor(DecoderLogitsProcessor):
         self.lm_head = lm_head
         self.decoder = text_decoder(model) if decoder is None else decoder_of(model, decoder)
         self.layers = self.chosen_layers()
-        self.head()  # what cannot work is refused now
+        self.head()  # raises now where it cannot be found
 
     def chosen_layers(self) -> tuple[int, ...]:
         """The indices of the hidden states that the settings name in this model."""
@@ -191,25 +176,16 @@ class HiddenStatesLogitsProcessor(DecoderLogitsProcessor):
 
 
 class Generation:
-    """One generation; a context manager for the hooks that it needs.
-
-    Attributes:
-        prompts: how many it has, where its inputs tell; rows of one prompt are neighbours.
-        open: whether it has not ended.
-        outer: the generation that it runs inside of.
-        in_processors: whether its processor is in a decoding loop's list.
-        called: whether the processor has been called.
-        filled: whether `step` gives the tokens that it leaves out finite scores itself.
-    """
+    """One generation; a context manager for the hooks that it needs."""
 
     def __init__(self, processor: DecoderLogitsProcessor) -> None:
         self.processor = processor
-        self.prompts: int | None = None
-        self.open = True
-        self.outer: Generation | None = None
-        self.in_processors = False
-        self.called = False
-        self.filled = False
+        self.prompts: int | None = None  # how many, if known; rows of a prompt are neighbours
+        self.open = True  # until it ends
+        self.outer: Generation | None = None  # the one that it runs inside of
+        self.in_processors = False  # whether its processor is in a decoding loop's list
+        self.called = False  # whether the processor has been called
+        self.filled = False  # whether `step` gives tokens that it leaves out finite scores
 
     def __enter__(self) -> "Generation":
         return self
@@ -222,11 +198,7 @@ class Generation:
         raise NotImplementedError
 
     def end(self, output: Any) -> None:
-        """Take what `generate` returned.
-
-        Raises:
-            ValueError: the processor was never called, so that the output is plain decoding.
-        """
+        """Take the output of `generate`; raises ValueError if the processor was never called."""
         if not self.called:
             model, name = type(self.processor.model).__name__, self.processor.name
             raise ValueError(
@@ -243,7 +215,7 @@ def holds(model: Model, module: Any) -> bool:
 
 
 def setting(model: Model, arguments: Mapping[str, Any], name: str) -> Any:
-    """A setting as `generate` reads it: the argument, else the generation config's."""
+    """A setting as `generate` reads it: the argument, else that of the generation config."""
     config = arguments.get("generation_config") or getattr(model, "generation_config", None)
     return arguments[name] if name in arguments else getattr(config, name, None)
 
@@ -255,7 +227,7 @@ def prompt_count(inputs: Mapping[str, Any]) -> int | None:
 
 
 def refuse_second_inputs(prompts: Prompts, name: str) -> None:
-    """Refuse what a decoder without a second stream, `name`, would not read; raises ValueError."""
+    """Refuse inputs for a second stream, which the decoder `name` has not; raises ValueError."""
     if prompts.second_inputs is not None:
         raise ValueError(f"{name} has no second stream: leave out second_inputs")
 
@@ -267,24 +239,16 @@ def refuse_chunked_prefill(model: Model, inputs: Mapping[str, Any], name: str) -
 
 
 def refuse_prefilled_cache(inputs: Mapping[str, Any], name: str) -> None:
-    """Refuse a KV cache that holds a part of the prompts, before anything is added to it.
-
-    Raises:
-        ValueError: the cache is not empty; `name` is the decoder's.
-    """
+    """Refuse a KV cache that holds a part of the prompts; raises ValueError before it changes."""
     for key in CACHES:
-        if inputs.get(key) is not None and _length(inputs[key]):
+        cache = inputs.get(key)
+        if cache is None:
+            continue
+        if cache[0][0].shape[-2] if isinstance(cache, tuple) else cache.get_seq_length():
             raise ValueError(
                 f"{name} must see the prompts being read from their beginning, images among them: "
                 f"leave out {key}, which holds a part of them, and give the whole conversation"
             )
-
-
-def _length(cache: Any) -> int:
-    """How many tokens a cache holds."""
-    if isinstance(cache, tuple):
-        return int(cache[0][0].shape[-2])
-    return int(cache.get_seq_length())
 
 
 def _refuse_unequal_rows(model: Model, scores: Tensor, prompts: int | None) -> None:

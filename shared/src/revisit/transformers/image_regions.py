@@ -1,14 +1,15 @@
 """The region of an image that each vision token shows, measured through its preprocessing.
 
-What a processor does to an image (scale, crop, pad, cut into tiles) is not read off its settings,
-which every family names in its own way. Ramps of the image's size go through it instead, from black
-on the left to white on the right, and from top to bottom: what comes out is, pixel by pixel,
-the place of the image that it shows. Padding is what is the same for a black and a white image.
+A processor scales, crops, pads or tiles an image, and each family names the settings for it in
+another way. So they are not read. Instead, ramps of the image's size are preprocessed, from black
+on the left to white on the right, and from top to bottom: each value that comes out says which
+position of the image it shows. Padding is the same for a black and a white image.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,21 +21,14 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom as fractions of the image; outside 0 to 1 where padding was added."""
 
 Prepare = Callable[[Image.Image], Mapping[str, Any]]
-"""From an RGB image the model's inputs: `pixel_values`, perhaps `image_grid_thw`."""
+"""An RGB image's preprocessing to the model's inputs: `pixel_values`, perhaps `image_grid_thw`."""
 
 PatchGrid = Callable[[int, int], tuple[int, int] | None]
 """Height and width of a tensor of pixels to rows and columns of its vision tokens."""
 
 
-class _Seen(NamedTuple):
-    """What the values of a prepared image show: places as fractions, NaN where it is padding."""
-
-    x: Tensor
-    y: Tensor
-
-
 def prompt_boxes(
-    prepare: Prepare, images: Sequence[Image.Image], count: int, grid: Any
+    prepare: Prepare, images: Sequence[Image.Image], count: int, config: Any
 ) -> list[tuple[int, Box | None]]:
     """For each vision token of a prompt, which of its images it shows and which part of it.
 
@@ -42,7 +36,7 @@ def prompt_boxes(
         prepare: the preprocessing of one image, of any size.
         images: the prompt's images in order; only their sizes count.
         count: how many vision tokens the prompt has.
-        grid: the model's config, or a `PatchGrid` for a model whose config does not name one.
+        config: the model's.
 
     Returns:
         `count` pairs; the box is None for a vision token that shows no part of the image.
@@ -51,10 +45,10 @@ def prompt_boxes(
         ValueError: the regions are not known; the message says why.
     """
     boxes: list[tuple[int, Box | None]] = []
-    patches = grid if callable(grid) else lambda height, width: patch_grid(grid, height, width)
-    merge = getattr(getattr(grid, "vision_config", None), "spatial_merge_size", 1)
+    grid = partial(patch_grid, config)
+    merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", 1)
     for number, image in enumerate(images):
-        boxes += [(number, box) for box in image_boxes(prepare, image.size, patches, merge)]
+        boxes += [(number, box) for box in image_boxes(prepare, image.size, grid, merge)]
     if len(boxes) != count:
         raise ValueError(
             f"the prompt has {count} vision tokens, but patch by patch its images make "
@@ -99,65 +93,62 @@ def _probes(size: tuple[int, int]) -> list[Image.Image]:
     width, height = size
     across = Image.frombytes("L", (width, 1), _ramp(width))
     down = Image.frombytes("L", (1, height), _ramp(height))
-    nearest = Image.Resampling.NEAREST
-    return [
-        *(Image.new("RGB", size, colour) for colour in ("black", "white")),
-        *(ramp.resize(size, nearest).convert("RGB") for ramp in (across, down)),
-    ]
+    plain = [Image.new("RGB", size, colour) for colour in ("black", "white")]
+    ramps = [ramp.resize(size, Image.Resampling.NEAREST) for ramp in (across, down)]
+    return plain + [ramp.convert("RGB") for ramp in ramps]
 
 
 def _ramp(pixels: int) -> bytes:
     return bytes(round((pixel + 0.5) / pixels * 255) for pixel in range(pixels))
 
 
-def _seen(black: Tensor, white: Tensor, across: Tensor, down: Tensor) -> _Seen:
-    """From what the probes became, all colours averaged."""
+def _shown(black: Tensor, white: Tensor, across: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The position that each value of a prepared image shows, from the four prepared probes.
+
+    Returns:
+        x and y as fractions of the image, NaN where it is padding.
+    """
     span = white - black
     if not (largest := span.max()) > 0:
         raise ValueError("a white and a black image look the same to the model")
-    shown = span > 0.99 * largest
-    nothing = torch.full_like(span, math.nan)
-    return _Seen(
-        torch.where(shown, (across - black) / span, nothing),
-        torch.where(shown, (down - black) / span, nothing),
-    )
+    image = span > 0.99 * largest
+    x, y = (((ramp - black) / span).where(image, math.nan) for ramp in (across, down))
+    return x, y
 
 
 def _of_patches(pixels: Sequence[Tensor], grid: tuple[int, int, int]) -> list[Box | None]:
-    """Where the values come patch by patch, those of a vision token one after another."""
+    """The boxes where the values come patch by patch, all of a vision token one after another."""
     frames, rows, columns = grid
     if frames != 1 or pixels[0].numel() % (rows * columns):
         raise ValueError(f"an image of {frames} frames of {rows} x {columns} vision tokens")
-    seen = _seen(*(each.reshape(rows, columns, -1).mean(2) for each in pixels))
-    return _boxes(seen, grid[1:])
+    return _boxes(*_shown(*(each.reshape(rows, columns, -1).mean(2) for each in pixels)), grid[1:])
 
 
 def _of_tiles(pixels: Sequence[Tensor], grid: PatchGrid) -> list[Box | None]:
-    """Where the values are one image (3, H, W) or several, tiles of the image."""
-    seen = _seen(*(each.mean(1) for each in pixels))
-    height, width = seen.x.shape[1:]
+    """The boxes where the values are tensors (3, H, W): the image, or tiles of it."""
+    shown = _shown(*(each.mean(1) for each in pixels))
+    height, width = shown[0].shape[1:]
     cells = grid(height, width)
     if cells is None:
         raise ValueError(
             f"the model's config does not name the rows and columns of the vision tokens of "
             f"{height} x {width} pixels"
         )
-    tiles = zip(seen.x, seen.y, strict=True)
-    return [box for x, y in tiles for box in _boxes(_Seen(x, y), cells)]
+    return [box for x, y in zip(*shown, strict=True) for box in _boxes(x, y, cells)]
 
 
-def _boxes(seen: _Seen, cells: tuple[int, int]) -> list[Box | None]:
-    """The cells of a tensor that shows places (H, W), row by row."""
-    height, width = seen.x.shape
+def _boxes(x: Tensor, y: Tensor, cells: tuple[int, int]) -> list[Box | None]:
+    """The boxes of a tensor's cells, row by row; its values show the positions x, y (H, W)."""
+    height, width = x.shape
     rows, columns = cells
-    if seen.x.isnan().all():
+    if x.isnan().all():
         return [None] * (rows * columns)
-    down = (torch.arange(height).to(seen.y) + 0.5)[:, None].expand(height, width)
-    across = (torch.arange(width).to(seen.x) + 0.5).expand(height, width)
-    x = _line(across / width, seen.x, width)
-    y = _line(down / height, seen.y, height)
-    lefts = [x(column / columns) for column in range(columns + 1)]
-    tops = [y(row / rows) for row in range(rows + 1)]
+    down = (torch.arange(height).to(y) + 0.5)[:, None].expand(height, width)
+    across = (torch.arange(width).to(x) + 0.5).expand(height, width)
+    x_at = _line(across / width, x, width)
+    y_at = _line(down / height, y, height)
+    lefts = [x_at(column / columns) for column in range(columns + 1)]
+    tops = [y_at(row / rows) for row in range(rows + 1)]
     return [
         (lefts[column], tops[row], lefts[column + 1], tops[row + 1])
         for row in range(rows)
@@ -166,7 +157,7 @@ def _boxes(seen: _Seen, cells: tuple[int, int]) -> list[Box | None]:
 
 
 def _line(at: Tensor, shown: Tensor, pixels: int) -> Callable[[float], float]:
-    """The straight line from places in the tensor, as fractions, to places in the image.
+    """The straight line from positions in the tensor to positions in the image, as fractions.
 
     Args:
         pixels: how many the tensor has along the line.
@@ -189,4 +180,4 @@ def _line(at: Tensor, shown: Tensor, pixels: int) -> Callable[[float], float]:
             "the vision tokens do not show the image row by row "
             f"(off by {off:.3f} of its size): turned, mirrored or in another order"
         )
-    return lambda place: float(middle + slope * (place - mean))
+    return lambda position: float(middle + slope * (position - mean))

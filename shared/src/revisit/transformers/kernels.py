@@ -23,14 +23,13 @@ class Kernels:
 
     Args:
         head: the LM head; `kernels_run(head)` must be true.
-        config: how the prompts are decoded. Its `cache_bytes` are shared evenly by them.
+        config: how the prompts are decoded; they share its `cache_bytes` evenly.
         states: for each prompt its vision states (M, d), none in a plain one. They are replaced by
             the copies that the kernels read.
         rows: of each prompt.
         number: of the first prompt, as for `Session`.
 
-    Raises:
-        torch.cuda.OutOfMemoryError: the GPU has no memory left for them.
+    Raises torch.cuda.OutOfMemoryError where the GPU has no memory left for them.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Kernels:
         self._slots = [slot for slot in slots for _ in range(rows)]
         steps.batch(self._slots)
         with torch.inference_mode(False):  # written in any mode
-            # The fault of each row so far, and what has arrived of it on the host.
+            # The fault of each row so far, and its latest copy on the host.
             faults = torch.zeros(sizes["rows"], dtype=torch.int32, device="cpu")
             self._faults = faults.to(head.device)
             self._arrived = faults.pin_memory() if head.device.type == "cuda" else faults
@@ -67,7 +66,7 @@ class Kernels:
     def refine(self, scores: Tensor) -> Tensor:
         """Refined scores (rows, V) float32 of `scores` (rows, V), on their device, none left out.
 
-        Rows from which no token can be chosen become 0, with which any sampling can go on.
+        Rows from which no token can be chosen become 0, so that any sampling can go on.
 
         Raises:
             ValueError: there was such a row in an earlier step; `end` raises for the last ones.
@@ -79,7 +78,7 @@ class Kernels:
         bad = self._decided.bad
         torch.maximum(self._faults, bad, out=self._faults)
         self._arrived.copy_(self._faults, non_blocking=True)
-        # A copy: the next step writes where these are.
+        # A copy: the next step overwrites the scores.
         return torch.where(bad.unsqueeze(1) > 0, 0.0, refined).to(scores.device)
 
     def choices(self, scores: Tensor, refined: Tensor) -> list[Choice | None]:
@@ -87,8 +86,11 @@ class Kernels:
         decided = self._decided
         each = zip(
             self._slots,
-            *(decided.choices, decided.candidates, decided.divergences),
-            *(scores.argmax(1), refined.argmax(1)),
+            decided.choices,
+            decided.candidates,
+            decided.divergences,
+            scores.argmax(1),
+            refined.argmax(1),
             strict=True,
         )
         return [None if slot < 0 else Choice(*of_row) for slot, *of_row in each]
@@ -98,11 +100,7 @@ class Kernels:
         return self._steps.distances()
 
     def end(self) -> None:
-        """Wait for the last step.
-
-        Raises:
-            ValueError: no token could be chosen from a row in some step.
-        """
+        """Wait for the last step; raises ValueError if a row had no token to choose."""
         _raise(self._faults)
 
 

@@ -23,7 +23,10 @@ _SCALE_ROUNDING = 5e-3
 
 # What configs call a number that their model's logits are multiplied by, divided by or capped at.
 _SCALES = (
-    *("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier"),
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "output_multiplier",
     "logits_mup_width_multiplier",
 )
 _CAPS = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
@@ -47,9 +50,10 @@ class Decoder(NamedTuple):
     @property
     def depth(self) -> int:
         """n, how many layers a pass calls: more than there are where its config says it loops."""
-        usual = "num_hidden_layers"
-        key = getattr(self._recorded.get("hidden_states"), f"{usual}_key", usual)
-        return len(self.layers) if key == usual else int(getattr(self.module.config, key))
+        key = getattr(self._recorded.get("hidden_states"), "num_hidden_layers_key", None)
+        if key in (None, "num_hidden_layers"):
+            return len(self.layers)
+        return int(getattr(self.module.config, key))
 
     @property
     def _recorded(self) -> dict[str, Any]:
@@ -85,10 +89,9 @@ def text_decoder(model: Model) -> Decoder:
 
 
 def final_norm(decoder: Decoder, name: str) -> nn.Module:
-    """The norm behind the last layer: the last norm among the decoder's parts.
+    """The norm after the last layer, the last one among the decoder's parts.
 
-    Raises:
-        ValueError: it has none; `name` is that of the decoding method that needs it.
+    Raises ValueError where there is none; `name` is the decoding method that needs it.
     """
     norms = [part for part in decoder.module.children() if "norm" in type(part).__name__.lower()]
     if not norms:
@@ -107,11 +110,7 @@ def text_config(config: Any) -> Any:
 
 
 def decoder_of(model: Model, module: nn.Module) -> Decoder:
-    """The decoder that a caller names: a module with one list of layers.
-
-    Raises:
-        ValueError: it has no list of layers, or more than one.
-    """
+    """The decoder that a caller passes; raises ValueError unless it has one list of layers."""
     lists = [child for child in module.children() if isinstance(child, nn.ModuleList)]
     if len(lists) != 1:
         raise ValueError(
@@ -178,7 +177,7 @@ def lm_head(model: Model) -> LMHead:
 
 def _unwrapped(head: Any) -> Any:
     """The layer that gives the logits, inside wrappers that add nothing to it now."""
-    if head is None or _hooked(head):
+    if head is None or _has_hooks(head):
         return head
     if hasattr(head, "_orig_mod"):  # torch.compile's
         return _unwrapped(head._orig_mod)
@@ -192,13 +191,13 @@ def _unwrapped(head: Any) -> Any:
     return head
 
 
-def _hooked(head: nn.Module) -> bool:
+def _has_hooks(head: nn.Module) -> bool:
     return bool(head._forward_hooks or head._forward_pre_hooks)
 
 
 def _beyond_its_weight(head: nn.Module) -> str | None:
     """What an LM head has that may change its logits, other than `nn.Linear`'s weight and bias."""
-    if _hooked(head):
+    if _has_hooks(head):
         return "has a forward hook"
     if hasattr(head, "parametrizations") and head.training:  # spectral norm changes with each use
         return "is parametrized and in training mode (call model.eval())"
@@ -213,26 +212,24 @@ def _beyond_its_weight(head: nn.Module) -> str | None:
 
 
 def _readable(weight: Any) -> bool:
-    """Whether it is in memory as floating point.
+    """Whether a weight is in memory as floating point, and no subclass of tensors.
 
-    A subclass of tensors holds something else than the values: quantized, flattened or spread over
-    ranks.
+    A subclass may hold something else than the values: quantized, flattened, or spread over ranks.
     """
     return type(weight) in (Tensor, nn.Parameter) and weight.dtype in _DTYPES and not weight.is_meta
 
 
 def is_tied(model: Model, lm_head: LMHead | None = None) -> bool:
-    """Whether LM head and embedding share their weights; a config may say otherwise, or nothing.
+    """Whether the LM head (the model's, if none is passed) and the embedding share their weights.
 
-    Args:
-        lm_head: replaces the model's.
+    Only where weights are not in memory does the config decide: it may be wrong, or say nothing.
     """
     embedding = getattr(model.get_input_embeddings(), "weight", None)
     used = _unwrapped(output_embeddings(model)) if lm_head is None else lm_head
     head = getattr(used, "weight", None)
     if embedding is None or head is None:
         return False
-    if not (_readable(embedding) and _readable(head)):  # only the config can tell
+    if not (_readable(embedding) and _readable(head)):  # only the config is left
         configs = [text_config(model.config), model.config]
         if hasattr(model, "all_tied_weights_keys"):  # from 5.0 on the model's config counts
             configs.reverse()
@@ -260,9 +257,9 @@ def rounding(dtype: torch.dtype) -> float:
 def calibrated(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: str) -> LMHead:
     """The LM head with the scale or cap that turns a final hidden state into the model's logits.
 
-    The config's numbers that speak of logits are tried, a scale, a cap, both and none: what comes
-    closest to the logits which the model itself gave is taken. So a decoder, head or cap that was
-    found wrong is an error and never a wrong number.
+    The scales and caps that the config names are tried, each alone, together, and none. What comes
+    closest to the model's logits is taken. So a wrong decoder, head or cap is an error, and never
+    a wrong number.
 
     Args:
         state: (d,) the decoder's last hidden state at a position.
@@ -272,11 +269,11 @@ def calibrated(head: LMHead, config: Any, state: Tensor, logits: Tensor, model: 
     Raises:
         ValueError: none gives the model's logits.
     """
-    # Logits that a model masks tell nothing: -inf, or the least of their dtype.
+    # Logits that a model masks are left out: -inf, or the least of their dtype.
     unmasked = logits.isfinite() & (logits > torch.finfo(logits.dtype).min / 2)
     allowed = max(rounding(head.dtype), rounding(logits.dtype))
     logits = logits.detach().float().to(head.weight.device)
-    # The extremes tell a cap or scale best.
+    # The extremes show a cap or scale best.
     unmasked = unmasked.to(logits.device).nonzero().squeeze(1)
     ranked = unmasked[logits[unmasked].argsort()]
     tokens = torch.cat([ranked[:32], ranked[-32:]])
@@ -314,5 +311,6 @@ def _candidates(head: LMHead, config: Any) -> Iterator[LMHead]:
 
 
 def _numbers(config: Any, names: tuple[str, ...]) -> list[float]:
+    """The fields of a config that are numbers other than 0."""
     values = (getattr(config, name, None) for name in names)
     return [float(value) for value in values if type(value) in (int, float) and value]

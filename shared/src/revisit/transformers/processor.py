@@ -37,8 +37,7 @@ class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
         with processor.generation(inputs):
             ...  # read the prompts, then call processor(input_ids, scores) at every step
 
-    Several generations may use it at the same time, in threads or one inside another: each has
-    separate vision states, and a call belongs to the innermost generation of its thread.
+    Several generations may use it at the same time, as `DecoderLogitsProcessor` says.
 
     Args:
         model: the model that generates.
@@ -64,16 +63,15 @@ class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
         lm_head: LMHead | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
-        config = config if config is not None else ReVisiTConfig()
-        super().__init__(model, config, lm_head=lm_head, decoder=decoder)
+        super().__init__(model, config or ReVisiTConfig(), lm_head=lm_head, decoder=decoder)
         self.prompts = 0  # decoded so far: the next prompt's number
 
     def open(self, prompts: Prompts) -> "ReVisiTGeneration":
         refuse_second_inputs(prompts, self.name)
         refuse_prefilled_cache(prompts.inputs, self.name)
         positions = locate(self.model, prompts.inputs, prompts.vision_mask)
-        owners = modules_with_logits(self.model)
-        recorder = Recorder(self.decoder, owners, self.layers, positions.mask, self.head())
+        logits_modules = modules_with_logits(self.model)
+        recorder = Recorder(self.decoder, logits_modules, self.layers, positions.mask, self.head())
         without = [prompt for prompt, count in enumerate(recorder.counts) if not count]
         if without and self.config.no_vision == "error":
             raise ValueError(
@@ -93,8 +91,8 @@ class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
     def trace(self) -> list[list[TraceStep | None]] | None:
         """The steps of each sequence of the latest generation; None unless `config.trace` is set.
 
-        Steps of a sequence without vision tokens are None. A sequence that ended before its
-        neighbours goes on with padding, and so does its trace.
+        Steps of a sequence without vision tokens are None. A sequence that ended before others of
+        its batch goes on with padding, and so does its trace.
         """
         return self.latest.trace() if self.latest and self.config.trace else None
 
@@ -104,6 +102,8 @@ class ReVisiTGeneration(Generation):
 
     Attributes:
         head: the LM head with the scale and cap that were found in the first step.
+        distances: of the latest step, with a trace: D(p_c, q_i) in nats of every vision state (M,),
+            row by row.
     """
 
     processor: ReVisiTLogitsProcessor
@@ -117,12 +117,11 @@ class ReVisiTGeneration(Generation):
         self.head: LMHead | None = None
         self.kernels: Kernels | None = None  # on a GPU that runs them
         self.sessions: list[Session | None] = []  # elsewhere, row by row
-        # For a trace: what was generated before each step (rows, t), what it decided row by row,
-        # the length of the prompts, and the sequences that came out.
+        self.distances: list[Tensor | None] = []
+        # For a trace: what was generated before each step (rows, t), what each step decided row by
+        # row, the layout of each prompt's vision tokens, and the sequences that came out.
         self.before: list[Tensor] = []
         self.choices: list[list[Choice | None]] = []
-        # Of the latest step, D(p_c, q_i) of every vision state (M,), row by row, in nats.
-        self.distances: list[Tensor | None] = []
         self.layouts: list[VisionLayout] = []
         self.prompt_length = 0
         self.sequences: Tensor | None = None
@@ -169,7 +168,7 @@ class ReVisiTGeneration(Generation):
         """Kernels for all prompts, or a session for each, shared by its rows."""
         recorder, processor = self.recorder, self.processor
         if not recorder.done:
-            raise ValueError(_unread(recorder))
+            raise ValueError(_why_not_read(recorder))
         recorder.finish()
         config = processor.config
         assert recorder.last is not None and recorder.logits is not None
@@ -222,28 +221,30 @@ class ReVisiTGeneration(Generation):
         whole = self.sequences
         new = self.before[-1] if whole is None else whole[:, self.prompt_length :]
         before = [tokens.tolist() for tokens in self.before]
-        share = len(new) // len(self.layouts)
+        rows_of_a_prompt = len(new) // len(self.layouts)
         return [
-            self._follow(tokens, row // share, before) for row, tokens in enumerate(new.tolist())
+            self._steps(tokens, row // rows_of_a_prompt, before)
+            for row, tokens in enumerate(new.tolist())
         ]
 
-    def _follow(
+    def _steps(
         self, tokens: list[int], prompt: int, before: list[list[list[int]]]
     ) -> list[TraceStep | None]:
+        """The steps of a sequence of new tokens, each from the row that held its start then."""
         rows = range(prompt * self.recorder.rows, (prompt + 1) * self.recorder.rows)
         steps: list[TraceStep | None] = []
-        for place, (then, choices) in enumerate(zip(before, self.choices, strict=True)):
-            row = next((row for row in rows if then[row] == tokens[:place]), None)
+        for number, (starts, choices) in enumerate(zip(before, self.choices, strict=True)):
+            row = next((row for row in rows if starts[row] == tokens[:number]), None)
             if row is None:
                 break  # a hypothesis that ended
-            token = tokens[place] if place < len(tokens) else None
+            token = tokens[number] if number < len(tokens) else None
             choice = choices[row]
             steps.append(choice and choice.read(self.layouts[prompt], token))
         return steps
 
 
-def _unread(recorder: Recorder) -> str:
-    if recorder.bare:
+def _why_not_read(recorder: Recorder) -> str:
+    if recorder.returned_tuple:
         return (
             "the model returned a tuple, in which the logits have no name: call it with "
             "return_dict=True"

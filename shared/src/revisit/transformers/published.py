@@ -1,4 +1,4 @@
-"""`use_revisit=True`: what the decoding method of the forks does."""
+"""`use_revisit=True`, the decoding method of the forks."""
 
 import copy
 from collections.abc import Sequence
@@ -19,9 +19,6 @@ def published_decoding(
 ) -> Any:
     """`model.generate` with ReVisiT as its first processor, by the published settings.
 
-    Greedy decoding, sampling and beam search, warpers, penalties, streaming, stopping criteria and
-    scores are those of the installed Transformers.
-
     Args:
         model: of a fork.
         inputs: the prompt, as `generate` takes it.
@@ -31,8 +28,8 @@ def published_decoding(
         **arguments: everything else that `generate` takes.
 
     Returns:
-        What `generate` returns; with `revisit_trace`, the output object's attribute
-        `revisit_trace` holds the steps of each sequence.
+        The output of `generate`; with the setting `revisit_trace`, its attribute `revisit_trace`
+        holds the steps of each sequence.
 
     Raises:
         ValueError: a setting is out of range, or asks for a decoding that ReVisiT cannot join.

@@ -13,7 +13,7 @@ from revisit.transformers.model_parts import Decoder
 
 
 class _Eager:
-    """Compiled graphs stand back while anything is recorded: they would run without the hooks."""
+    """No compiled graph runs while anything is recorded: it would run without the hooks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -58,7 +58,8 @@ def layer_inputs(
 
     def start(_module: nn.Module, _args: Any) -> None:
         nonlocal calls
-        calls = 0 if active() else calls
+        if active():
+            calls = 0
 
     # kwargs=None: where one thread takes a hook off while another is about to call it, PyTorch no
     # longer finds that it was to get keyword arguments.
@@ -112,7 +113,7 @@ class Recorder:
 
     Args:
         decoder: the text decoder.
-        owners: modules whose forward may return the logits.
+        logits_modules: modules whose forward may return the logits.
         layers: indices of hidden states; 0 is the embedding, n the output after the final norm.
         mask: (P, S) bool, true at the vision tokens of the P prompts. The decoder may read each
             prompt several times, in neighbouring rows (beams).
@@ -124,19 +125,19 @@ class Recorder:
         rows: how many rows of the decoder each prompt has.
         last: (rows, d) the decoder's output at the last position of the prompts.
         logits: (rows, V) the model's logits there, in the dtype that they were computed in.
-        bare: whether the model returned a tuple, whose parts have no names.
+        returned_tuple: whether the model returned a tuple, whose parts have no names.
     """
 
     def __init__(
         self,
         decoder: Decoder,
-        owners: list[nn.Module],
+        logits_modules: list[nn.Module],
         layers: tuple[int, ...],
         mask: Tensor,
         head: Head,
     ) -> None:
         self.decoder = decoder
-        self.owners = owners
+        self.logits_modules = logits_modules
         self.layers = layers
         self.mask = mask
         self.head = head
@@ -145,16 +146,16 @@ class Recorder:
         self.states: list[Tensor] = []
         self.last: Tensor | None = None
         self.logits: Tensor | None = None
-        self.bare = False
+        self.returned_tuple = False
         # For each vision token, which one it is among all of them, prompt by prompt.
         self._numbers = mask.flatten().cumsum(0).view_as(mask) - 1
-        self._seen = 0
-        # Of the pass that runs: row and position of each of its vision tokens, the tokens' numbers,
-        # and the layers kept of it so far.
-        self._from: tuple[Tensor, Tensor]
-        self._to: Tensor
+        self._seen = 0  # positions of the prompts
+        # Of the pass that runs: the rows and positions of its vision tokens, their numbers, and the
+        # layers kept of it so far.
+        self._read_at: tuple[Tensor, Tensor]
+        self._stored_at: Tensor
         self._stored: set[int] = set()
-        self._buffer: Tensor | None = None
+        self._buffer: Tensor | None = None  # (layers, vision tokens of all prompts, d)
         self._precision: torch.dtype | None = None
         self._undo = ExitStack()
         self._thread = 0
@@ -167,8 +168,8 @@ class Recorder:
                 undo.enter_context(layer_inputs(self.decoder, self._active, self._keep))
             module = self.decoder.module
             undo.callback(module.register_forward_hook(self._after_pass).remove)
-            for owner in self.owners:
-                undo.callback(owner.register_forward_hook(self._keep_logits).remove)
+            for module in self.logits_modules:
+                undo.callback(module.register_forward_hook(self._keep_logits).remove)
             self._undo = undo.pop_all()
         return self
 
@@ -188,25 +189,24 @@ class Recorder:
         """Whether it is this generation that runs the model: others may at the same time."""
         return threading.get_ident() == self._thread and not self.done
 
-    def _keep(self, layer: int, hidden: Tensor) -> None:
-        if layer in self.layers:
-            self._store(layer, hidden)
-
     def _after_pass(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if not self._active():
             return
         final: Tensor = output[0]
-        if self.decoder.depth in self.layers:
-            self._store(self.decoder.depth, final)
+        self._keep(self.decoder.depth, final)
         self._stored.clear()
         self._seen += final.shape[1]
         if self._seen == self.mask.shape[1]:
             self.last = final[:, -1].detach()
             self._precision = product_dtype(final, self.head.dtype)
-            self._split()
+            assert self._buffer is not None
+            self.states = [each.flatten(0, 1) for each in torch.split(self._buffer, self.counts, 1)]
+            self._buffer = None
 
-    def _store(self, layer: int, hidden: Tensor) -> None:
+    def _keep(self, layer: int, hidden: Tensor) -> None:
         """Keep the vision positions of a pass over the next positions of the prompts."""
+        if layer not in self.layers:
+            return
         if hidden.ndim != 3 or hidden.shape[2] != self.head.width:
             # Several streams, in a further dimension or side by side.
             last = layer == self.decoder.depth
@@ -217,14 +217,14 @@ class Recorder:
                 + ("pass decoder, whose output it reads" if last else "choose layers='last'")
             )
         prompts, length = self.mask.shape
-        rows, end = hidden.shape[0] // prompts, self._seen + hidden.shape[1]
+        end = self._seen + hidden.shape[1]
         if hidden.shape[0] % prompts or end > length:
             raise ValueError(
                 f"the vision tokens were located in prompts of shape ({prompts}, {length}), but "
                 f"the decoder reads {tuple(hidden.shape[:2])} after {self._seen} positions: pass "
                 "vision_mask for the sequence that it reads"
             )
-        self.rows = rows
+        self.rows = hidden.shape[0] // prompts
         if self._buffer is None:
             shape = (len(self.layers), sum(self.counts), hidden.shape[2])
             self._buffer = torch.empty(shape, dtype=self.head.dtype, device=self.head.device)
@@ -232,27 +232,19 @@ class Recorder:
             vision = self.mask[:, self._seen : end]
             # Rows of one prompt hold the same: the first of each is kept.
             row, column = vision.nonzero().to(hidden.device).unbind(1)
-            self._from = (row * rows, column)
-            self._to = self._numbers[:, self._seen : end][vision].to(self.head.device)
-        row, column = (index.to(hidden.device) for index in self._from)
+            self._read_at = (row * self.rows, column)
+            self._stored_at = self._numbers[:, self._seen : end][vision].to(self.head.device)
+        row, column = (index.to(hidden.device) for index in self._read_at)
         kept = hidden.detach()[row, column].to(self._buffer)
-        for slot, chosen in enumerate(self.layers):
+        for index, chosen in enumerate(self.layers):
             if chosen == layer:
-                self._buffer[slot].index_copy_(0, self._to, kept)
+                self._buffer[index].index_copy_(0, self._stored_at, kept)
         self._stored.add(layer)
-
-    def _split(self) -> None:
-        assert self._buffer is not None
-        end = 0
-        for count in self.counts:
-            self.states.append(self._buffer[:, end : end + count].flatten(0, 1))
-            end += count
-        self._buffer = None
 
     def _keep_logits(self, _module: nn.Module, _args: Any, output: Any) -> None:
         if self._seen == self.mask.shape[1] and self._active():
             logits = getattr(output, "logits", None)
-            self.bare = isinstance(output, tuple)
+            self.returned_tuple = isinstance(output, tuple)
             if isinstance(logits, Tensor):
                 self.logits = logits[:, -1].detach().to(self._precision)
                 self.finish()

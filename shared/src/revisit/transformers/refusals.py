@@ -12,15 +12,8 @@ from revisit.transformers.model_parts import Model
 
 
 def refuse_other_decodings(model: Model, arguments: Mapping[str, Any], name: str) -> None:
-    """Refuse what takes more forward passes a step, drafts tokens that may be dropped, or calls no
-    logits processor.
-
-    Args:
-        arguments: of `generate`.
-        name: of the decoder, for the message.
-
-    Raises:
-        ValueError: the message names the argument.
+    """Refuse decodings that take more forward passes a step, draft tokens that may be dropped, or
+    call no logits processor: a ValueError names the argument of `generate`.
     """
     value = partial(setting, model, arguments)
     others = {
@@ -61,10 +54,10 @@ def refuse_dropped_cache(model: Model, arguments: Mapping[str, Any]) -> None:
 
 @cache
 def _drops_cache() -> bool:
-    """Whether a layer with gradient checkpointing gets no cache, found out by calling one."""
+    """Whether a layer with gradient checkpointing gets no cache: one is called to see it."""
     try:
         from transformers.modeling_layers import GradientCheckpointingLayer
-    except ImportError:  # in these releases each model has its own, and the cache is kept
+    except ImportError:  # in older releases each model has another class, and keeps the cache
         return False
 
     class Layer(GradientCheckpointingLayer):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Where a prompt's vision tokens stand."""
+"""The positions of a prompt's vision tokens."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +14,12 @@ from revisit.transformers.model_parts import Model
 
 # The config's fields for the id of an image's or video's tokens, not of the marks around them.
 _TOKEN_IDS = (
-    *("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id"),
-    *("video_token_id", "video_token_index"),
+    "image_token_id",
+    "image_token_index",
+    "image_patch_id",
+    "img_context_token_id",
+    "video_token_id",
+    "video_token_index",
 )
 
 
@@ -30,9 +34,9 @@ class VisionPositions(NamedTuple):
 def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) -> VisionPositions:
     """The vision tokens of the prompts that `generate` was called with.
 
-    A model whose prompt holds placeholders that it expands itself says where the vision tokens go
-    by a method `vision_tokens(**inputs)`. Otherwise they are the tokens whose id the model's config
-    names (`image_token_id`, `video_token_id`, ...).
+    A model that expands the placeholders of its prompt itself has a method
+    `vision_tokens(**inputs)`, which gives their positions. Otherwise they are the tokens whose id
+    the model's config names (`image_token_id`, `video_token_id`, ...).
 
     Args:
         model: the model whose `generate` runs.
@@ -63,12 +67,12 @@ def locate(model: Model, inputs: Mapping[str, Any], vision_mask: Tensor | None) 
 
 
 def vision_token_ids(config: Any) -> list[int]:
-    """The ids that stand for images and videos in a prompt, as the config names them."""
+    """The ids of the tokens of images and videos in a prompt, as the config names them."""
     return list(vision_token_fields(config).values())
 
 
 def vision_token_fields(config: Any) -> dict[str, int]:
-    """The fields of a config that name such an id, and the ids."""
+    """The fields of a config that name the id of an image's or video's tokens, and the ids."""
     values = {name: getattr(config, name, None) for name in _TOKEN_IDS}
     return {name: value for name, value in values.items() if type(value) is int}
 
@@ -76,10 +80,9 @@ def vision_token_fields(config: Any) -> dict[str, int]:
 def patch_grid(config: Any, height: int, width: int) -> tuple[int, int] | None:
     """Rows and columns of the vision tokens of pixels (3, height, width), row by row.
 
-    By the config: the size of the vision tower's patches, and how many are merged into one vision
-    token. None where it does not name them, or they do not divide the pixels. A model may count
-    otherwise all the same (a class token, queries of a resampler): compare the product with the
-    number of vision tokens before you use it.
+    The config names the size of the vision tower's patches, and how many are merged into one vision
+    token; None where it does not, or they do not divide the pixels. A model may have more or fewer
+    vision tokens (a class token, queries of a resampler): compare their number with the product.
     """
     vision = getattr(config, "vision_config", None)
     patch = getattr(vision, "patch_size", None)
@@ -100,15 +103,11 @@ def patch_grid(config: Any, height: int, width: int) -> tuple[int, int] | None:
 
 def _merge(config: Any, vision: Any) -> int | None:
     """How many patches, along rows and along columns, the config says make one vision token."""
-    merges = [
-        *(getattr(part, "spatial_merge_size", None) for part in (config, vision)),
-        *(getattr(config, name, None) for name in ("scale_factor", "downsample_factor")),
-    ]
-    shares = [
-        getattr(config, "downsample_ratio", None),
-        getattr(vision, "pixel_shuffle_ratio", None),
-    ]
-    merges += [1 / share if share else None for share in shares]
+    merges = [getattr(part, "spatial_merge_size", None) for part in (config, vision)]
+    merges += [getattr(config, name, None) for name in ("scale_factor", "downsample_factor")]
+    for part, name in ((config, "downsample_ratio"), (vision, "pixel_shuffle_ratio")):
+        if ratio := getattr(part, name, None):
+            merges.append(1 / ratio)
     known = {each for each in merges if each is not None}
     if len(known) > 1 or any(each != int(each) or each < 1 for each in known):
         return None
@@ -135,26 +134,26 @@ def _grids(
 ) -> list[list[Grid]] | None:
     """The grids of images and videos in the order of the prompts; None where unknown.
 
-    `pixels` is the shape of `pixel_values`, for models whose images all have one size.
-
     Models whose images differ in size take the number of patches of each (`image_grid_thw`,
     `video_grid_thw`), of which the vision tower merges squares into one vision token. Where these
-    do not add up to the prompt's vision tokens, the model counts otherwise: unknown.
+    do not add up to the prompt's vision tokens, the grids are unknown.
+
+    Args:
+        patches: these numbers, by name.
+        pixels: the shape of `pixel_values`, for models whose images all have one size.
     """
-    vision_config = getattr(config, "vision_config", None)
-    merge = getattr(vision_config, "spatial_merge_size", None)
-    video_id = getattr(config, "video_token_id", None)
     if all(grids is None for grids in patches.values()):
         return _plain_grids(config, mask, pixels)
+    merge = getattr(getattr(config, "vision_config", None), "spatial_merge_size", None)
+    video_id = getattr(config, "video_token_id", None)
     if merge is None:
         return None
-    queues = {
-        name: [
-            (frames, rows // merge, columns // merge) for frames, rows, columns in grids.tolist()
-        ]
-        for name, grids in patches.items()
-        if grids is not None
-    }
+    queues = {}
+    for name, grids in patches.items():
+        if grids is not None:
+            queues[name] = [
+                (t, height // merge, width // merge) for t, height, width in grids.tolist()
+            ]
     ordered: list[list[Grid]] = []
     for ids, vision in zip(input_ids, mask, strict=True):
         tokens = ids[vision].tolist()
@@ -174,8 +173,7 @@ def _plain_grids(
 ) -> list[list[Grid]] | None:
     """The grids where each prompt has one image, and each image is one tensor of pixels.
 
-    Several tensors in a prompt may be images or tiles of an image, which the inputs do not
-    distinguish: unknown.
+    Several tensors in a prompt may be images, or tiles of an image: then they are unknown.
     """
     if pixels is None or len(pixels) != 4 or pixels[0] != len(mask):
         return None
