@@ -1,4 +1,4 @@
-"""Captions to draw: patches at known places of two images."""
+"""Captions to draw: patches at known positions of two images."""
 
 from PIL import Image
 
@@ -41,10 +41,10 @@ def picture(title="photo.jpg", truth=None, greedy="A sofa, a dog.", **changes):
     boxes = [(image, box) for image in (0, 1) for box in CELLS] + [(0, PADDING)]
     fits = {1: [0.9 if at == 6 else at / 100 for at in range(len(boxes))]}
     words = join([step.token for step in steps], steps, decode, fits)
-    given = {
+    contents = {
         "images": [Image.new("RGB", (320, 160), BLUE), Image.new("RGB", (160, 320), GREEN)],
         "captions": {GREEDY: split(greedy), REVISIT: words},
         "boxes": boxes,
         **changes,
     }
-    return Picture(title, truth=truth, **given)
+    return Picture(title, truth=truth, **contents)

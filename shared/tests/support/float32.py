@@ -1,7 +1,7 @@
 """lmms-eval's Qwen2.5-VL in float32.
 
-Its own loads every checkpoint in bfloat16, where the demo's model has ties between phrases that
-padding decides: batches cannot be compared.
+lmms-eval loads every checkpoint in bfloat16. There the demo's model has ties between phrases, which
+padding decides, so that batches cannot be compared.
 """
 
 from lmms_eval.models import MODEL_REGISTRY_V2
@@ -10,8 +10,8 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 
 class Float32(Qwen2_5_VL):
-    def __init__(self, **given):
-        super().__init__(**given)
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
         self._model.float()
 
 

@@ -1,4 +1,4 @@
-"""Tiny models that look at known places: a colour in the image is what makes a word likely.
+"""Tiny models that look at known positions: a colour in the image makes a word likely.
 
 Nothing mixes in them: each vision token's state is a function of the colour that it shows, each
 word's of itself. The first word expects what red patches say, and each goes on with the other
@@ -17,17 +17,17 @@ MIXING = ("o_proj", "out_proj", "attn.proj", "projection_layer", "down_proj", "f
 MARK = 12.0  # logits
 
 
-def painted(size, **places):
+def painted(size, **boxes):
     """A dark image with rectangles (left, top, right, bottom) in pixels, by colour."""
     image = Image.new("RGB", size, COLOURS["dark"])
-    for colour, box in places.items():
+    for colour, box in boxes.items():
         image.paste(COLOURS[colour], box)
     return image
 
 
 @torch.no_grad()
 def unmix(model):
-    """Take out what mixes places: attention, and positions; what is left works token by token."""
+    """Take out attention and position embeddings, so that the model works token by token."""
     for name, weight in model.named_parameters():
         layered = "layers." in name or "layer." in name or "blocks." in name
         mixing = layered and any(f".{part}." in name for part in MIXING)
@@ -40,13 +40,13 @@ def unmix(model):
 def mark(model, inputs_of, last):
     """Teach an unmixed model its three words; `last` is the id that its prompts end with."""
     states = torch.stack([_state(model, inputs_of, colour) for colour in COLOURS])
-    told = torch.linalg.pinv(states).T * MARK  # of a word: MARK at its own state, 0 at the others
+    weights = torch.linalg.pinv(states).T * MARK  # a word's logit: MARK at its state, else 0
     head = model.get_output_embeddings().weight
     embedding = model.get_input_embeddings().weight
     assert head.data_ptr() != embedding.data_ptr()
     head.zero_()
     for row, colour in enumerate(COLOURS):
-        head[WORDS[colour]] = told[row]
+        head[WORDS[colour]] = weights[row]
     red, blue, _ = states
     embedding[last] = red
     embedding[WORDS["red"]] = blue

@@ -48,8 +48,7 @@ needs only a `config.json`. The column *vLLM* says where a model was tried with 
 
 
 def location(trace: Sequence[Any], of_one_image: Sequence[Any]) -> str:
-    """What the steps of two traces say of where a vision token stands: of a prompt with several
-    images, and of one with one image."""
+    """How traces locate a vision token: of a prompt with several images, and of one with one."""
     if all(step.patch is not None for step in trace):
         return "image, row, column"
     if all(step.patch is not None for step in of_one_image):
@@ -98,8 +97,8 @@ def _cells(before: str) -> list[list[str]]:
 def _columns(before: str) -> dict[str, dict[str, str]]:
     head, *rows = _cells(before) or [[]]
     return {
-        release: {row[0]: row[place] for row in rows if row[place]}
-        for place, release in enumerate(head[1:-3], 1)
+        release: {row[0]: row[column] for row in rows if row[column]}
+        for column, release in enumerate(head[1:-3], 1)
     }
 
 

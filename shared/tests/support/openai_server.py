@@ -69,8 +69,8 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def event(self, data):
-        told = data if isinstance(data, str) else json.dumps(data)
-        self.wfile.write(f"data: {told}\n\n".encode())
+        text = data if isinstance(data, str) else json.dumps(data)
+        self.wfile.write(f"data: {text}\n\n".encode())
 
     def piece(self, text, reason=None):
         choice = {"index": 0, "delta": {"content": text}, "finish_reason": reason}

@@ -1,8 +1,14 @@
-"""The ways to decode the small Llama: by `revisit.attach`, by `revisit.enable`, and plainly."""
+"""The ways to decode the small Llama: by `revisit.attach`, by `revisit.enable`, and plainly.
 
+Each returns the sequences as lists, or the output object where `generate` returns one.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+import torch
+from transformers.generation.streamers import BaseStreamer
 
 import revisit
 from revisit import ReVisiTConfig
@@ -13,20 +19,19 @@ SETTINGS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
 
 
 def attached(model, prompts, config=CONFIG, **arguments):
-    """Sequences by `revisit.attach`."""
     with revisit.attach(model, config):
         return plain(model, prompts, **arguments)
 
 
 def enabled(model, prompts, config=CONFIG, **arguments):
-    """Sequences by `revisit.enable`."""
     with enabling(model, config):
         return plain(model, prompts, **arguments)
 
 
 def plain(model, prompts, **arguments):
-    """Sequences without ReVisiT, where the model is not enabled."""
-    return model.generate(**batch(prompts), **{**SETTINGS, **arguments})
+    """Without ReVisiT, where the model is not enabled."""
+    output = model.generate(**batch(prompts, model.device), **{**SETTINGS, **arguments})
+    return output.tolist() if isinstance(output, torch.Tensor) else output
 
 
 @contextmanager
@@ -41,3 +46,21 @@ def enabling(model, config=CONFIG):
 both_routes = pytest.mark.parametrize(
     "route", [attached, enabled], ids=lambda route: route.__name__
 )
+
+
+class Streamer(BaseStreamer):
+    """Keeps the tokens that it receives, and "end"."""
+
+    def __init__(self):
+        self.received = []
+
+    def put(self, value):
+        self.received += value.flatten().tolist()
+
+    def end(self):
+        self.received.append("end")
+
+
+def in_another_thread(step):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(step).result()

@@ -35,12 +35,12 @@ PROMPTS = [
 ]
 
 
-def batch(prompts):
+def batch(prompts, device="cpu"):
     """Left-padded ids and attention mask."""
     length = max(map(len, prompts))
-    ids = torch.tensor([[PAD] * (length - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-    return {"input_ids": ids, "attention_mask": mask}
+    rows = [[PAD] * (length - len(prompt)) + prompt for prompt in prompts]
+    ids = torch.tensor(rows, device=device)
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long()}
 
 
 def new_tokens(output, prompts):
@@ -48,7 +48,7 @@ def new_tokens(output, prompts):
 
 
 def hooks(model):
-    """All hooks of the model; some releases of Transformers leave their own on first use."""
+    """All hooks of the model; some releases of Transformers add hooks on first use, which stay."""
     return [
         key
         for module in model.modules()

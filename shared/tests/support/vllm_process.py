@@ -1,4 +1,4 @@
-"""An engine in a process of its own; as a program: `vllm_process.py MODEL LAYERS OUT`.
+"""An engine in another process; as a program: `vllm_process.py MODEL LAYERS OUT`.
 
 With --v2 by Model Runner V2, its Triton kernels, and ReVisiT's, in Triton's interpreter: so it runs
 without a GPU. --plain leaves ReVisiT's kernels out.

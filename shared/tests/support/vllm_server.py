@@ -1,29 +1,23 @@
-"""vLLM's server with ReVisiT, in processes of its own.
+"""vLLM's server with ReVisiT, in other processes.
 
 As a program it is vLLM's server, in whose worker a step with a seed of `FAILING_SEED` fails.
 """
 
-import os
 import runpy
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from server_process import free_port, server_process
+
 FAILING_SEED = 404
-SECONDS = 240
 
 
 @contextmanager
 def served(folder: Path, log: Path, layers: str = "all") -> Iterator[str]:
     """The address of a server of a model, called "tiny", for as long as it is needed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     flags = {
         "--model": folder,
         "--served-model-name": "tiny",
@@ -37,32 +31,9 @@ def served(folder: Path, log: Path, layers: str = "all") -> Iterator[str]:
         "--additional-config": f'{{"revisit": {{"layers": "{layers}"}}}}',
     }
     words = [str(word) for pair in flags.items() for word in pair]
-    with log.open("w") as lines:
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--enforce-eager", "--skip-mm-profiling", *words],
-            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
-            stdout=lines,
-            stderr=subprocess.STDOUT,
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            _wait(address, process, log)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-6000:]
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(log.read_text()[-6000:])
+    command = [sys.executable, __file__, "--enforce-eager", "--skip-mm-profiling", *words]
+    with server_process(command, port, log, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}) as address:
+        yield address
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the server, and the processes that it starts

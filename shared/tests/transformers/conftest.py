@@ -1,6 +1,6 @@
-"""The forks' releases lack most families: what is tried on tiny ones is left out there.
+"""Fixtures of the small Llama and of the kernels; and the files that the forks leave out.
 
-And the kernels, which `generate` takes on a GPU alone, for tests that ask for them elsewhere.
+The forks' releases lack most families, so what is tried on tiny ones is not collected there.
 """
 
 import inspect
@@ -8,6 +8,9 @@ import inspect
 import pytest
 import torch
 from transformers import GenerationMixin
+
+from routes import attached, plain
+from small_llama import PROMPTS, make_model
 
 OF_FAMILIES = [
     "test_check.py",
@@ -20,9 +23,30 @@ newer = "custom_generate" in inspect.signature(GenerationMixin.generate).paramet
 collect_ignore = [] if newer else OF_FAMILIES
 
 
+@pytest.fixture(scope="module")
+def model():
+    """A small Llama, which each test leaves as it was."""
+    return make_model()
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    """The sequences of PROMPTS with ReVisiT."""
+    return attached(model, PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def greedy(model):
+    """The sequences of PROMPTS without it."""
+    return plain(model, PROMPTS)
+
+
 @pytest.fixture
 def kernels_allowed(monkeypatch):
-    """Kernels decode wherever the LM head is, on a CPU in Triton's interpreter: those that did."""
+    """Kernels decode wherever the LM head is, on a CPU in Triton's interpreter.
+
+    The value lists the `Kernels` that were made.
+    """
     from revisit.core.kernels import available
     from revisit.transformers import processor
 
@@ -34,8 +58,8 @@ def kernels_allowed(monkeypatch):
     ran = []
 
     class Listed(processor.Kernels):
-        def __init__(self, *given):
-            super().__init__(*given)
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
             ran.append(self)
 
     monkeypatch.setattr(processor, "kernels_run", available)

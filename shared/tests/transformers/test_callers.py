@@ -2,14 +2,9 @@
 
 import base64
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import threading
-import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -20,6 +15,7 @@ from PIL import Image
 import revisit
 from releases import RELEASE
 from revisit import ReVisiTConfig
+from server_process import free_port, server_process
 
 if RELEASE < (5, 0):
     pytest.skip("tried on the newest release", allow_module_level=True)
@@ -51,31 +47,31 @@ def processor():
 
 def inputs_of(processor, *images):
     """One prompt for each image; None is a prompt without one."""
-    texts, given = [], []
+    texts = []
     for image in images:
         content = [{"type": "text", "text": QUESTION}]
         if image is not None:
             content.insert(0, {"type": "image"})
-            given.append(Image.open(image).convert("RGB"))
         chat = [{"role": "user", "content": content}]
         texts.append(processor.apply_chat_template(chat, add_generation_prompt=True))
-    return processor(text=texts, images=given or None, padding=True, return_tensors="pt")
+    opened = [Image.open(image).convert("RGB") for image in images if image is not None]
+    return processor(text=texts, images=opened or None, padding=True, return_tensors="pt")
 
 
-def say(model, processor, *images, **settings):
-    """What the model says of each image."""
+def describe(model, processor, *images):
+    """The model's description of each image."""
     inputs = inputs_of(processor, *images)
-    output = model.generate(**inputs, **SETTINGS, **settings)
+    output = model.generate(**inputs, **SETTINGS)
     return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], True)
 
 
 @pytest.fixture(scope="module")
 def image(model, processor):
-    """An image of which greedy decoding and ReVisiT say something else."""
+    """An image that ReVisiT describes otherwise than greedy decoding."""
     for path in IMAGES:
-        plain = say(model, processor, path)
+        plain = describe(model, processor, path)
         with revisit.attach(model, CONFIG):
-            if say(model, processor, path) != plain:
+            if describe(model, processor, path) != plain:
                 return path
     raise AssertionError("ReVisiT changes no caption")
 
@@ -83,7 +79,7 @@ def image(model, processor):
 @pytest.fixture(scope="module")
 def expected(model, processor, image):
     with revisit.attach(model, CONFIG):
-        return say(model, processor, image)[0]
+        return describe(model, processor, image)[0]
 
 
 @pytest.fixture
@@ -118,21 +114,19 @@ def test_text_is_streamed_from_a_thread(enabled, processor, image, expected):
 
 
 def test_a_batch_with_and_without_images(model, processor, image, expected):
-    greedy = say(model, processor, None)[0]
+    greedy = describe(model, processor, None)[0]
     config = ReVisiTConfig(no_vision="plain")
     with revisit.attach(model, config):
-        assert say(model, processor, image, None) == [expected, greedy]
+        assert describe(model, processor, image, None) == [expected, greedy]
 
 
 def test_a_batch_of_text_alone(model, processor):
-    greedy = say(model, processor, None, None)
+    greedy = describe(model, processor, None, None)
     with revisit.attach(model, ReVisiTConfig(no_vision="plain")):
-        assert say(model, processor, None, None) == greedy
-    with (
-        revisit.attach(model, CONFIG),
-        pytest.raises(ValueError, match=r"prompts \[0, 1\] of the batch hold no vision token"),
-    ):
-        say(model, processor, None, None)
+        assert describe(model, processor, None, None) == greedy
+    message = r"prompts \[0, 1\] of the batch hold no vision token"
+    with revisit.attach(model, CONFIG), pytest.raises(ValueError, match=message):
+        describe(model, processor, None, None)
 
 
 def test_a_training_loop_generates_between_its_steps(processor, image):
@@ -151,54 +145,30 @@ def test_a_training_loop_generates_between_its_steps(processor, image):
         fresh.load_state_dict(model.state_dict())
         fresh.generation_config = model.generation_config
         with revisit.attach(fresh, CONFIG):
-            assert say(model, processor, image) == say(fresh, processor, image)
+            assert describe(model, processor, image) == describe(fresh, processor, image)
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def server(tmp_path_factory):
     """The address of `transformers serve` for a checkpoint that holds `custom_generate/`."""
-    pytest.importorskip("fastapi", reason="transformers serve needs it")
-    pytest.importorskip("uvicorn", reason="transformers serve needs it")
-    pytest.importorskip("openai", reason="transformers serve needs it")
+    for package in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(package, reason="transformers serve needs it")
     folder = tmp_path_factory.mktemp("served") / "qwen"
     shutil.copytree(DEMO / "qwen-tiny", folder)
     shutil.copytree(ROOT / "custom_generate", folder / "custom_generate")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder.parent / "modules")}
-    log = folder.parent / "log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [
-                Path(sys.executable).with_name("transformers"),
-                *("serve", folder, "--trust-remote-code", "--port", str(port)),
-                *("--device", "cpu", "--dtype", "float32"),
-            ],
-            env={**os.environ, **own},
-            stdout=file,
-            stderr=file,
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            assert server.poll() is None, log.read_text()
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5)
-                break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.2)
+    port = free_port()
+    flags = f"--trust-remote-code --port {port} --device cpu --dtype float32"
+    command = [Path(sys.executable).with_name("transformers"), "serve", folder, *flags.split()]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder.parent / "modules")}
+    with server_process(command, port, folder.parent / "log", offline) as address:
         yield address, str(folder)
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_transformers_serve_decodes_with_the_folder_of_a_checkpoint(
-    served, image, expected, stream
+    server, image, expected, stream
 ):
-    address, folder = served
+    address, folder = server
     pixels = base64.b64encode(image.read_bytes()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{pixels}"}},

@@ -1,4 +1,4 @@
-"""What is found in a model, and that exact is told from not."""
+"""The parts that are found in a model, and whether a generation is exact."""
 
 import pytest
 

@@ -10,86 +10,58 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-import revisit
 from releases import RELEASE
 from revisit import ReVisiTConfig, VCDConfig
+from routes import CONFIG, SETTINGS, Streamer, attached, plain
 from servers import Server
-from small_llama import PAD, PROMPTS, batch, make_model, new_tokens
+from small_llama import PROMPTS, batch, new_tokens
 
 if RELEASE < (4, 52):
     pytest.skip("custom_generate came with 4.52", allow_module_level=True)
 
 ROOT = Path(__file__).parents[3]
-SETTINGS = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
+FOLDER = {"custom_generate": str(ROOT), "trust_remote_code": True}
 
 
 @pytest.fixture(autouse=True)
 def modules(tmp_path, monkeypatch):
-    """Loaded code is copied to a cache: one of the test's own."""
+    """Loaded code is copied to a cache, here the test's."""
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-@pytest.mark.parametrize("given", [dict, lambda **settings: ReVisiTConfig(**settings)])
-def test_the_folder_gives_what_attach_gives(model, given):
-    arguments = {**batch(PROMPTS), **SETTINGS}
-    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=0.02)):
-        expected = model.generate(**arguments)
-    output = model.generate(
-        **arguments,
-        custom_generate=str(ROOT),
-        trust_remote_code=True,
-        revisit_config=given(layers="all", alpha=0.02),
-    )
-    assert output.tolist() == expected.tolist()
-    assert output.tolist() != model.generate(**arguments).tolist()
+@pytest.mark.parametrize("config", [{"layers": "all", "alpha": 0.02}, CONFIG])
+def test_the_folder_gives_what_attach_gives(model, expected, greedy, config):
+    assert plain(model, PROMPTS, **FOLDER, revisit_config=config) == expected != greedy
 
 
 def test_settings_of_another_class_are_refused(model):
-    asked = {"custom_generate": str(ROOT), "trust_remote_code": True}
     with pytest.raises(ValueError, match="pass revisit_config as a dict"):
-        model.generate(**batch(PROMPTS), **asked, revisit_config=VCDConfig())
+        plain(model, PROMPTS, **FOLDER, revisit_config=VCDConfig())
 
 
 def test_the_folder_passes_on_all_that_generate_takes(model):
-    streamed = []
-
-    class Streamer(transformers.generation.streamers.BaseStreamer):
-        def put(self, value):
-            streamed.extend(value.flatten().tolist())
-
-        def end(self):
-            streamed.append("end")
-
+    streamer = Streamer()
     output = model.generate(
         batch(PROMPTS[:1])["input_ids"],
-        custom_generate=str(ROOT),
-        trust_remote_code=True,
         revisit_config={"alpha": 0.02, "trace": True},
-        streamer=Streamer(),
+        streamer=streamer,
         return_dict_in_generate=True,
+        **FOLDER,
         **SETTINGS,
     )
-    assert streamed == [*output.sequences[0].tolist(), "end"]
+    assert streamer.received == [*output.sequences[0].tolist(), "end"]
     assert [step.token for step in output.revisit_trace[0]] == new_tokens(output, PROMPTS[:1])[0]
 
 
-def test_a_checkpoint_may_carry_the_folder(model, tmp_path):
+def test_a_checkpoint_may_carry_the_folder(model, expected, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     model.save_pretrained(checkpoint)
     (checkpoint / "custom_generate").symlink_to(ROOT / "custom_generate")
     carrying = transformers.LlamaForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
     weights = load_file(checkpoint / "model.safetensors")
     assert torch.equal(carrying.lm_head.weight, weights["lm_head.weight"])
-    arguments = {**batch(PROMPTS), **SETTINGS, "eos_token_id": None}
-    output = carrying.generate(**arguments, revisit_config={"layers": "all", "alpha": 0.02})
-    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=0.02)):
-        expected = model.generate(**arguments)
-    assert output.tolist() == expected.tolist()
+    config = {"layers": "all", "alpha": 0.02}
+    assert plain(carrying, PROMPTS, eos_token_id=None, revisit_config=config) == expected
 
 
 ALONE = """
@@ -124,29 +96,25 @@ def hub(repository, tmp_path):
     """What a process needs to find the repository on a hub."""
     server = Server()
     files = {path.relative_to(repository).as_posix(): path for path in repository.rglob("*.*")}
-    named = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
-    server.add_model("someone/revisit", "0" * 40, named)
+    contents = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    server.add_model("someone/revisit", "0" * 40, contents)
     yield {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path)}
     server.close()
 
 
 @pytest.mark.parametrize("where", ["a folder", "a hub"])
-def test_the_repository_and_its_checkpoint_need_no_package(model, repository, hub, where):
-    named = str(repository) if where == "a folder" else "someone/revisit"
+def test_the_repository_and_its_checkpoint_need_no_package(expected, repository, hub, where):
+    name = str(repository) if where == "a folder" else "someone/revisit"
     variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support"), **hub}
-    command = [sys.executable, "-c", ALONE, named]
+    command = [sys.executable, "-c", ALONE, name]
     run = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=0.02)):
-        expected = model.generate(**batch(PROMPTS), **SETTINGS)
     demo = ROOT / "prerequisites" / "demo" / "qwen-tiny"
-    plain = transformers.AutoModelForImageTextToText.from_pretrained(demo)
-    ids = torch.tensor([[1, 2, *[plain.config.image_token_id] * 4, 7, 8]])
-    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **SETTINGS}
-    with revisit.attach(plain):
-        carried = plain.generate(**arguments)
-    assert not torch.equal(carried, plain.generate(**arguments))
-    assert run.stdout.splitlines() == [str(expected.tolist()), str(carried.tolist())]
+    model = transformers.AutoModelForImageTextToText.from_pretrained(demo)
+    prompts = [[1, 2, *[model.config.image_token_id] * 4, 7, 8]]
+    carried = attached(model, prompts, ReVisiTConfig())
+    assert carried != plain(model, prompts)
+    assert run.stdout.splitlines() == [str(expected), str(carried)]
 
 
 def test_another_package_of_the_same_name_is_named(tmp_path):

@@ -1,27 +1,19 @@
 """A call of `generate` becomes a generation: processors, caches, compiling, chunks, threads."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import tokenizers
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerFast,
-    TextStreamer,
-)
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast
 
 import revisit
-from releases import RELEASE
+from releases import RELEASE, needs_stance
 from revisit import ReVisiTConfig
-from routes import CONFIG, SETTINGS, attached, both_routes, enabled, plain
-from small_llama import PAD, PROMPTS, batch, hooks, make_model, new_tokens
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
+from routes import CONFIG, SETTINGS, Streamer, attached, both_routes, enabled, enabling, plain
+from small_llama import PROMPTS, batch, hooks, make_model, new_tokens
 
 
 @both_routes
@@ -37,14 +29,14 @@ def model():
     ids=lambda bans: next(iter(bans)),
 )
 def test_where_v_cons_is_banned_the_best_token_is_the_model_s(model, route, bans):
-    expected = plain(model, PROMPTS, **bans).tolist()
+    expected = plain(model, PROMPTS, **bans)
     only = ReVisiTConfig(alpha=1.0)  # the model's best token is all of V_cons
-    assert route(model, PROMPTS, only, **bans).tolist() == expected
-    sampled = route(model, PROMPTS, only, **bans, do_sample=True, top_p=0.9, temperature=0.7)
-    assert sampled.tolist() == expected
+    assert route(model, PROMPTS, only, **bans) == expected
+    sampling = {"do_sample": True, "top_p": 0.9, "temperature": 0.7}
+    assert route(model, PROMPTS, only, **bans, **sampling) == expected
 
 
-@pytest.mark.skipif(RELEASE < (4, 38), reason="this release returns no logits of its own")
+@pytest.mark.skipif(RELEASE < (4, 38), reason="this release does not return the model's logits")
 def test_revisit_comes_before_penalties(model):
     """A penalty that reads refined scores cannot bring back a word outside V_cons."""
     output = attached(
@@ -56,9 +48,8 @@ def test_revisit_comes_before_penalties(model):
         output_logits=True,
         return_dict_in_generate=True,
     )
-    for scores, logits, step in zip(
-        output.scores, output.logits, output.revisit_trace[0], strict=True
-    ):
+    steps = zip(output.scores, output.logits, output.revisit_trace[0], strict=True)
+    for scores, logits, step in steps:
         vocabulary = (logits >= logits.max() + torch.tensor(0.05).log()).nonzero()[:, 1]
         assert len(vocabulary) == step.candidates
         assert (scores[0] > -1e4).nonzero().squeeze(1).tolist() == vocabulary.tolist()
@@ -74,24 +65,11 @@ def test_a_trace_is_returned_or_refused(model):
     assert "revisit_trace" not in enabled(model, PROMPTS, return_dict_in_generate=True)
 
 
-class Pieces(TextStreamer):
-    def __init__(self):
-        self.tokens = []
-        self.ended = False
-
-    def put(self, value):
-        self.tokens += value.flatten().tolist()
-
-    def end(self):
-        self.ended = True
-
-
 @both_routes
 def test_tokens_are_streamed(model, route):
-    streamer = Pieces()
-    sequences = route(model, PROMPTS[:1], streamer=streamer)
-    assert streamer.tokens == sequences[0].tolist()
-    assert streamer.ended
+    streamer = Streamer()
+    (sequence,) = route(model, PROMPTS[:1], streamer=streamer)
+    assert streamer.received == [*sequence, "end"]
 
 
 @pytest.mark.skipif(RELEASE < (4, 39), reason="this release has no stop strings")
@@ -100,29 +78,22 @@ def test_stop_strings_stop(model, route):
     letters = tokenizers.Tokenizer(tokenizers.models.BPE({chr(33 + i): i for i in range(90)}, []))
     letters.decoder = tokenizers.decoders.Fuse()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters)
-    whole = route(model, PROMPTS[:1])[0].tolist()
+    (whole,) = route(model, PROMPTS[:1])
     third = whole[len(PROMPTS[0]) + 2]
-    stopped = route(model, PROMPTS[:1], stop_strings=[chr(33 + third)], tokenizer=tokenizer)
-    assert stopped[0].tolist() == whole[: whole.index(third, len(PROMPTS[0])) + 1]
+    (stopped,) = route(model, PROMPTS[:1], stop_strings=[chr(33 + third)], tokenizer=tokenizer)
+    assert stopped == whole[: whole.index(third, len(PROMPTS[0])) + 1]
 
 
 def test_an_enabled_model_is_never_decoded_plainly_in_silence(model):
     """Whatever prepares a decoding of it without its `generate`, as continuous batching does."""
-    revisit.enable(model, CONFIG)
-    try:
-        with pytest.raises(ValueError, match=r"call model\.generate"):
-            type(model).generate(model, **batch(PROMPTS[:1]), **SETTINGS)
-    finally:
-        revisit.disable(model)
+    with enabling(model), pytest.raises(ValueError, match=r"call model\.generate"):
+        type(model).generate(model, **batch(PROMPTS[:1]), **SETTINGS)
 
 
-def test_a_processor_that_is_passed_too_refines_once(model):
-    expected = attached(model, PROMPTS).tolist()
+def test_a_processor_that_is_passed_too_refines_once(model, expected):
     with revisit.attach(model, CONFIG) as processor:
-        both = model.generate(
-            **batch(PROMPTS), **SETTINGS, logits_processor=LogitsProcessorList([processor])
-        )
-    assert both.tolist() == expected
+        both = plain(model, PROMPTS, logits_processor=LogitsProcessorList([processor]))
+    assert both == expected
 
 
 needs_static = pytest.mark.skipif(RELEASE < (4, 45), reason="no static cache of this kind")
@@ -130,9 +101,8 @@ needs_static = pytest.mark.skipif(RELEASE < (4, 45), reason="no static cache of 
 
 @needs_static
 @both_routes
-def test_a_static_cache_gives_the_same_tokens(model, route):
-    expected = route(model, PROMPTS).tolist()
-    assert route(model, PROMPTS, cache_implementation="static").tolist() == expected
+def test_a_static_cache_gives_the_same_tokens(model, expected, route):
+    assert route(model, PROMPTS, cache_implementation="static") == expected
 
 
 GRAPHS = []
@@ -148,18 +118,12 @@ def counting(graph, example_inputs):
     return run
 
 
-needs_stance = pytest.mark.skipif(
-    not hasattr(getattr(torch, "compiler", None), "set_stance"), reason="needs PyTorch 2.6"
-)
-
-
 @needs_stance
 @needs_static
 @both_routes
 @pytest.mark.parametrize("part", ["forward", "layers"])
-def test_a_compiled_model_gives_the_same_tokens(route, part):
+def test_a_compiled_model_gives_the_same_tokens(expected, route, part):
     model = make_model()
-    expected = route(model, PROMPTS).tolist()
     torch._dynamo.reset()
     GRAPHS.clear()
     if part == "forward":
@@ -168,28 +132,24 @@ def test_a_compiled_model_gives_the_same_tokens(route, part):
         for layer in model.model.layers:
             layer.compile(backend=counting, dynamic=True)
     # Graphs of a prefill that ran before, without hooks, must not be taken for ReVisiT's.
-    model.generate(**batch(PROMPTS), max_new_tokens=3, do_sample=False, pad_token_id=PAD)
+    plain(model, PROMPTS, max_new_tokens=3)
     ran = len(GRAPHS)
     assert ran
-    assert route(model, PROMPTS).tolist() == expected
+    assert route(model, PROMPTS) == expected
     assert len(GRAPHS) > ran, "decoding after the prefill did not run compiled"
 
 
 @pytest.mark.skipif(RELEASE < (4, 56), reason="its compiled decoding is not for every device")
-def test_transformers_own_compiled_decoding_gives_the_same_tokens():
+def test_compiled_decoding_by_transformers_gives_the_same_tokens(expected):
     from transformers import CompileConfig
 
-    model = make_model()
-    expected = attached(model, PROMPTS).tolist()
     torch._dynamo.reset()
     GRAPHS.clear()
     compiling = CompileConfig(backend=counting, mode=None, fullgraph=False)
     compiling._compile_all_devices = True
-    tokens = attached(
-        model, PROMPTS, cache_implementation="static", compile_config=compiling
-    ).tolist()
+    settings = {"cache_implementation": "static", "compile_config": compiling}
+    assert attached(make_model(), PROMPTS, **settings) == expected
     assert GRAPHS
-    assert tokens == expected
 
 
 @pytest.mark.skipif(RELEASE < (4, 51), reason="this release cannot read a prompt in chunks")
@@ -198,76 +158,60 @@ def test_transformers_own_compiled_decoding_gives_the_same_tokens():
 def test_a_prompt_read_in_chunks_gives_the_same_tokens(model, route, size):
     # Releases 4.x position a padded prompt wrongly when they read it in chunks, ReVisiT or not.
     prompts = PROMPTS if RELEASE >= (5, 0) else PROMPTS[1:2]
-    expected = route(model, prompts).tolist()
-    assert route(model, prompts, prefill_chunk_size=size).tolist() == expected
+    assert route(model, prompts, prefill_chunk_size=size) == route(model, prompts)
 
 
-class Inside(LogitsProcessor):
-    """Runs another generation between two steps of the one it belongs to."""
+def inside(run, results):
+    """A logits processor that runs another generation between two steps."""
 
-    def __init__(self, run):
-        self.run = run
-        self.results = []
-
-    def __call__(self, input_ids, scores):
-        self.results.append(self.run().tolist())
+    def process(_input_ids, scores):
+        results.append(run())
         return scores
+
+    return LogitsProcessorList([process])
 
 
 @both_routes
-def test_a_generation_inside_another_does_not_mix_with_it(model, route):
-    outer, inner = route(model, PROMPTS[:1]).tolist(), route(model, PROMPTS[1:]).tolist()
-    revisited = Inside(lambda: route(model, PROMPTS[1:]))
-    again = Inside(lambda: plain(model, PROMPTS[1:]))  # in the same block, so revisited too
-    with revisit.attach(model, CONFIG):
-        output = model.generate(
-            **batch(PROMPTS[:1]),
-            **SETTINGS,
-            logits_processor=LogitsProcessorList([revisited, again]),
-        )
-    assert output.tolist() == outer
-    assert revisited.results == again.results == [inner] * 6
+@pytest.mark.parametrize("inner_route", [attached, enabled, plain])
+def test_a_generation_inside_another_does_not_mix_with_it(model, route, inner_route):
+    outer, inner = attached(model, PROMPTS[:1]), attached(model, PROMPTS[1:])
+    results = []  # also of a plain call: it is in the block, or the model is enabled
+    processors = inside(lambda: inner_route(model, PROMPTS[1:]), results)
+    assert route(model, PROMPTS[:1], logits_processor=processors) == outer
+    assert results == [inner] * 6
 
 
-def test_another_model_may_generate_inside(model):
-    other = make_model(1)
-    expected = attached(model, PROMPTS).tolist(), plain(other, PROMPTS).tolist()
-    elsewhere = Inside(lambda: plain(other, PROMPTS))
-    output = attached(model, PROMPTS, logits_processor=LogitsProcessorList([elsewhere]))
-    assert output.tolist() == expected[0]
-    assert elsewhere.results == [expected[1]] * 6
+def test_another_model_may_generate_inside(model, expected):
+    other, results = make_model(1), []
+    processors = inside(lambda: plain(other, PROMPTS), results)
+    assert attached(model, PROMPTS, logits_processor=processors) == expected
+    assert results == [plain(other, PROMPTS)] * 6
 
 
 @pytest.mark.parametrize("route", [attached, plain], ids=["attached", "enabled"])
 def test_threads_on_one_model_do_not_mix(model, route):
-    """Each thread has a prompt of its own; a barrier before every step makes them interleave."""
+    """Each thread has another prompt; a barrier before every step makes them interleave."""
     prompts = [PROMPTS[:1], PROMPTS[1:2], PROMPTS[2:], PROMPTS]
-    expected = [attached(model, each).tolist() for each in prompts]
-    if route is plain:
-        revisit.enable(model, CONFIG)
+    expected = [[attached(model, each)] * 3 for each in prompts]
     before = hooks(model)
     barrier = threading.Barrier(len(prompts), timeout=60)
 
     def wait(*_):
         barrier.wait()
 
-    handle = model.register_forward_pre_hook(wait)
-    results = [None] * len(prompts)
-
-    def run(number):
+    def run(each):
         try:
-            results[number] = [route(model, prompts[number]).tolist() for _ in range(3)]
-        except BaseException as error:
-            results[number] = error
+            return [route(model, each) for _ in range(3)]
+        except BaseException:
             barrier.abort()
+            raise
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    handle.remove()
-    revisit.disable(model)
-    assert results == [[tokens] * 3 for tokens in expected]
+    with nullcontext() if route is attached else enabling(model):
+        handle = model.register_forward_pre_hook(wait)
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            results = list(pool.map(run, prompts))
+        handle.remove()
+    assert results == expected
     assert hooks(model) == before
+    assert "generate" not in vars(model)
     assert "generate" not in vars(model)

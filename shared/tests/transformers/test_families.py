@@ -21,24 +21,23 @@ from revisit.transformers.vision_positions import locate, vision_token_ids
 from tiny_configs import AUDIO, IMAGE, LAYERS, NEWER, VIDEO
 
 PAGE = Path(__file__).parents[3] / "docs" / "models.md"
+MIXED = [name for name in families.MIXED if name in MAPPED]
 # The trace of each family, as the tests below saw it.
 TRACES: dict[str, str] = {}
 
 
 def names(kind):
-    rows = {name: row for name, row in FAMILIES.items() if isinstance(row, kind)}
-    return [
-        name for name, row in rows.items() if (getattr(row, "model_type", "") or name) in MAPPED
-    ]
+    """The families of this kind that this Transformers has."""
+    rows = [(name, row) for name, row in FAMILIES.items() if isinstance(row, kind)]
+    return [name for name, row in rows if (getattr(row, "model_type", "") or name) in MAPPED]
 
 
 def test_every_family_that_transformers_maps_has_a_row():
     unknown = sorted(set(MAPPED) - set(FAMILIES))
     assert not unknown, (
-        f"Transformers {transformers.__version__} maps {unknown}, of which ReVisiT's tests know "
-        "nothing. Give each a row in shared/tests/support/families.py: Exact(SQUARE) builds a tiny "
-        "one from its config; where it is not exact, mend how its parts are found, or say Refused "
-        "or NotBuilt with the reason"
+        f"Transformers {transformers.__version__} maps {unknown}. Give each a row in "
+        "shared/tests/support/families.py: Exact(SQUARE) builds a tiny model from its config. "
+        "Where it is not exact, mend how its parts are found, or use Refused or NotBuilt"
     )
 
 
@@ -51,8 +50,8 @@ def test_at_least_65_families_are_exact():
 def test_a_family_equals_the_dense_computation_alone_and_padded(name):
     family = FAMILIES[name]
     model, rows = made(name)
+    arguments = family.arguments(model, rows[1])
     for layers in family.layers:
-        arguments = family.arguments(model, rows[1])
         _, trace = check(model, rows[1], layers, **family.reference, **arguments)
     config = ReVisiTConfig(alpha=ALPHA, trace=True)
     _, (of_one,) = decode(model, rows[0], config, **family.arguments(model, rows[0]))
@@ -93,7 +92,7 @@ def test_a_family_is_refused_before_anything_is_generated(name):
     model = families.make(name)
     model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=FAMILIES[name].message), revisit.attach(model):
-        model.generate(input_ids=torch.tensor([[1, 20, IMAGE, 21]]), max_new_tokens=2)
+        model.generate(**families.text(), max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name", ["blip-2", "instructblip"])
@@ -111,7 +110,7 @@ def test_a_family_that_this_release_breaks_is_noticed_once_it_is_mended(name):
         model.generate(**inputs, max_new_tokens=1)
 
 
-@pytest.mark.parametrize("name", [name for name in families.MIXED if name in MAPPED])
+@pytest.mark.parametrize("name", MIXED)
 @pytest.mark.parametrize("layers", ["last", range(LAYERS + 1)], ids=str)
 def test_images_and_videos_of_several_sizes_in_one_prompt(name, layers):
     model, _ = made(name)
@@ -120,7 +119,7 @@ def test_images_and_videos_of_several_sizes_in_one_prompt(name, layers):
     check(model, inputs, layers, **reference)
 
 
-@pytest.mark.parametrize("name", [name for name in families.AUDIO_FAMILIES if name in MAPPED])
+@pytest.mark.parametrize("name", [name for name in MIXED if "omni" in name])
 def test_audio_tokens_are_no_vision_tokens(name):
     model, _ = made(name)
     ids = torch.tensor([[1, AUDIO, AUDIO, 20, IMAGE, IMAGE, 21]])
@@ -140,7 +139,7 @@ def test_half_precision_equals_the_dense_computation_within_its_rounding(name, d
     assert all(scores.dtype == torch.float32 for scores in output.scores)
 
 
-# Whose `generate` repeats images for beams, encodes them first, or hands the prompt over.
+# Their `generate` repeats images for beams, encodes them first, or passes the prompt on.
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3", "idefics3", "blip-2"])
 def test_enable_gives_what_attach_gives(name):
     model, rows = made(name)
@@ -161,7 +160,7 @@ def test_a_trace_tells_where_in_which_image_the_vision_tokens_stand(name, num_be
     images = FAMILIES[name].images
     config = ReVisiTConfig(alpha=ALPHA, trace=True)
     if name == "glm4v" and num_beams > 1 and NEWER:
-        # Its `generate` repeats each image alone, so that beams get the wrong ones.
+        # Its `generate` repeats each image separately, so that beams get the wrong ones.
         with pytest.raises(ValueError, match=r"rows of prompts \[1\] .* read different images"):
             decode(model, batch(rows), config, num_beams=num_beams)
         rows, images = [rows[0], rows[2]], [1, 1]

@@ -1,7 +1,6 @@
-"""A generation of a logits processor: it sees the whole prompts, in its own thread, or says so."""
+"""A generation of a logits processor sees the whole prompts in one thread, or raises an error."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,13 +9,8 @@ from transformers import LogitsProcessorList
 import revisit
 from releases import RELEASE
 from revisit import M3IDConfig, ReVisiTConfig, RITUALConfig, VCDConfig
-from routes import CONFIG, attached, both_routes, enabled, plain
+from routes import CONFIG, attached, both_routes, enabled, in_another_thread, plain
 from small_llama import PROMPTS, batch, hooks, make_model
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
 
 
 class WithItsOwnLoop(type(make_model())):
@@ -37,7 +31,8 @@ def test_a_generation_that_called_no_processor_is_an_error(route):
     model.__class__ = WithItsOwnLoop
     with pytest.raises(ValueError, match="without calling ReVisiT"):
         route(model, PROMPTS[:1])
-    assert plain(model, PROMPTS[:1]).shape == (1, len(PROMPTS[0]) + 6)
+    (sequence,) = plain(model, PROMPTS[:1])
+    assert len(sequence) == len(PROMPTS[0]) + 6
 
 
 def test_a_processor_of_another_model_says_what_to_do(model):
@@ -46,9 +41,7 @@ def test_a_processor_of_another_model_says_what_to_do(model):
         revisit.attach(model, CONFIG) as processor,
         pytest.raises(ValueError, match=r"decode by model\.generate of that model"),
     ):
-        other.generate(
-            **batch(PROMPTS), max_new_tokens=2, logits_processor=LogitsProcessorList([processor])
-        )
+        plain(other, PROMPTS, logits_processor=LogitsProcessorList([processor]))
 
 
 def test_a_processor_without_a_prefill_says_what_to_do(model):
@@ -77,17 +70,12 @@ def test_a_cache_that_holds_a_part_of_the_prompt_is_refused_untouched(model, rou
     untouched = copy.deepcopy(cache)
     with pytest.raises(ValueError, match=f"leave out {name}"):
         route(model, PROMPTS[:1], config, **{name: cache})
-    retry = plain(model, PROMPTS[:1], **{name: cache}).tolist()
-    assert retry == plain(model, PROMPTS[:1], **{name: untouched}).tolist()
-    assert retry == plain(model, PROMPTS[:1]).tolist()
+    retry = plain(model, PROMPTS[:1], **{name: cache})
+    assert retry == plain(model, PROMPTS[:1], **{name: untouched})
+    assert retry == plain(model, PROMPTS[:1])
 
 
-def elsewhere(step):
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(step).result()
-
-
-def test_a_generation_of_one_s_own_is_refused_or_goes_on_in_another_thread(model):
+def test_a_generation_in_a_loop_of_ours_is_refused_or_goes_on_in_another_thread(model):
     processor = revisit.ReVisiTLogitsProcessor(model, CONFIG)
     inputs, before = batch(PROMPTS[:1]), hooks(model)
 
@@ -99,11 +87,11 @@ def test_a_generation_of_one_s_own_is_refused_or_goes_on_in_another_thread(model
             yield processor(inputs["input_ids"], logits)
 
     generator = steps()
-    elsewhere(generator.__next__)
+    in_another_thread(generator.__next__)
     with pytest.raises(ValueError, match="saw no prefill"):
         next(generator)
     assert hooks(model) == before
     generator = steps()
     assert next(generator) is None
-    elsewhere(generator.close)
-    assert attached(model, PROMPTS[:1]).tolist() == enabled(model, PROMPTS[:1]).tolist()
+    in_another_thread(generator.close)
+    assert attached(model, PROMPTS[:1]) == enabled(model, PROMPTS[:1])

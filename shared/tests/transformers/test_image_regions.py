@@ -1,4 +1,4 @@
-"""The part of the image that a vision token is said to show is the part that it shows."""
+"""A vision token's box is the part of the image that the token shows."""
 
 import inspect
 
@@ -35,28 +35,25 @@ class Marked:
     def __init__(self, model, images):
         self.images = images
         self.model = unmix(model)
+        self.known = inspect.signature(model.forward).parameters
         mark(model, self.inputs, LAST)
 
     def prepare(self, image):
-        return self.images(images=[image], return_tensors="pt")
+        prepared = self.images(images=[image], return_tensors="pt")
+        return {name: value for name, value in prepared.items() if name in self.known}
 
     def inputs(self, images):
         parts, ids = [], [BOS]
         for image in images:
             parts.append(self.prepare(image))
-            count = families.vision_tokens(self.model, self._own(parts[-1]))
+            count = len(families.image_features(self.model, parts[-1]))
             ids += [VISION_START, *[IMAGE] * count, VISION_END]
-        input_ids = torch.tensor([[*ids, LAST]])
-        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        for name in self._own(parts[0]):
+        inputs = families.text([*ids, LAST])
+        for name in parts[0]:
             inputs[name] = torch.cat([part[name] for part in parts])
-        if "mm_token_type_ids" in inspect.signature(self.model.forward).parameters:
-            inputs["mm_token_type_ids"] = (input_ids == IMAGE).long()
+        if "mm_token_type_ids" in self.known:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).long()
         return inputs
-
-    def _own(self, prepared):
-        known = inspect.signature(self.model.forward).parameters
-        return {name: value for name, value in prepared.items() if name in known}
 
     def seen(self, images, words=2):
         """The trace, and the image and box of each word."""
@@ -67,10 +64,7 @@ class Marked:
         return trace, [boxes[step.vision_token] for step in trace]
 
 
-LLAVA = {
-    "size": {"shortest_edge": 16},
-    "crop_size": {"height": 16, "width": 16},
-}
+LLAVA = {"size": {"shortest_edge": 16}, "crop_size": {"height": 16, "width": 16}}
 
 
 @pytest.fixture(scope="module")
@@ -182,18 +176,13 @@ def test_vision_tokens_in_a_layout_that_is_not_known_are_refused(padded_llava):
     with pytest.raises(ValueError, match="17 vision tokens, but patch by patch its images make 16"):
         prompt_boxes(padded_llava.prepare, [image], 17, padded_llava.model.config)
 
-    def mirrored(image):
-        pixels = padded_llava.prepare(image)["pixel_values"]
-        return {"pixel_values": pixels.flip(-1)}
+    for change in (lambda pixels: pixels.flip(-1), lambda pixels: pixels.mT):  # mirrored, turned
 
-    with pytest.raises(ValueError, match="turned, mirrored or in another order"):
-        prompt_boxes(mirrored, [image], 16, padded_llava.model.config)
+        def prepare(image, change=change):
+            return {"pixel_values": change(padded_llava.prepare(image)["pixel_values"])}
 
-    def turned(image):
-        return {"pixel_values": padded_llava.prepare(image)["pixel_values"].mT}
-
-    with pytest.raises(ValueError, match="turned, mirrored or in another order"):
-        prompt_boxes(turned, [image], 16, padded_llava.model.config)
+        with pytest.raises(ValueError, match="turned, mirrored or in another order"):
+            prompt_boxes(prepare, [image], 16, padded_llava.model.config)
     with pytest.raises(ValueError, match="config does not name"):
         image_boxes(padded_llava.prepare, (8, 8), lambda *_: None)
 
@@ -204,24 +193,35 @@ def test_a_line_of_pixels_has_no_parts(qwen):
 
 
 ROW_BY_ROW = [
-    *("aya_vision", "cohere2_vision", "deepseek_vl", "deepseek_vl_hybrid", "gemma3", "internvl"),
-    *("janus", "llama4", "llava", "mistral3", "paligemma", "qianfan_ocr", "shieldgemma2"),
+    "aya_vision",
+    "cohere2_vision",
+    "deepseek_vl",
+    "deepseek_vl_hybrid",
+    "gemma3",
+    "internvl",
+    "janus",
+    "llama4",
+    "llava",
+    "mistral3",
+    "paligemma",
+    "qianfan_ocr",
+    "shieldgemma2",
     "vipllava",
 ]
 
 
-@pytest.mark.parametrize("key", [key for key in ROW_BY_ROW if key in MAPPED])
+@pytest.mark.parametrize("name", [name for name in ROW_BY_ROW if name in MAPPED])
 @torch.no_grad()
-def test_a_model_lays_its_vision_tokens_out_row_by_row(key):
+def test_a_model_lays_its_vision_tokens_out_row_by_row(name):
     """A block of pixels changes the vision token whose cell it is, and no other."""
-    if key == "llama4" and RELEASE < (5, 0):
-        pytest.skip("this release's Llama 4 asks for more than the image to give its features")
-    family = families.FAMILIES[key]
+    if name == "llama4" and RELEASE < (5, 0):
+        pytest.skip("this release's Llama 4 needs more than the image to give its features")
+    family = families.FAMILIES[name]
     family = getattr(family, "family", family)  # of a broken one
-    model = unmix(families.make(key))
+    model = unmix(families.make(name))
     torch.manual_seed(0)
     image, _ = family.image(1)
-    before = features(model, image)
+    before = families.image_features(model, image)
     height, width = image["pixel_values"].shape[-2:]
     rows, columns = patch_grid(model.config, height, width)
     assert len(before) == rows * columns > 1
@@ -230,14 +230,6 @@ def test_a_model_lays_its_vision_tokens_out_row_by_row(key):
             pixels = image["pixel_values"].clone()
             high, wide = height // rows, width // columns
             pixels[..., row * high : (row + 1) * high, column * wide : (column + 1) * wide] += 1
-            moved = (features(model, {**image, "pixel_values": pixels}) - before).abs().amax(1)
+            after = families.image_features(model, {**image, "pixel_values": pixels})
+            moved = (after - before).abs().amax(1)
             assert (moved > 1e-4).nonzero().tolist() == [[row * columns + column]]
-
-
-def features(model, image):
-    inner = getattr(model, "model", model)
-    inner = inner if hasattr(inner, "get_image_features") else model
-    found = inner.get_image_features(**image)
-    states = getattr(found, "pooler_output", None)
-    found = getattr(found, "last_hidden_state", found) if states is None else states
-    return torch.cat([each.flatten(0, -2) for each in found])

@@ -1,6 +1,7 @@
 """`generate` by the kernels gives what plain PyTorch gives; each test has both."""
 
 import math
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ import revisit
 from revisit import ReVisiTConfig
 from revisit.core.head import LMHead
 from revisit.transformers import kernels, processor
-from small_llama import PAD, PROMPTS, batch, make_model
+from routes import attached, plain
+from small_llama import PROMPTS, batch, make_model
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PLAIN = [1, 8, 9, 40]  # holds no vision token
@@ -23,19 +25,18 @@ def model():
     return make_model().to(DEVICE)
 
 
-def decode(model, prompts=PROMPTS, config=CONFIG, lm_head=None, **arguments):
+def decode(model, prompts=PROMPTS, config=CONFIG, **arguments):
+    """The output object."""
     torch.manual_seed(7)
-    given = {key: value.to(model.device) for key, value in batch(prompts).items()}
-    settings = {
-        "max_new_tokens": 6,
-        "do_sample": False,
-        "pad_token_id": PAD,
-        "output_scores": True,
-        "return_dict_in_generate": True,
-        **arguments,
-    }
-    with revisit.attach(model, config, lm_head=lm_head):
-        return model.generate(**given, **settings)
+    as_object = {"output_scores": True, "return_dict_in_generate": True}
+    return attached(model, prompts, config, **as_object, **arguments)
+
+
+@contextmanager
+def plain_pytorch():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processor, "kernels_run", lambda head: False)
+        yield
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,7 @@ def test_kernels_give_the_tokens_scores_and_trace_of_plain_pytorch(
     model, kernels_allowed, settings, arguments
 ):
     prompts, config = [*PROMPTS, PLAIN], replace(CONFIG, **settings)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processor, "kernels_run", lambda head: False)
+    with plain_pytorch():
         want = decode(model, prompts, config, **arguments)
     assert not kernels_allowed
     got = decode(model, prompts, config, **arguments)
@@ -73,8 +73,7 @@ def test_kernels_give_the_tokens_scores_and_trace_of_plain_pytorch(
             assert (step is None) == (expected is None)
             if step is not None:
                 near = pytest.approx(expected.divergence, abs=1e-4)
-                assert step == expected._replace(divergence=step.divergence)
-                assert step.divergence == near
+                assert step == expected._replace(divergence=near)
 
 
 @pytest.mark.parametrize("selection", ["min", "max"])
@@ -83,13 +82,10 @@ def test_how_far_every_vision_state_is_from_the_latest_step_is_known(
 ):
     """By kernels and in plain PyTorch; the chosen one is as far as the trace says."""
     config = replace(CONFIG, selection=selection)
-    inputs = {key: value.to(DEVICE) for key, value in batch([*PROMPTS, PLAIN]).items()}
     found = []
-    for kernels_ran in (False, True):
-        with pytest.MonkeyPatch.context() as patch, revisit.attach(model, config) as run:
-            if not kernels_ran:
-                patch.setattr(processor, "kernels_run", lambda head: False)
-            model.generate(**inputs, max_new_tokens=3, do_sample=False, pad_token_id=PAD)
+    for engine in (plain_pytorch, nullcontext):
+        with engine(), revisit.attach(model, config) as run:
+            plain(model, [*PROMPTS, PLAIN], max_new_tokens=3)
             found.append(run.latest.distances)
             for distances, (*_, step) in zip(run.latest.distances, run.trace, strict=True):
                 if step is None:
@@ -97,23 +93,20 @@ def test_how_far_every_vision_state_is_from_the_latest_step_is_known(
                     continue
                 best = distances.max() if selection == "max" else distances.min()
                 assert float(best) == pytest.approx(step.divergence, abs=1e-5)
-    for plain, by_kernels in zip(*found, strict=True):
-        assert (plain is None) == (by_kernels is None)
-        if plain is not None:
-            torch.testing.assert_close(plain, by_kernels, rtol=1e-4, atol=1e-5)
+    for by_pytorch, by_kernels in zip(*found, strict=True):
+        assert (by_pytorch is None) == (by_kernels is None)
+        if by_pytorch is not None:
+            torch.testing.assert_close(by_pytorch, by_kernels, rtol=1e-4, atol=1e-5)
 
 
 def test_several_generations_draw_as_the_sessions_of_their_prompts(model, kernels_allowed):
     """A prompt's random draws follow from its number in the processor's life."""
     config = replace(CONFIG, selection="random", layers="last")
-    inputs = {key: value.to(DEVICE) for key, value in batch(PROMPTS).items()}
     states = []
-    for runs in (False, True):
-        with pytest.MonkeyPatch.context() as patch, revisit.attach(model, config) as run:
-            if not runs:
-                patch.setattr(processor, "kernels_run", lambda head: False)
+    for engine in (plain_pytorch, nullcontext):
+        with engine(), revisit.attach(model, config) as run:
             for _ in range(2):
-                model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=PAD)
+                plain(model, PROMPTS, max_new_tokens=4)
                 states.append([[step.vision_token for step in row] for row in run.trace])
     assert states[:2] == states[2:]
     assert states[0] != states[1]
@@ -186,28 +179,28 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("runs", [True, False])
-def test_a_step_by_kernels_brings_nothing_to_the_host(model, kernels_allowed, monkeypatch, runs):
-    if not runs:  # the test sees that plain PyTorch does
-        monkeypatch.setattr(processor, "kernels_run", lambda head: False)
-    given = {key: value.to(DEVICE) for key, value in batch(PROMPTS).items()}
+@pytest.mark.parametrize("engine", [nullcontext, plain_pytorch])
+def test_a_step_by_kernels_brings_nothing_to_the_host(model, kernels_allowed, engine):
+    """Plain PyTorch does, so that the test would notice it."""
+    by_kernels = engine is nullcontext
+    inputs = batch(PROMPTS, DEVICE)
     decoder = revisit.ReVisiTLogitsProcessor(model, CONFIG)
-    with torch.no_grad(), decoder.generation(given):
-        scores = model(**given).logits[:, -1]
+    with torch.no_grad(), engine(), decoder.generation(inputs):
+        scores = model(**inputs).logits[:, -1]
         states = [each.clone() for each in decoder.current().recorder.states]
-        decoder(given["input_ids"], scores)
+        decoder(inputs["input_ids"], scores)
         with Reads() as reads:
-            if DEVICE == "cuda" and runs:
+            if DEVICE == "cuda" and by_kernels:
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                decoder(given["input_ids"], scores)
+                decoder(inputs["input_ids"], scores)
             finally:
                 if DEVICE == "cuda":
                     torch.cuda.set_sync_debug_mode("default")
-        assert bool(reads.seen) is not runs
+        assert bool(reads.seen) is not by_kernels
         assert len(decoder.vision_states) == len(states)
         assert all(map(torch.equal, decoder.vision_states, states))
-    assert decoder.latest.kernels is None  # what they took is free
+    assert decoder.latest.kernels is None  # their memory is free
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="there is no GPU")
@@ -216,4 +209,5 @@ def test_the_lm_head_may_be_on_another_device_than_the_scores(kernels_allowed, d
     model, elsewhere = make_model().to(devices[0]), devices[1]
     want = decode(model).sequences.tolist()
     head = LMHead(model.lm_head.weight.detach().to(elsewhere))
-    assert decode(model, lm_head=head).sequences.tolist() == want
+    with revisit.attach(model, CONFIG, lm_head=head):
+        assert plain(model, PROMPTS) == want

@@ -8,7 +8,7 @@ from torch import nn
 import families
 import revisit
 from dense_generation import ALPHA, STEPS, check, decode
-from families import same, softcap, text
+from families import softcap, text, unchanged
 from revisit import ReVisiTConfig
 from revisit.transformers.model_parts import is_tied
 from tiny_configs import IMAGE, LAYERS, VOCABULARY, language_model
@@ -25,9 +25,9 @@ def with_bias():
 
 
 HEADS = {
-    "untied": (language_model, same),
-    "tied": (lambda: language_model(tie_word_embeddings=True), same),
-    "biased": (with_bias, same),
+    "untied": (language_model, unchanged),
+    "tied": (lambda: language_model(tie_word_embeddings=True), unchanged),
+    "biased": (with_bias, unchanged),
     "soft-capped": (lambda: language_model("Gemma2", final_logit_softcapping=3.0), softcap(3.0)),
     "multiplied": (lambda: language_model("Cohere", logit_scale=0.25), lambda product: product / 4),
     "divided": (lambda: language_model("Granite", logits_scaling=4.0), lambda product: product / 4),
@@ -43,45 +43,40 @@ def test_lm_heads_equal_the_dense_computation(name, layers):
     check(model, text(), layers, finish=finish)
 
 
-class Halved(nn.Linear):
-    def forward(self, state):
-        return 0.5 * super().forward(state)
+class Changed(nn.Linear):
+    """A head that does more than multiply: `change` gets the product's function and its input."""
 
-
-class Stretched(nn.Linear):
-    def forward(self, state):
-        return 1.03 * super().forward(state)
-
-
-class Normed(nn.Linear):
-    """A head that norms its input: the decoder's output is not what it multiplies."""
+    def __init__(self, head, change):
+        super().__init__(*head.weight.T.shape, bias=False)
+        self.weight, self.change = head.weight, change
 
     def forward(self, state):
-        return super().forward(nn.functional.layer_norm(state, state.shape[-1:]))
+        return self.change(super().forward, state)
 
 
-class Capped(nn.Linear):
-    """A head that caps its logits by a number that no config names."""
-
-    def forward(self, state):
-        return 2.5 * torch.tanh(super().forward(state) / 2.5)
-
-
-def with_head(kind, model=None):
-    model = model or language_model()
-    weight = model.lm_head.weight
-    model.lm_head = kind(32, VOCABULARY, bias=False)
-    model.lm_head.weight = weight
-    return model
+CHANGES = {
+    "halved": lambda product, state: 0.5 * product(state),
+    "stretched": lambda product, state: 1.03 * product(state),
+    "normed": lambda product, state: product(nn.functional.layer_norm(state, state.shape[-1:])),
+    "capped by no config": lambda product, state: 2.5 * torch.tanh(product(state) / 2.5),
+}
 
 
-def test_logits_that_no_config_explains_need_the_caller_s_head():
-    model = with_head(Halved)
-    model.config.mean_logit_of_training = 0.5  # a number that fits by chance
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_logits_that_no_config_explains_are_refused(change, dtype):
+    model = language_model().to(dtype)
+    model.lm_head = Changed(model.lm_head, change)
+    model.config.mean_logit_of_training = 0.5  # a number that fits the first by chance
     with pytest.raises(ValueError, match=PRODUCT):
         decode(model, text(), CONFIG)
-    head = revisit.LMHead(model.lm_head.weight.detach(), scale=0.5)
-    check(model, text(), "last", finish=lambda product: product / 2, lm_head=head)
+
+
+def test_logits_that_no_config_explains_are_exact_with_the_caller_s_head():
+    model = language_model()
+    lm_head = head(model, scale=0.5)
+    model.lm_head = Changed(model.lm_head, CHANGES["halved"])
+    check(model, text(), "last", finish=lambda product: product / 2, lm_head=lm_head)
 
 
 def head(model, **changes):
@@ -95,8 +90,6 @@ def test_half_precision_still_tells_a_scale_near_1(dtype):
     for scale in (0.98, 1.02):
         with pytest.raises(ValueError, match=PRODUCT):
             decode(model, text(), CONFIG, lm_head=head(model, scale=scale))
-    with pytest.raises(ValueError, match=PRODUCT):
-        decode(with_head(Stretched, model), text(), CONFIG)
 
 
 class Unused(nn.Module):
@@ -106,16 +99,12 @@ class Unused(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(model.model.layers)
 
-    def forward(self, states):
-        return states
 
-
-def unnormed():
+def norm_in_the_head():
     """A decoder without its final norm, which the head applies."""
     model = language_model()
-    norm, model.model.norm = model.model.norm, nn.Identity()
-    inner = model.lm_head
-    model.lm_head = nn.Sequential(norm, inner)
+    norm, inner = model.model.norm, model.lm_head
+    model.model.norm, model.lm_head = nn.Identity(), nn.Sequential(norm, inner)
     model.lm_head.weight = inner.weight
     with torch.no_grad():
         norm.weight.mul_(1.5)
@@ -126,8 +115,13 @@ def vision_encoder(model):
     return next(part for part in model.model.vision_tower.modules() if hasattr(part, "layers"))
 
 
+def wrong_head(**changes):
+    return lambda model: {"lm_head": head(model, **changes)}
+
+
 MASK = text()["input_ids"] == IMAGE
 OTHER = torch.randn(VOCABULARY, 32)
+# What makes the model, the arguments of `attach` and `generate`, the error.
 WRONG = {
     "decoder: another module": (
         lambda: families.make("llava"),
@@ -139,35 +133,17 @@ WRONG = {
         lambda model: {"decoder": Unused(model)},
         "did not see the prompts being read",
     ),
-    "head: other weights": (
-        language_model,
-        lambda model: {"lm_head": head(model, weight=OTHER)},
-        PRODUCT,
-    ),
+    "head: other weights": (language_model, wrong_head(weight=OTHER), PRODUCT),
     "head: rows in another order": (
         language_model,
-        lambda model: {"lm_head": head(model, weight=model.lm_head.weight.detach().roll(1, 0))},
+        lambda model: {"lm_head": head(model, weight=head(model).weight.roll(1, 0))},
         PRODUCT,
     ),
-    "head: of another width": (
-        language_model,
-        lambda model: {"lm_head": head(model, weight=OTHER[:, :16])},
-        "LM head",
-    ),
-    "head: without its bias": (with_bias, lambda model: {"lm_head": head(model)}, PRODUCT),
-    "scale: 3% too large": (
-        language_model,
-        lambda model: {"lm_head": head(model, scale=1.03)},
-        PRODUCT,
-    ),
-    "cap: another number": (
-        HEADS["soft-capped"][0],
-        lambda model: {"lm_head": head(model, softcap=3.3)},
-        PRODUCT,
-    ),
-    "cap: of no config": (lambda: with_head(Capped), lambda model: {}, PRODUCT),
-    "norm: after the decoder": (unnormed, lambda model: {}, PRODUCT),
-    "norm: inside the head": (lambda: with_head(Normed), lambda model: {}, PRODUCT),
+    "head: of another width": (language_model, wrong_head(weight=OTHER[:, :16]), "LM head"),
+    "head: without its bias": (with_bias, wrong_head(), PRODUCT),
+    "scale: 3% too large": (language_model, wrong_head(scale=1.03), PRODUCT),
+    "cap: another number": (HEADS["soft-capped"][0], wrong_head(softcap=3.3), PRODUCT),
+    "norm: after the decoder": (norm_in_the_head, lambda model: {}, PRODUCT),
     "mask: of another length": (
         language_model,
         lambda model: {"vision_mask": MASK[:, 1:]},
@@ -189,21 +165,21 @@ WRONG = {
 @pytest.mark.parametrize("layers", ["last", "all"])
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_part_is_an_error(name, layers):
-    make, wrong, message = WRONG[name]
+    make, arguments, message = WRONG[name]
     model = make()
     inputs = families.made("llava")[1][0] if hasattr(model.config, "vision_config") else text()
     with pytest.raises(ValueError, match=message):
-        decode(model, inputs, ReVisiTConfig(layers=layers), **wrong(model))
+        decode(model, inputs, ReVisiTConfig(layers=layers), **arguments(model))
 
 
 # Weights that are elsewhere, or not floating point
 
 
 def to_disk(model, folder):
-    places = {"model.vision_tower": "disk", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
+    devices = {"model.vision_tower": "disk", "model.multi_modal_projector": "cpu", "lm_head": "cpu"}
     for name, _ in model.model.language_model.named_children():
-        places[f"model.language_model.{name}"] = "disk" if name == "layers" else "cpu"
-    accelerate.dispatch_model(model, places, offload_dir=str(folder))
+        devices[f"model.language_model.{name}"] = "disk" if name == "layers" else "cpu"
+    accelerate.dispatch_model(model, devices, offload_dir=str(folder))
 
 
 def to_memory(model, _folder):
@@ -264,19 +240,18 @@ def quantize_head(model):
     return model.lm_head.weight * model.lm_head.scale
 
 
-@pytest.mark.parametrize("away", [offload_head, quantize_head])
-def test_an_lm_head_that_is_not_in_memory_is_refused_without_the_caller_s(away):
+@pytest.mark.parametrize("remove", [offload_head, quantize_head])
+def test_an_lm_head_that_is_not_in_memory_is_refused_without_the_caller_s(remove):
     original, rows = families.made("llava")
     model = families.make("llava")
-    weight = away(model).detach()
+    weight = remove(model).detach()
     counting = model.model.register_forward_hook(lambda *_: pytest.fail("the model ran"))
-    message = "LM head .* has no floating-point weight in memory"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"LM head .* has no floating-point weight in memory"):
         revisit.enable(model, CONFIG)
     counting.remove()
     expected, _ = decode(original, rows[1], CONFIG)
     output, _ = decode(model, rows[1], CONFIG, lm_head=revisit.LMHead(weight))
-    if away is offload_head:  # int8 weights are others
+    if remove is offload_head:  # int8 weights differ
         assert output.sequences.tolist() == expected.sequences.tolist()
 
 

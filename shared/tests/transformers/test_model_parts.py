@@ -1,4 +1,4 @@
-"""The LM head is what the model multiplies by, or it is refused; parts that are given are used."""
+"""The LM head is what the model multiplies by, or it is refused; parts that are passed are used."""
 
 import copy
 from types import SimpleNamespace
@@ -13,17 +13,16 @@ import revisit
 from releases import RELEASE
 from revisit import LMHead, ReVisiTConfig
 from revisit.transformers.model_parts import is_tied, lm_head, text_decoder
-from small_llama import PROMPTS, batch, make_model
+from routes import plain
+from small_llama import PROMPTS, make_model
 
 REFUSED = r"(?s)are not its LM head's product.*Pass lm_head=revisit\.LMHead"
 ABSENT = "has no floating-point weight in memory"
 
 
-def decode(model, **given):
-    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=1e-2), **given):
-        return model.generate(
-            **batch(PROMPTS), max_new_tokens=4, return_dict_in_generate=True, output_scores=True
-        )
+def decode(model, **parts):
+    with revisit.attach(model, ReVisiTConfig(layers="all", alpha=1e-2), **parts):
+        return plain(model, PROMPTS, return_dict_in_generate=True, output_scores=True)
 
 
 def assert_equal(output, other):
@@ -36,7 +35,7 @@ def assert_equal(output, other):
 
 
 class Adapter(nn.Module):
-    """A layer of PEFT: an adapter beside a linear layer, whose weight it shows as its own."""
+    """A layer of PEFT: an adapter beside a linear layer, and it shows that layer's weight."""
 
     def __init__(self, base_layer):
         super().__init__()
@@ -55,7 +54,7 @@ class Adapter(nn.Module):
 
 
 class Copies(nn.Module):
-    """What PEFT's `modules_to_save` puts in a layer's place."""
+    """PEFT replaces a layer of `modules_to_save` by this."""
 
     def __init__(self, layer):
         super().__init__()
@@ -82,32 +81,33 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
+def with_class(head):
+    head.__class__ = Scaled
+    return head
+
+
 def with_forward(head):
     head.forward = lambda state: 1.001 * nn.functional.linear(state, head.weight)
     return head
 
 
-def hooked(register):
-    def change(head):
-        getattr(head, register)(lambda _, __, *output: 1.001 * output[0] if output else None)
-        return head
-
-    return change
+def with_hook(head):
+    head.register_forward_hook(lambda _, __, output: 1.001 * output)
+    return head
 
 
-def scaled(head):
-    other = Scaled(*head.weight.T.shape, bias=False)
-    other.weight = head.weight
-    return other
+def with_pre_hook(head):
+    head.register_forward_pre_hook(lambda *_: None)
+    return head
 
 
 CHANGED = {
     "an adapter": Adapter,
     "an adapter in a copy": lambda head: Copies(Adapter(head)),
-    "a forward of its class": scaled,
+    "a forward of its class": with_class,
     "replaces nn.Linear's forward": with_forward,
-    "a forward hook": hooked("register_forward_hook"),
-    "a forward pre-hook": hooked("register_forward_pre_hook"),
+    "a forward hook": with_hook,
+    "a forward pre-hook": with_pre_hook,
     "a norm by a hook": nn.utils.weight_norm,
     "parametrized, in training": parametrizations.spectral_norm,
     "in sequence": lambda head: nn.Sequential(head, nn.Tanh()),
@@ -132,7 +132,7 @@ def test_a_hook_or_adapter_that_comes_after_enable_is_refused_too():
     revisit.enable(model)
     model.lm_head = Adapter(model.lm_head)
     with pytest.raises(ValueError, match=REFUSED):
-        model.generate(**batch(PROMPTS), max_new_tokens=1)
+        plain(model, PROMPTS)
 
 
 def merged(head):
@@ -161,8 +161,8 @@ def doubled(head):
 USED = {
     "an adapter that is merged": (merged, lambda head: head.base_layer.weight),
     "an adapter that is off": (off, lambda head: head.base_layer.weight),
-    "a copy that PEFT trained": (Copies, lambda head: head.modules_to_save["trained"].weight),
-    "the layer that PEFT copied": (original, lambda head: head.original_module.weight),
+    "a copy that PEFT trained": (Copies, lambda head: head.used.weight),
+    "the layer that PEFT copied": (original, lambda head: head.used.weight),
     "a parametrized weight": (doubled, lambda head: 2 * head.parametrizations.weight.original),
 }
 
@@ -171,9 +171,9 @@ USED = {
 def test_a_head_is_used_with_the_weight_that_it_multiplies_by(change, weight):
     model = make_model()
     model.lm_head = change(model.lm_head)
-    plain = make_model()
-    plain.lm_head.weight = nn.Parameter(weight(model.lm_head).detach().clone())
-    assert_equal(decode(model), decode(plain))
+    other = make_model()
+    other.lm_head.weight = nn.Parameter(weight(model.lm_head).detach().clone())
+    assert_equal(decode(model), decode(other))
 
 
 @pytest.mark.skipif(RELEASE < (4, 45), reason="tried on newer releases")
@@ -251,14 +251,14 @@ ALLOWED = [torch.Tensor.as_subclass, torch.Tensor.requires_grad.__get__]
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_head_that_is_given_is_not_looked_for(tied):
+def test_a_head_that_is_passed_is_not_looked_for(tied):
     model = make_model(tie_word_embeddings=tied)
     expected = decode(model)
-    given = LMHead(model.lm_head.weight.detach().clone())
+    passed = LMHead(model.lm_head.weight.detach().clone())
     packed = model.lm_head.weight.detach().clone().as_subclass(Packed)
     del model.lm_head.weight
     model.lm_head.weight = packed
     with pytest.raises(ValueError, match=ABSENT):
         revisit.enable(model)
-    assert_equal(decode(model, lm_head=given), expected)
-    assert is_tied(model, given) is is_tied(model) is tied
+    assert_equal(decode(model, lm_head=passed), expected)
+    assert is_tied(model, passed) is is_tied(model) is tied

@@ -5,32 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-)
+from transformers import LogitsProcessorList
 
 import dense
 import revisit
 from revisit import ReVisiTConfig
-from small_llama import IMAGE, PAD, PROMPTS, batch, make_model, new_tokens
+from routes import plain
+from small_llama import IMAGE, PROMPTS, new_tokens
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model()
-
-
-def decode(model, prompts, config, steps=6, **arguments):
+def decode(model, prompts, config, **arguments):
     """Output object and trace of a generation with ReVisiT."""
+    as_object = {"return_dict_in_generate": True, "output_scores": True}
     with revisit.attach(model, config) as run:
-        output = model.generate(
-            **batch(prompts),
-            max_new_tokens=steps,
-            return_dict_in_generate=True,
-            output_scores=True,
-            **{"do_sample": False, "pad_token_id": PAD, **arguments},
-        )
+        output = plain(model, prompts, **as_object, **arguments)
     return output, run.trace
 
 
@@ -50,7 +38,7 @@ def test_generation_equals_a_dense_float64_computation(model, layers, kind, alph
     output, trace = decode(model, PROMPTS[1:2], config)
     head = model.lm_head.weight.detach().double().numpy()
     sequence = list(PROMPTS[1])
-    positions = [place for place, token in enumerate(sequence) if token == IMAGE]
+    positions = [number for number, token in enumerate(sequence) if token == IMAGE]
     states, _ = hidden_states_and_logits(model, sequence)
     vision = np.concatenate([states[index][positions] for index in indices])
     for scores, seen in zip(output.scores, trace[0], strict=True):
@@ -78,22 +66,16 @@ def test_a_padded_batch_gives_row_by_row_what_each_prompt_gives_alone(model, lay
 
 
 def test_rows_of_one_prompt_share_their_vision_states(model):
-    kept = []
+    shapes = []
     with revisit.attach(model, ReVisiTConfig(layers="all")) as run:
 
-        class Probe(LogitsProcessor):
-            def __call__(self, input_ids, scores):
-                kept.append((len(input_ids), [tuple(s.shape) for s in run.vision_states]))
-                return scores
+        def process(input_ids, scores):
+            shapes.append((len(input_ids), [tuple(each.shape) for each in run.vision_states]))
+            return scores
 
-        model.generate(
-            **batch(PROMPTS[:2]),
-            max_new_tokens=3,
-            num_beams=4,
-            do_sample=False,
-            logits_processor=LogitsProcessorList([Probe()]),
-        )
-    assert kept == [(8, [(3 * 3, 32), (3 * 7, 32)])] * 3
+        processors = LogitsProcessorList([process])
+        plain(model, PROMPTS[:2], max_new_tokens=3, num_beams=4, logits_processor=processors)
+    assert shapes == [(8, [(3 * 3, 32), (3 * 7, 32)])] * 3
 
 
 def test_sampling_repeats_with_its_seed_and_stays_inside_the_vocabulary(model):
@@ -156,18 +138,18 @@ def test_the_trace_tells_the_token_that_was_sampled(model, num_beams):
 
 
 def test_the_trace_of_a_beam_is_that_of_its_own_hypothesis(model):
-    """Each step's argmax is what the model, given just this hypothesis so far, would say."""
+    """Each step's argmax is the model's for this hypothesis so far, alone."""
     config = ReVisiTConfig(alpha=0.02, trace=True)
     output, trace = decode(model, PROMPTS[:2], config, num_beams=4, num_return_sequences=2)
     sequences = new_tokens(output, PROMPTS[:2])
     assert len(trace) == len(sequences) == 4
     for row, tokens in enumerate(sequences):
-        for place, step in enumerate(trace[row]):
-            prompt = [*PROMPTS[row // 2], *tokens[:place]]
+        for number, step in enumerate(trace[row]):
+            prompt = [*PROMPTS[row // 2], *tokens[:number]]
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
             assert step.plain_token == int(logits.argmax())
-            assert step.token == tokens[place]
+            assert step.token == tokens[number]
 
 
 def test_random_draws_differ_between_generations_and_not_with_the_neighbours(model):
@@ -181,7 +163,7 @@ def test_random_draws_differ_between_generations_and_not_with_the_neighbours(mod
     alone = []
     with revisit.attach(model, config) as run:
         for _ in range(3):
-            model.generate(**batch(PROMPTS[1:2]), max_new_tokens=6, do_sample=False)
+            plain(model, PROMPTS[1:2])
             alone += choices(run.trace)
     assert choices(together) == alone
     assert alone[0] != alone[1] != alone[2]

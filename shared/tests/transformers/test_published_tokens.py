@@ -1,10 +1,11 @@
-"""Unpatched Transformers gives the published tokens: its Qwen2.5-VL, and its own LLaVA class."""
+"""Unpatched Transformers gives the published tokens: its Qwen2.5-VL and its LLaVA class."""
 
 import inspect
 import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +35,26 @@ def name(case: dict[str, Any]) -> str:
 
 
 def check(model: Any, inputs: dict[str, Any], case: dict[str, Any]) -> None:
-    given = dict(case["generate"])
-    asked = given.pop("use_revisit", False)
+    settings = dict(case["generate"])
+    use_revisit = settings.pop("use_revisit", False)
     config = ReVisiTConfig(
-        layers=given.pop("early_exit_layers", "last"),
-        alpha=given.pop("relative_top", 1),
+        layers=settings.pop("early_exit_layers", "last"),
+        alpha=settings.pop("relative_top", 1),
         trace=True,
     )
-    settings = {
-        "max_new_tokens": case["max_new_tokens"],
-        "output_scores": True,
-        "return_dict_in_generate": True,
-        **given,
-    }
+    settings |= {"max_new_tokens": case["max_new_tokens"]}
+    settings |= {"output_scores": True, "return_dict_in_generate": True}
     inputs = {key: value.to(model.device) for key, value in inputs.items()}
-    trace = None
-    if not asked:
+    with revisit.attach(model, config) if use_revisit else nullcontext():
         output = model.generate(**inputs, **settings)
-    else:
-        with revisit.attach(model, config) as run:
-            output = model.generate(**inputs, **settings)
-        trace = run.trace
     assert output.sequences[0, inputs["input_ids"].shape[1] :].tolist() == case["tokens"]
     for scores, expected in zip(output.scores, case["top_scores"], strict=False):
         tokens, values = zip(*expected, strict=True)
         # -inf there, as in the formula, is finite here: not in V_cons.
         scores = scores.masked_fill(scores < -1e4, -math.inf)
         assert scores[0, list(tokens)].tolist() == pytest.approx(values, abs=1e-4)
-    if trace is not None and set(case["generate"]) <= SETTINGS:
-        assert [step.candidates for step in trace[0]] == case["candidates"]
+    if use_revisit and set(case["generate"]) <= SETTINGS:
+        assert [step.candidates for step in output.revisit_trace[0]] == case["candidates"]
 
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -112,7 +104,7 @@ def qwen_inputs(qwen: Any, pixels: dict[str, torch.Tensor], case: dict[str, Any]
         "pixel_values": pixels[case["pixel_values"]],
         "image_grid_thw": torch.tensor(case["image_grid_thw"]),
     }
-    # Newer releases want what their processor tells them: which tokens are of an image.
+    # Newer releases take which tokens are of an image, as their processor says.
     if "mm_token_type_ids" in inspect.signature(qwen.forward).parameters:
         inputs["mm_token_type_ids"] = (input_ids == qwen.config.image_token_id).long()
     return inputs
@@ -121,44 +113,50 @@ def qwen_inputs(qwen: Any, pixels: dict[str, torch.Tensor], case: dict[str, Any]
 @pytest.fixture(scope="module")
 def llava(device: str) -> Any:
     cases = greedy_cases(LLAVA)
-    spoken = {token for case in cases for token in (*case["input_ids"], *case["tokens"])}
-    placeholder = next(token for token in range(320) if token not in spoken)
+    used = {token for case in cases for token in (*case["input_ids"], *case["tokens"])}
+    placeholder = next(token for token in range(320) if token not in used)
     return llava_of_transformers(LLAVA, placeholder).to(device)
 
 
+OF_LLAMA = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "vocab_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+)
+
+
 def llava_of_transformers(folder: Path, placeholder: int) -> Any:
-    """A checkpoint in LLaVA-1.5's format, as Transformers' own `LlavaForConditionalGeneration`."""
+    """A checkpoint in LLaVA-1.5's format, as Transformers' `LlavaForConditionalGeneration`."""
     if not hasattr(transformers, "LlavaForConditionalGeneration"):
-        pytest.skip("this Transformers has no LLaVA of its own")
-    told = json.loads((folder / "config.json").read_text())
-    tower = json.loads((folder / told["mm_vision_tower"] / "config.json").read_text())
-    text = {
-        key: told[key]
-        for key in (
-            *("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size"),
-            *("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps"),
-            *("bos_token_id", "eos_token_id", "pad_token_id"),
-        )
-    }
+        pytest.skip("this Transformers has no LLaVA")
+    published = json.loads((folder / "config.json").read_text())
+    vision_folder = folder / published["mm_vision_tower"]
+    tower = json.loads((vision_folder / "config.json").read_text())
     config = transformers.LlavaConfig(
-        text_config=transformers.LlamaConfig(**text),
+        text_config=transformers.LlamaConfig(**{key: published[key] for key in OF_LLAMA}),
         vision_config=transformers.CLIPVisionConfig(**tower.get("vision_config", tower)),
         image_token_index=placeholder,
-        vision_feature_layer=told["mm_vision_select_layer"],
+        vision_feature_layer=published["mm_vision_select_layer"],
         vision_feature_select_strategy="default",
     )
     model = transformers.LlavaForConditionalGeneration(config).eval()
     weights = {
         **torch.load(folder / "pytorch_model.bin", weights_only=True),
-        **torch.load(folder / told["mm_vision_tower"] / "pytorch_model.bin", weights_only=True),
+        **torch.load(vision_folder / "pytorch_model.bin", weights_only=True),
     }
     named = {inner_name(key): value for key, value in weights.items()}
-    own = {key: named[inner_name(key)] for key in model.state_dict() if "position_ids" not in key}
-    missing, unexpected = model.load_state_dict(own, strict=False)
-    assert not unexpected
-    assert all("position_ids" in key for key in missing)
-    model.generation_config.eos_token_id = told["eos_token_id"]
-    model.generation_config.pad_token_id = told["pad_token_id"]
+    keys = [key for key in model.state_dict() if "position_ids" not in key]
+    model.load_state_dict({key: named[inner_name(key)] for key in keys}, strict=False)
+    model.generation_config.eos_token_id = published["eos_token_id"]
+    model.generation_config.pad_token_id = published["pad_token_id"]
     return model
 
 
@@ -176,8 +174,8 @@ def images() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", greedy_cases(LLAVA), ids=name)
 def test_llava_gives_the_published_tokens_and_scores(llava, images, case):
-    places = llava.config.vision_config
-    count = (places.image_size // places.patch_size) ** 2
+    vision = llava.config.vision_config
+    count = (vision.image_size // vision.patch_size) ** 2
     ids = []
     for token in case["input_ids"]:
         ids += [llava.config.image_token_index] * count if token == -200 else [token]

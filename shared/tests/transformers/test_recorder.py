@@ -3,22 +3,24 @@
 import pytest
 import torch
 from torch import nn
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 import revisit
 from releases import RELEASE
 from revisit import DoLaConfig, LMHead, ReVisiTConfig, ReVisiTLogitsProcessor
 from revisit.transformers import recorder
 from revisit.transformers.model_parts import calibrated
+from routes import plain
 from small_llama import IMAGE, LAYERS, PROMPTS, batch, hooks, make_model
 
 REFUSED = {"a layer twice": [0, 1, 1, 2, 3], "a layer never": [0, 1, 3]}
 NUMBERED = {"another order": [0, 2, 1, 3], "one layer for all": [1, 1, 1, 1]}
-ASKED = {"max_new_tokens": 1, "do_sample": False, "use_cache": False}
+EVERY = tuple(range(LAYERS + 1))
+SETTINGS = {"max_new_tokens": 1, "use_cache": False}
 
 
 class Ordered(nn.ModuleList):
-    """Layers that are called in an order of their own."""
+    """Layers that are called in any order."""
 
     def __iter__(self):
         return iter([self[number] for number in self.order])
@@ -39,16 +41,14 @@ def ordered(order):
 def test_hidden_states_whose_numbers_are_not_known_are_refused(order, config):
     model = ordered(order)
     with pytest.raises(ValueError, match="choose layers='last'"), revisit.attach(model, config):
-        model.generate(**batch(PROMPTS[:1]), **ASKED)
+        plain(model, PROMPTS[:1], **SETTINGS)
 
 
-EVERY = tuple(range(LAYERS + 1))
-CASES = [(order, EVERY) for order in NUMBERED.values()]
+NAMED_LAYERS = [(order, EVERY) for order in NUMBERED.values()]
+NAMED_LAYERS += [(order, "last") for order in REFUSED.values()]
 
 
-@pytest.mark.parametrize(
-    ("order", "layers"), [*CASES, *((order, "last") for order in REFUSED.values())]
-)
+@pytest.mark.parametrize(("order", "layers"), NAMED_LAYERS)
 def test_hidden_states_are_those_that_transformers_reports(order, layers):
     model, inputs = ordered(order), batch(PROMPTS[:1])
     there = inputs["input_ids"][0] == IMAGE
@@ -57,7 +57,7 @@ def test_hidden_states_are_those_that_transformers_reports(order, layers):
     with revisit.attach(model, ReVisiTConfig(layers=layers)) as run:
         seen = []
         run.model.register_forward_hook(lambda *_: seen.extend(run.latest.recorder.states))
-        model.generate(**inputs, **ASKED)
+        plain(model, PROMPTS[:1], **SETTINGS)
     chosen = expected if layers != "last" else expected[-1:]
     torch.testing.assert_close(seen[0], torch.cat([state[0, there] for state in chosen]))
 
@@ -75,20 +75,15 @@ def test_a_config_that_says_how_often_layers_are_looped_numbers_them():
 
 def test_the_layers_are_hooked_for_the_prefill_only():
     model = make_model()
-    before, counts = hooks(model.model), []
+    before, during = hooks(model.model), []
+
+    def process(_input_ids, scores):
+        during.append(hooks(model.model))
+        return scores
+
     with revisit.attach(model, ReVisiTConfig(layers="all")):
-
-        class Count(LogitsProcessor):
-            def __call__(self, input_ids, scores):
-                counts.append(hooks(model.model))
-                return scores
-
-        model.generate(
-            **batch(PROMPTS),
-            max_new_tokens=3,
-            logits_processor=LogitsProcessorList([Count()]),
-        )
-    assert counts == [before] * 3
+        plain(model, PROMPTS, max_new_tokens=3, logits_processor=LogitsProcessorList([process]))
+    assert during == [before] * 3
 
 
 def test_an_exception_while_the_hooks_are_set_leaves_none():
@@ -96,11 +91,9 @@ def test_an_exception_while_the_hooks_are_set_leaves_none():
     before = hooks(model)
     processor = revisit.ReVisiTLogitsProcessor(model, ReVisiTConfig(layers="all"))
     processor.decoder.layers[2].register_forward_pre_hook = None  # the third hook fails
+    inputs = batch(PROMPTS[:1])
     try:
-        with (
-            pytest.raises(TypeError),
-            processor.generation({"input_ids": torch.tensor(PROMPTS[:1])}),
-        ):
+        with pytest.raises(TypeError), processor.generation(inputs):
             pass
     finally:
         del processor.decoder.layers[2].register_forward_pre_hook
@@ -153,4 +146,4 @@ def test_dola_reads_a_model_that_accelerate_prepared():
     model = make_model()
     around_forward(model, torch.bfloat16)
     with revisit.attach(model, DoLaConfig(layers=[0, 2])):
-        model.generate(**batch(PROMPTS), max_new_tokens=2)
+        plain(model, PROMPTS, max_new_tokens=2)
