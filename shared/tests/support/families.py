@@ -48,7 +48,8 @@ class Exact(NamedTuple):
     """Equal to the dense float64 computation."""
 
     image: Image
-    changes: Mapping[str, Any] = {}  # of the config
+    text: Mapping[str, Any] = {}  # changes of its text config
+    changes: Mapping[str, Any] = {}  # other changes of the config
     model_type: str = ""  # where the row's name is another
     images: Sequence[int] = (1, 2, 1)  # of each prompt
     token: int = IMAGE
@@ -102,7 +103,8 @@ def make(name: str) -> Any:
     assert not isinstance(row, NotBuilt)
     if isinstance(row, Refused):
         return (tiny_model if row.tiny else default_model)(name, **row.changes)
-    return tiny_model(row.model_type or name, **row.changes)
+    text = {"text_config": row.text} if row.text else {}
+    return tiny_model(row.model_type or name, **text, **row.changes)
 
 
 @cache
@@ -334,16 +336,19 @@ VISION = {
 SIGLIP = {"model_type": "siglip_vision_model", **VISION}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 MROPE = {**ROPE, "mrope_section": [2, 1, 1]}  # positions in time, rows and columns
-WITH_MROPE = {"text_config": {"rope_parameters": MROPE}}
-GLM = {"text_config": {"rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}}
-OMNI = {**WITH_MROPE, "vision_start_token_id": VISION_START}
-MINICPM = {"image_token_id": IMAGE, "video_token_id": VIDEO, **WITH_MROPE}
-TIED = {"tie_word_embeddings": True, "text_config": {"tie_word_embeddings": True}}
+WITH_MROPE = {"rope_parameters": MROPE}
+GLM = {"rope_parameters": {**MROPE, "partial_rotary_factor": 1.0}}
+OMNI = {"vision_start_token_id": VISION_START}
+VISION_IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+TIED = {"tie_word_embeddings": True}
+UNTIED = {"tie_word_embeddings": False}
 LARGE_PATCHES = {"vision_config": {"patch_size": 8}}
 LARGE_IMAGES = {"vision_config": {"image_size": 32}}
-FOUR_KEY_HEADS = {"text_config": {"num_key_value_heads": 4}}
-QUARTERED = {"text_config": {"logit_scale": 0.25}}
+FOUR_KEY_HEADS = {"num_key_value_heads": 4}
+QUARTERED = {"logit_scale": 0.25}
 ALTERNATING = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+SAM = {"vision_config": {"sam_config": {"image_size": 64}}}
+WIDE = {"out_hidden_size": 64}
 CAPPED = {"final_logit_softcapping": 4.0}
 ONCE = (1, 1, 1)  # image of each prompt
 INKLING = pixels(8, 8, 3, rows=4, tokens=4, image_grid_thw=torch.tensor([[1, 2, 2]]))
@@ -356,15 +361,18 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ["cosmos3_omni", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe"], Exact(QWEN, WITH_MROPE)
     ),
-    **dict.fromkeys(["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"], Exact(QWEN, OMNI)),
+    **dict.fromkeys(
+        ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"], Exact(QWEN, WITH_MROPE, OMNI)
+    ),
     **dict.fromkeys(["glm46v", "glm4v", "glm4v_moe", "glm_ocr", "glmga"], Exact(QWEN, GLM)),
-    **dict.fromkeys(["got_ocr2", "pp_chart2table"], Exact(pixels(3, 32, 32), LARGE_IMAGES)),
+    **dict.fromkeys(["got_ocr2", "pp_chart2table"], Exact(pixels(3, 32, 32), changes=LARGE_IMAGES)),
     **dict.fromkeys(["aya_vision", "cohere2_vision"], Exact(SQUARE, QUARTERED)),
     **dict.fromkeys(
         ["minicpmv4_6", "minicpmv4_7"],
         Exact(
             pixels(3, 4, 128, target_sizes=torch.tensor([[4, 8]])),
-            MINICPM,
+            WITH_MROPE,
+            VISION_IDS,
             padded=False,
             note=TOGETHER,
         ),
@@ -372,15 +380,14 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(["blip", "evolla", "idefics"], CROSS_ATTENTION),
     **dict.fromkeys(["florence2", "pix2struct", "pp_formulanet", "t5gemma2", "udop"], ENCODER),
     "apertus1p5": Exact(
-        SMALL_OF_A_SIZE,
-        {"text_config": {"rope_parameters": ROPE}, "audio_config": {"codebook_dim": 16}},
+        SMALL_OF_A_SIZE, {"rope_parameters": ROPE}, {"audio_config": {"codebook_dim": 16}}
     ),
     "aria": Exact(SQUARE),
-    "blip-2": Exact(pixels(3, 16, 16, tokens=3), {"image_token_index": IMAGE}, images=ONCE),
+    "blip-2": Exact(pixels(3, 16, 16, tokens=3), changes={"image_token_index": IMAGE}, images=ONCE),
     # A model that never writes the ten tokens that its images are made of.
     "chameleon": Exact(
         pixels(3, 16, 16, tokens=16),
-        {
+        changes={
             "vocabulary_map": {
                 "<image>": IMAGE,
                 **{f"IMGIMG{letter}Z": 100 + code for code, letter in enumerate("ABCDEFGHIJ")},
@@ -390,35 +397,28 @@ FAMILIES: dict[str, Family] = {
     ),
     "cohere_compass": Exact(
         QWEN,
-        {
-            "text_config": {
-                "rope_parameters": {"full_attention": MROPE, "sliding_attention": MROPE},
-                **ALTERNATING,
-            }
-        },
+        {"rope_parameters": {"full_attention": MROPE, "sliding_attention": MROPE}, **ALTERNATING},
     ),
     "cosmos3_edge": Exact(patches(48), WITH_MROPE),
     "deepseek_ocr2": Exact(
         pixels(3, 64, 64),
-        {
-            "vision_config": {"sam_config": {"image_size": 64}},
-            "text_config": {"mlp_layer_types": ["dense", "sparse"] * 2, "num_experts_per_tok": 2},
-        },
+        {"mlp_layer_types": ["dense", "sparse"] * 2, "num_experts_per_tok": 2},
+        SAM,
     ),
     "deepseek_vl_hybrid": Exact(
         pixels(3, 16, 16, tokens=16, high_res_pixel_values=torch.randn(1, 3, 64, 64)),
-        {"high_res_vision_config": {"image_size": 64, "scale": 4}},
+        changes={"high_res_vision_config": {"image_size": 64, "scale": 4}},
     ),
     "diffusion_gemma": NOT_TEXT._replace(
         changes={"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}}
     ),
     "dots3_note": Exact(
         patches(48),
-        {"text_config": {"num_key_value_heads": 4, "layer_types": ["indexed_attention"] * 4}},
+        {"layer_types": ["indexed_attention"] * 4, **FOUR_KEY_HEADS},
     ),
     "emu3": Exact(
         SMALL_OF_A_SIZE,
-        {
+        changes={
             "vq_config": {"hidden_size": 32},
             "vocabulary_map": {
                 "<image>": IMAGE,
@@ -430,46 +430,41 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5_vl_moe": Exact(
         patches(48),
         {
-            "text_config": {
-                "moe_intermediate_size": [16, 16],
-                "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2]},
-            }
+            "moe_intermediate_size": [16, 16],
+            "rope_parameters": {**MROPE, "mrope_section": [1, 1, 2]},
         },
     ),
     # Its tower is timm's; this one stands in for it.
-    "fast_vlm": Exact(SQUARE, {"vision_config": SIGLIP}),
+    "fast_vlm": Exact(SQUARE, changes={"vision_config": SIGLIP}),
     "fuyu": Exact(
-        pixels(4, 48, tokens=4), {"patch_size": 4, "image_size": 16, "hidden_size": 32}, images=ONCE
+        pixels(4, 48, tokens=4),
+        changes={"patch_size": 4, "image_size": 16, "hidden_size": 32},
+        images=ONCE,
     ),
-    "gemma3": Exact(
-        SQUARE,
-        {"text_config": {**CAPPED, **ALTERNATING}},
-        types="token_type_ids",  # it does not cap
-    ),
+    # Its config has a cap, and it does not cap.
+    "gemma3": Exact(SQUARE, {**CAPPED, **ALTERNATING}, types="token_type_ids"),
     "gemma3n": NotBuilt(
         'its vision tower is timm\'s. Its language model is tried alone: "all" is refused, since '
         "its inner layers hold several streams"
     ),
     "gemma4": Exact(
         placed(4, 4),
+        {**CAPPED, **ALTERNATING},
         {
-            "text_config": {**CAPPED, **ALTERNATING},
             "vision_config": {
                 **VISION,
                 "num_key_value_heads": 2,
                 "head_dim": 8,
                 "pooling_kernel_size": 2,
                 "position_embedding_size": 64,
-            },
+            }
         },
         finish=softcap(4.0),
     ),
     "gemma4_unified": Exact(
         placed(2, 4),
-        {
-            "text_config": ALTERNATING,
-            "vision_config": {"patch_size": 4, "pooling_kernel_size": 1, "model_patch_size": 4},
-        },
+        ALTERNATING,
+        {"vision_config": {"patch_size": 4, "pooling_kernel_size": 1, "model_patch_size": 4}},
     ),
     "git": Exact(
         pixels(3, 16, 16, tokens=1),
@@ -482,16 +477,16 @@ FAMILIES: dict[str, Family] = {
     ),
     "glm5_next": Exact(
         QWEN,
-        {"text_config": {"num_key_value_heads": 4, "qk_rope_head_dim": 0}},
+        {"qk_rope_head_dim": 0, **FOUR_KEY_HEADS},
         layers=["last"],
         argument=ONE_STREAM,
     ),
     # Images enter at several layers, and logits are divided.
     "granite4_vision": Exact(
         tiles,
+        {"logits_scaling": 2.0},
         {
             "vision_config": {**SIGLIP, "hidden_size": 64},
-            "text_config": {"logits_scaling": 2.0},
             "qformer_config": {"num_hidden_layers": 1},
             "deepstack_layer_map": [[-1, 0], [-2, 1]],
             "downsample_rate": "1/2",
@@ -506,44 +501,40 @@ FAMILIES: dict[str, Family] = {
     ),
     "hunyuan_vl": Exact(
         patches(48),
-        {"text_config": {"head_dim": 8, "rope_parameters": MROPE}},
+        {"head_dim": 8, **WITH_MROPE},
         padded=False,
         note=ALONE,
     ),
     "hy_v4_vl": Exact(patches(48), WITH_MROPE, layers=["last"], argument=ONE_STREAM),
     "idefics2": Exact(pixels(3, 16, 16, tokens=3), nested=True),
-    "idefics3": Exact(FOUR_TOKENS, {"pad_token_id": PAD}, nested=True),
+    "idefics3": Exact(FOUR_TOKENS, changes={"pad_token_id": PAD}, nested=True),
     "inkling2": Exact(INKLING, finish=softcap(30.0)),
-    "inkling2_loop": Exact(
-        INKLING, {"text_config": {"n_layers_per_attn_res_block": 1}}, finish=softcap(30.0)
-    ),
+    "inkling2_loop": Exact(INKLING, {"n_layers_per_attn_res_block": 1}, finish=softcap(30.0)),
     "inkling_mm_model": Exact(
         pixels(2, 4, 4, 3, rows=4, tokens=4), finish=lambda product: product / 24, images=ONCE
     ),
     "instructblip": Exact(
         pixels(3, 16, 16, tokens=3, **QUESTION),
-        {
-            "image_token_index": IMAGE,
-            "text_config": {"model_type": "llama", "intermediate_size": 48},
-        },
+        {"model_type": "llama", "intermediate_size": 48},
+        {"image_token_index": IMAGE},
         images=ONCE,
     ),
     "instructblipvideo": Exact(
         pixels(2, 3, 16, 16, tokens=6, **QUESTION),
-        {"image_token_index": IMAGE, "video_token_index": IMAGE},
+        changes={"image_token_index": IMAGE, "video_token_index": IMAGE},
         images=ONCE,
     ),
     "internvl": Exact(
         FOUR_TOKENS,
-        {"vision_config": {"layer_scale_init_value": 1.0}, "tie_word_embeddings": False},
+        changes={"vision_config": {"layer_scale_init_value": 1.0}, **UNTIED},
     ),
     "janus": Exact(
-        SQUARE, {"vision_config": {"projection_dim": 32}, "vq_config": {"projection_dim": 32}}
+        SQUARE, changes={key: {"projection_dim": 32} for key in ("vision_config", "vq_config")}
     ),
     "kimi_k25": Exact(patches(3, 4, 4), FOUR_KEY_HEADS),
     "kosmos-2": Exact(
         pixels(3, 16, 16, tokens=3),
-        {"text_config": {"embed_dim": 32}},
+        {"embed_dim": 32},
         images=ONCE,
         types="image_embeds_position_mask",
         padded=False,
@@ -553,7 +544,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "kosmos-2.5": Exact(
         flattened,
-        {"text_config": {"embed_dim": 32}},
+        {"embed_dim": 32},
         images=ONCE,
         types="image_embeds_position_mask",
         padded=not NEWER,
@@ -569,28 +560,32 @@ FAMILIES: dict[str, Family] = {
             spatial_shapes=torch.tensor([[4, 4]]),
             pixel_attention_mask=torch.ones(1, 16, dtype=torch.long),
         ),
-        {"text_config": {"layer_types": ["conv", "full_attention"] * 2}},
+        {"layer_types": ["conv", "full_attention"] * 2},
         padded=NEWER,
         note=f"4.57: {ALONE}",
     ),
     "lighton_ocr": Exact(OF_A_SIZE),
     "llama4": Exact(
         FOUR_TOKENS,
-        {"vision_config": {"intermediate_size": 64}, "text_config": {"num_local_experts": 2}},
+        {"num_local_experts": 2},
+        {"vision_config": {"intermediate_size": 64}},
     ),
-    "llava_next": Exact(tiles, LARGE_PATCHES),
+    "llava_next": Exact(tiles, changes=LARGE_PATCHES),
     "llava_next_video": Exact(
         pixels(2, 3, 16, 16, tokens=8, name="pixel_values_videos"), token=VIDEO
     ),
-    "llava_onevision": Exact(tiles, LARGE_PATCHES | TIED),
+    "llava_onevision": Exact(tiles, TIED, {**TIED, **LARGE_PATCHES}),
     "llava_onevision, video": Exact(
         pixels(2, 3, 16, 16, tokens=3, name="pixel_values_videos"),
-        LARGE_PATCHES | TIED,
+        TIED,
+        {**TIED, **LARGE_PATCHES},
         "llava_onevision",
         token=VIDEO,
     ),
-    "minicpm_ocr": Exact(pixels(3, 4, 64, target_sizes=torch.tensor([[4, 4]])), MINICPM),
-    "mistral3": Exact(sized(8), {"tie_word_embeddings": False}),
+    "minicpm_ocr": Exact(
+        pixels(3, 4, 64, target_sizes=torch.tensor([[4, 4]])), WITH_MROPE, VISION_IDS
+    ),
+    "mistral3": Exact(sized(8), changes=UNTIED),
     "mistral4": Refused("names no image token id", "a language model alone: no images", tiny=True),
     "mistral_large4": Exact(OF_A_SIZE, FOUR_KEY_HEADS, finish=softcap(30.0)),
     "mllama": CROSS_ATTENTION._replace(
@@ -605,46 +600,45 @@ FAMILIES: dict[str, Family] = {
             image_grids=torch.tensor([[2, 2, 0, 0]]),
             image_num_crops=torch.tensor([1]),
         ),
-        {"vision_config": {"image_size": [16, 16]}, "adapter_config": {"image_size": None}},
+        changes={"vision_config": {"image_size": [16, 16]}, "adapter_config": {"image_size": None}},
         images=ONCE,
     ),
-    "muse_glimmer": Exact(QWEN, {"out_hidden_size": 64}, finish=softcap(20.0, 0.19611613513818404)),
+    "muse_glimmer": Exact(QWEN, changes=WIDE, finish=softcap(20.0, 0.19611613513818404)),
     "muse_spark": Exact(
         QWEN,
-        {"out_hidden_size": 64, "audio_config": {"num_hidden_layers": 4}},
+        changes={"audio_config": {"num_hidden_layers": 4}, **WIDE},
         finish=softcap(20.0, 0.1767766952966369),
     ),
     "nemotron_h_omni": Exact(
         pixels(48, rows=16, tokens=4, image_grid_hw=torch.tensor([[4, 4]])),
-        {"image_token_id": IMAGE},
+        changes={"image_token_id": IMAGE},
     ),
-    "ovis2": Exact(FOUR_TOKENS, {"vision_config": {"vocab_size": 20}, "vocab_size": 120}),
+    "ovis2": Exact(FOUR_TOKENS, changes={"vision_config": {"vocab_size": 20}, "vocab_size": 120}),
     "paddleocr_vl": Exact(patches(3, 4, 4), WITH_MROPE),
     "paligemma": Exact(
         SQUARE,
-        {**LARGE_PATCHES, "text_config": {"model_type": "gemma2", **CAPPED}},
+        {"model_type": "gemma2", **CAPPED},
+        LARGE_PATCHES,
         finish=softcap(4.0) if NEWER else unchanged,
         types="",
     ),
     "perception_lm": Exact(
-        pixels(1, 3, 16, 16), {"vision_config": {**SIGLIP, "model_args": {"embed_dim": 16}}}
+        pixels(1, 3, 16, 16), changes={"vision_config": {**SIGLIP, "model_args": {"embed_dim": 16}}}
     ),
     "pi0": NOT_TEXT,
     "pixtral": Exact(
         sized(4),
+        {"model_type": "mistral"},
         {
             "vision_config": {"model_type": "pixtral"},
-            "text_config": {"model_type": "mistral"},
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
         },
         "llava",
     ),
-    "qwen2_vl": Exact(
-        QWEN, {"vision_config": {"hidden_size": 32}, "tie_word_embeddings": True, **WITH_MROPE}
-    ),
+    "qwen2_vl": Exact(QWEN, WITH_MROPE, {"vision_config": {"hidden_size": 32}, **TIED}),
     "qwen2_vl, video": Exact(
-        video, {"vision_config": {"hidden_size": 32}, **WITH_MROPE}, "qwen2_vl", token=VIDEO
+        video, WITH_MROPE, {"vision_config": {"hidden_size": 32}}, "qwen2_vl", token=VIDEO
     ),
     "qwen3_vl": Exact(
         QWEN,
@@ -656,26 +650,22 @@ FAMILIES: dict[str, Family] = {
     "qwen4_exp": Exact(
         QWEN,
         {
-            "text_config": {
-                "rope_parameters": MROPE,
-                **dict.fromkeys(("indexer_n_heads", "indexer_compress_ratio"), 2),
-                "indexer_kv_heads": 1,
-                "indexer_head_dim": 8,
-                "indexer_budget": 64,
-            }
+            **WITH_MROPE,
+            **dict.fromkeys(("indexer_n_heads", "indexer_compress_ratio"), 2),
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 64,
         },
         layers=["last"],
         argument=ONE_STREAM,
     ),
     "shieldgemma2": Exact(SQUARE, types="token_type_ids"),
-    "smolvlm": Exact(FOUR_TOKENS, {"pad_token_id": PAD, **TIED}, nested=True),
-    "step3p7": Exact(SQUARE, {"text_config": {"sliding_window": 16}}),
-    "unlimited_ocr": Exact(
-        pixels(3, 64, 64), {"vision_config": {"sam_config": {"image_size": 64}}}
-    ),
+    "smolvlm": Exact(FOUR_TOKENS, TIED, {"pad_token_id": PAD, **TIED}, nested=True),
+    "step3p7": Exact(SQUARE, {"sliding_window": 16}),
+    "unlimited_ocr": Exact(pixels(3, 64, 64), changes=SAM),
     "video_llama_3": Exact(patches(48, image_merge_sizes=torch.tensor([2]))),
     "video_llava": Exact(pixels(3, 16, 16, tokens=16, name="pixel_values_images")),
-    "vipllava": Exact(SQUARE, {"vision_feature_layers": [-2, -1]}),
+    "vipllava": Exact(SQUARE, changes={"vision_feature_layers": [-2, -1]}),
     "vision-encoder-decoder": ENCODER._replace(
         changes={
             "encoder": {"model_type": "vit"},
