@@ -164,13 +164,14 @@ def describe(model: Model) -> dict[str, str]:
     names = {module: name or "the model itself" for name, module in model.named_modules()}
     of_config = text_config(model.config).num_hidden_layers
     tied = "tied to" if is_tied(model) else "apart from"
+    head_name = "none" if head is None else names[head]
     shape = tuple(processor.head().weight.shape)
     ids = [f"{name} {value}" for name, value in vision_token_fields(model.config).items()]
     return {
         "model": f"{type(model).__name__}, Transformers {transformers.__version__}",
         "decoder": f"{names[decoder.module]} ({type(decoder.module).__name__})",
         "layers": f"{len(decoder.layers)} of {of_config} in its config",
-        "LM head": f"{names[head] if head else 'none'}, {shape}, {tied} the embedding",
+        "LM head": f"{head_name}, {shape}, {tied} the embedding",
         "vision tokens": ", ".join(ids) or "no id in the config: pass vision_mask to generate",
     }
 
