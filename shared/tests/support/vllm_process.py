@@ -61,18 +61,17 @@ def _watch(serving: Any, spoiled: int | None = None) -> list[int]:
 def _break_a_step(worker: Any) -> None:
     """Let the third step of ReVisiT fail, on the last rank alone."""
     if worker.rank == worker.parallel_config.world_size - 1:
-        from revisit.vllm.runner_v1 import RunnerV1
-        from revisit.vllm.runner_v2 import RunnerV2
+        from revisit.vllm.runners import RunnerV1, RunnerV2
 
         steps = itertools.count(1)
         for reader in (RunnerV1, RunnerV2):
 
-            def rows(self: Any, *args: Any, original: Any = reader.rows) -> Any:
+            def requests(self: Any, *args: Any, original: Any = reader.requests) -> Any:
                 if next(steps) == 3:
                     raise MemoryError("no room here")
                 return original(self, *args)
 
-            reader.rows = rows
+            reader.requests = requests
 
 
 def main() -> None:

@@ -37,16 +37,16 @@ def served(folder: Path, log: Path, layers: str = "all") -> Iterator[str]:
 
 
 if __name__ in ("__main__", "__mp_main__"):  # the server, and the processes that it starts
-    from revisit.vllm import plain
+    from revisit.vllm import pytorch_steps
 
-    original = plain.refine
+    original = pytorch_steps.refine
 
     def refine(logits, sessions):
         if any(session and session.config.seed == FAILING_SEED for session in sessions):
             raise MemoryError("no room")
         return original(logits, sessions)
 
-    plain.refine = refine
+    pytorch_steps.refine = refine
 
 if __name__ == "__main__":
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")

@@ -108,7 +108,7 @@ def test_a_prompt_that_would_never_find_room_is_refused(started):
 @pytest.mark.parametrize("beams", [False, True])
 def test_so_it_does_over_http_before_the_prompt_is_looked_at(beams, monkeypatch):
     monkeypatch.setattr(GenerateBaseServing, "_check_model", BaseServing._check_model)
-    plugin._begin_admission(lambda *_: None)(None, PLAIN)
+    plugin._begin_admission(lambda *_: None, None, PLAIN)
     server = SimpleNamespace(engine_client=SimpleNamespace(vllm_config=PLAIN))
     request = SimpleNamespace(vllm_xargs={"revisit": "{}"}, use_beam_search=beams)
     with pytest.raises(VLLMValidationError, match="was started without --logits-processors"):

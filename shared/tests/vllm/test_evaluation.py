@@ -11,7 +11,7 @@ from vllm import LLM
 
 from revisit.commands import eval
 from revisit.commands.engines import requests
-from revisit.vllm import plain
+from revisit.vllm import pytorch_steps
 from vllm_models import DEMO, IMAGES
 
 TRAINED = DEMO / "qwen-tiny"
@@ -117,7 +117,7 @@ def test_a_request_that_lost_a_step_is_no_answer(
     image = sorted(folder.iterdir())[3]
     Image.open(image).resize((112, 56)).save(image)  # it alone has fewer vision tokens
     expected = chair(TRAINED, *REVISIT, "--data_path", folder, "--engine", "vllm", out="whole")
-    sizes, original = [], plain.refine
+    sizes, original = [], pytorch_steps.refine
 
     def refine(scores, sessions):
         sizes[:] = sizes or {len(each.columns.states) for each in sessions if each}
@@ -126,7 +126,7 @@ def test_a_request_that_lost_a_step_is_no_answer(
             raise ValueError("it lost a step")
         return original(scores, sessions)
 
-    monkeypatch.setattr(plain, "refine", refine)
+    monkeypatch.setattr(pytorch_steps, "refine", refine)
     flags = (*REVISIT, "--data_path", folder, "--engine", "vllm")
     found = chair(TRAINED, *flags, status=1)
     assert found == ({k: v for k, v in expected.items() if k != 4} if which == "one" else {})

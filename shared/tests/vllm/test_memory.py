@@ -9,7 +9,7 @@ from vllm.v1.request import RequestStatus
 
 import vllm_engines as engines
 from revisit.core.columns import Columns
-from revisit.vllm.room import hold_back
+from revisit.vllm.scheduling import wait_for_memory
 from vllm_models import VOCABULARY, mixed
 
 # A prompt of one image has 64 vision tokens, of two 128; with "all" a token has 3 states, and each
@@ -65,7 +65,7 @@ def test_running_requests_get_blocks_and_waiting_ones_where_others_leave_room():
         kv_cache_manager=Manager(),
         running=[],
     )
-    hold_back(scheduler)
+    wait_for_memory(scheduler)
 
     def allocate(images, status):
         extra = {"revisit": {"prompt_bytes": images * IMAGE}} if images else {}

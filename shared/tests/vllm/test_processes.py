@@ -19,7 +19,7 @@ from vllm_server import FAILING_SEED
 def test_model_runner_v2_equals_transformers(folders, references, tmp_path):
     asked = mixed("last", QUESTIONS[:4])
     answers = generate_elsewhere(folders["llava"], "last", tmp_path, "--v2", "--plain", "--broken")
-    assert (answers["runner"], answers["decoded by"]) == ("RunnerV2", "Plain")
+    assert (answers["runner"], answers["decoded by"]) == ("RunnerV2", "PyTorchSteps")
     assert answers["tokens"] == references["llava"].all(asked)
     fails_after_two_tokens(answers["broken"], "last", references["llava"])
 
@@ -29,7 +29,7 @@ def test_the_kernels_in_model_runner_v2_equal_transformers(folders, references, 
     steps, reference = 5, references["qwen"]
     flags = ("--v2", "--questions", "1", "--steps", str(steps), "--spoiled", "3")
     answers = generate_elsewhere(folders["qwen"], "all", tmp_path, *flags)
-    assert (answers["runner"], answers["decoded by"]) == ("RunnerV2", "Kernels")
+    assert (answers["runner"], answers["decoded by"]) == ("RunnerV2", "KernelSteps")
     assert answers["tokens"] == reference.all(mixed("all", QUESTIONS[:1]), steps)
     config = ReVisiTConfig(layers="all", alpha=1e-3)
     expected = reference.all([(question, config) for question in QUESTIONS[2:4]], steps)

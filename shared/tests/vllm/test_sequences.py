@@ -26,7 +26,7 @@ def nothing_left(llm):
     """No request, and none of their columns."""
     llm.llm_engine.step()  # tells the worker which requests have ended
     serving = engines.serving(llm)
-    assert not (serving.asking or serving.prompts or serving.reading or serving.lost)
+    assert not (serving.active or serving.prompts or serving.recording or serving.failed)
     assert serving.steps.cache.left == serving.steps.cache.size
 
 
@@ -55,12 +55,13 @@ def test_chunks_that_split_an_image(family, started, references):
     llm = started(family, layers, max_num_batched_tokens=13)
     asked = mixed(layers)
     serving = engines.serving(llm)
-    spans, original = [], serving.runner.spans
-    serving.runner.spans = lambda: [spans.append(span) or span for span in original()]
+    chunks, original = [], serving.runner.chunks
+    serving.runner.chunks = lambda: [chunks.append(each) or each for each in original()]
     assert engines.generate(llm, asked) == references[family].all(asked)
-    serving.runner.spans = original
-    places = [span.start for span in spans if span.start]
-    assert len(places) > len(asked)  # prompts that went on in a later pass
+    serving.runner.chunks = original
+    assert sum(chunk.start > 0 for chunk in chunks) > len(
+        asked
+    )  # prompts that went on in a later pass
 
 
 @pytest.mark.parametrize("family, policy", [("llava", "fcfs"), ("qwen", "priority")])
@@ -135,7 +136,7 @@ def test_in_half_precision_every_step_is_that_of_the_formulas(started):
     serving, seen = engines.serving(llm), []
 
     def watch(logits, context, original=serving.refine):
-        names, before = serving.runner.rows(logits.shape[0], context), logits.clone()
+        names, before = serving.runner.requests(logits.shape[0], context), logits.clone()
         refined = original(logits, context)
         for name, row, mine in zip(names, before, refined, strict=True):
             if prompt := serving.prompts.get(name):
@@ -297,10 +298,10 @@ def test_a_request_of_which_no_token_is_possible_fails_alone(started, references
     serving = engines.serving(llm)
     config = ReVisiTConfig(alpha=1e-3)
     asked = [(question, config) for question in QUESTIONS[:3]]
-    broken, rows = [], serving.runner.rows
+    broken, requests = [], serving.runner.requests
 
     def spoil(logits, context, original=serving.refine):
-        names = rows(logits.shape[0], context)
+        names = requests(logits.shape[0], context)
         if len(names) == 3 and not broken:
             broken.append(names[1])
             logits[1] = float("nan")
@@ -320,10 +321,10 @@ def test_a_request_of_which_no_token_is_possible_fails_alone(started, references
 
 
 BROKEN = {
-    "a session": ("revisit.vllm.plain.Session", "MemoryError: no room"),
-    "a step": ("revisit.vllm.plain.refine", "MemoryError: no room"),
+    "a session": ("revisit.vllm.pytorch_steps.Session", "MemoryError: no room"),
+    "a step": ("revisit.vllm.pytorch_steps.refine", "MemoryError: no room"),
     "the vision tokens": ("revisit.vllm.serving.vision_positions", "MemoryError: no room"),
-    "their hidden states": ("revisit.vllm.serving.put", "MemoryError: no room"),
+    "their hidden states": ("revisit.vllm.serving._to_device", "MemoryError: no room"),
 }
 
 

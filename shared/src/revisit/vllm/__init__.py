@@ -1,17 +1,17 @@
 """Joins vLLM: `--logits-processors revisit.vllm:ReVisiT` (docs/vllm.md).
 
-vLLM gives a logits processor neither the model nor its hidden states. So three things meet here:
+vLLM gives a logits processor neither the model nor its hidden states, so other parts of vLLM are
+wrapped too. A request meets, in this order:
 
-    plugin.py      what vLLM loads in each of its processes, and what that wraps (wrapping.py)
-    admission.py   the settings of engine and request, and what is refused, with HTTP 400
-    room.py        in the scheduler: requests wait for room in the engine's memory (memory.py)
-    join.py        in a worker: its model runner calls `Serving` around each pass
-    processor.py   the logits processor that vLLM is given
-    serving.py     a worker's requests, from the first chunk of a prompt to their end
-    plain.py, kernels.py         their steps, in plain PyTorch or in the kernels of a GPU
-    runner_v1.py, runner_v2.py   what is read of a pass of vLLM's two model runners (span.py)
-    head.py        the LM head as vLLM holds it
-    failure.py     how a request ends of which a step went wrong
+    plugin.py       what vLLM loads in each of its processes, and what that wraps (wrapping.py)
+    admission.py    settings of engine and request; what is refused, and why, with HTTP 400
+    scheduling.py   requests wait until the engine's memory has room for them (memory.py)
+    join.py         in a worker: its model runner calls `Serving` around each pass
+    serving.py      records vision states chunk by chunk, then refines logits
+    runners.py      what is read of vLLM's two model runners; head.py: of its LM head
+    processor.py    the logits processor that vLLM calls
+    kernel_steps.py, pytorch_steps.py   the steps, in the kernels of a GPU or in plain PyTorch
+    failure.py      how a request ends of which a step went wrong
 """
 
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ __all__ = ["ReVisiT"]
 
 
 def __getattr__(name: str) -> Any:
-    """`ReVisiT` is loaded where it is asked for: the plugin is loaded by every vLLM."""
+    """Load `ReVisiT` when it is asked for: every vLLM loads the plugin, and thus this package."""
     if name != "ReVisiT":
         raise AttributeError(f"module 'revisit.vllm' has no attribute {name!r}")
     from revisit.vllm.admission import check_release

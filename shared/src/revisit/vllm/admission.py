@@ -1,4 +1,4 @@
-"""What is served: the settings of engine and request, and what is refused and why."""
+"""Admission: the settings of an engine and of a request; what is refused, and why."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ PROCESSOR = "revisit.vllm:ReVisiT"
 # Tested with all of this: what is read of vLLM is not its public interface.
 RELEASES = ("0.32.0", "0.33.0")
 
-# What requests keep together, where `cache_bytes` is not named.
+# `cache_bytes` of an engine that names none, for all requests together.
 _BYTES = 2**30
 
-# What `admit` adds to the settings of a request: the memory that its prompt takes.
+# What `admit` adds to the settings of a request: the bytes that its prompt takes.
 _PROMPT_BYTES = "prompt_bytes"
 
-# A request shares the engine's forward pass and memory, and there is no way back for a trace.
+# Requests share the engine's forward pass and memory; vLLM has no way to return a trace.
 _OF_ENGINE = ("layers", "cache_bytes")
 _OF_REQUEST = tuple(
     field.name for field in fields(ReVisiTConfig) if field.name not in (*_OF_ENGINE, "trace")
@@ -43,7 +43,7 @@ def check_release() -> None:
         )
 
 
-def gives_processor(processors: Any) -> bool:
+def has_processor(processors: Any) -> bool:
     """Whether ReVisiT is among the logits processors of an engine, None if it has none."""
     return any(
         each == PROCESSOR or getattr(each, "__module__", "") == "revisit.vllm.processor"
@@ -51,9 +51,9 @@ def gives_processor(processors: Any) -> bool:
     )
 
 
-def is_served(vllm_config: Any) -> bool:
+def serves_revisit(vllm_config: Any) -> bool:
     """Whether an engine has ReVisiT's logits processor."""
-    return gives_processor(getattr(vllm_config.model_config, "logits_processors", None))
+    return has_processor(getattr(vllm_config.model_config, "logits_processors", None))
 
 
 def engine_settings(vllm_config: Any) -> ReVisiTConfig:
@@ -63,19 +63,19 @@ def engine_settings(vllm_config: Any) -> ReVisiTConfig:
         ValueError: a setting is unknown or outside its range.
     """
     additional = vllm_config.additional_config
-    named = additional.get(KEY, {}) if isinstance(additional, Mapping) else {}
-    allowed = (*_OF_ENGINE, *_OF_REQUEST)
-    if not isinstance(named, Mapping):
-        raise ValueError(f"additional_config['revisit'] must be an object, got {named!r}")
-    if unknown := sorted(set(map(str, named)) - set(allowed)):
+    settings = additional.get(KEY, {}) if isinstance(additional, Mapping) else {}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"additional_config['revisit'] must be an object, got {settings!r}")
+    allowed = sorted((*_OF_ENGINE, *_OF_REQUEST))
+    if unknown := sorted(set(map(str, settings)) - set(allowed)):
         raise ValueError(
-            f"additional_config['revisit'] has no settings {unknown}; there are {sorted(allowed)}"
+            f"additional_config['revisit'] has no settings {unknown}; there are {allowed}"
         )
-    return ReVisiTConfig(**{"cache_bytes": _BYTES, **named})
+    return ReVisiTConfig(**{"cache_bytes": _BYTES, **settings})
 
 
 def check_engine(vllm_config: Any) -> ReVisiTConfig:
-    """The settings of an engine that can serve ReVisiT.
+    """Refuse an engine that cannot serve ReVisiT, or return its settings.
 
     Raises:
         ValueError: it cannot; the message says why.
@@ -130,17 +130,17 @@ def asked_settings(asked: Any, engine: ReVisiTConfig) -> ReVisiTConfig | None:
     if asked is True:
         return engine
     if not isinstance(asked, Mapping):
-        raise ValueError(f"it must be an object or true, got {_short(asked)}")
+        raise ValueError(f"it must be an object or true, got {repr(asked)[:200]}")
     for name in _OF_ENGINE:
-        if name in asked and _plain(asked[name]) != _plain(getattr(engine, name)):
+        if name in asked and _as_list(asked[name]) != _as_list(getattr(engine, name)):
             raise ValueError(
                 f"{name} is the engine's, for all requests, and here {getattr(engine, name)!r}: it "
                 'stands under "revisit" in its --additional-config'
             )
-    named = {name: value for name, value in asked.items() if name not in _OF_ENGINE}
-    if unknown := sorted(set(map(str, named)) - set(_OF_REQUEST)):
-        raise ValueError(f"no settings {_short(unknown)}; there are {sorted(_OF_REQUEST)}")
-    settings = replace(engine, **named)
+    changed = {name: value for name, value in asked.items() if name not in _OF_ENGINE}
+    if unknown := sorted(set(map(str, changed)) - set(_OF_REQUEST)):
+        raise ValueError(f"no settings {repr(unknown)[:200]}; there are {sorted(_OF_REQUEST)}")
+    settings = replace(engine, **changed)
     if not -(2**63) <= settings.seed < 2**63:
         raise ValueError("seed must fit 64 bits")
     return settings
@@ -152,16 +152,17 @@ def asks(params: Any) -> bool:
 
 
 def check_settings(extra: Any, vllm_config: Any) -> ReVisiTConfig | None:
-    """The settings that a request's extra arguments ask for; None where they do not.
+    """The settings that a request's extra arguments ask for; None where they ask for none.
 
     Raises:
-        VLLMValidationError: they are wrong, or the engine cannot; an HTTP server answers 400.
+        VLLMValidationError: they are wrong, or the engine does not serve ReVisiT; an HTTP server
+            answers 400.
     """
     if KEY not in (extra or {}):
         return None
     try:
         settings = asked_settings(extra[KEY], engine_settings(vllm_config))
-        if settings is not None and not is_served(vllm_config):
+        if settings is not None and not serves_revisit(vllm_config):
             raise ValueError(f"this engine was started without --logits-processors {PROCESSOR}")
     except ValueError as error:
         raise _refusal(f"{error}; {_EXAMPLE}") from None
@@ -174,7 +175,7 @@ def check_http(request: Any, vllm_config: Any) -> None:
     vLLM's beam search asks for one token at a time, with other sampling parameters.
 
     Raises:
-        VLLMValidationError: the same, or it asks for beam search too.
+        VLLMValidationError: as `check_settings`, or the request asks for beam search too.
     """
     settings = check_settings(getattr(request, "vllm_xargs", None), vllm_config)
     if settings is not None and getattr(request, "use_beam_search", False):
@@ -182,7 +183,7 @@ def check_http(request: Any, vllm_config: Any) -> None:
 
 
 def admit(request: Any, vllm_config: Any) -> None:
-    """Let a request in, its settings complete, or refuse it; one that does not ask is left alone.
+    """Complete the settings of a request, or refuse it; one that does not ask is left alone.
 
     Raises:
         VLLMValidationError: it is refused; an HTTP server answers 400 with the message.
@@ -191,15 +192,14 @@ def admit(request: Any, vllm_config: Any) -> None:
     if not asks(params):
         return
     settings = check_settings(params.extra_args, vllm_config)
-    left = {name: value for name, value in params.extra_args.items() if name != KEY}
-    if settings is not None:
-        taken = _check_prompt(request, settings, vllm_config)
-        if taken:
-            named = {name: getattr(settings, name) for name in _OF_REQUEST}
-            left[KEY] = {**named, _PROMPT_BYTES: taken}
-            # Of what a prefix cache serves nobody would see the hidden states.
-            params.skip_reading_prefix_cache = True
-    params.extra_args = left
+    extra_args = {name: value for name, value in params.extra_args.items() if name != KEY}
+    needed = 0 if settings is None else _check_prompt(request, settings, vllm_config)
+    if settings is not None and needed:
+        of_request = {name: getattr(settings, name) for name in _OF_REQUEST}
+        extra_args[KEY] = {**of_request, _PROMPT_BYTES: needed}
+        # The hidden states of tokens in a prefix cache are not computed again.
+        params.skip_reading_prefix_cache = True
+    params.extra_args = extra_args
 
 
 def _check_prompt(request: Any, settings: ReVisiTConfig, vllm_config: Any) -> int:
@@ -234,16 +234,16 @@ def admitted_bytes(params: Any) -> int:
 
 
 def vision_positions(features: Any) -> list[int]:
-    """Where the vision tokens of a prompt stand, ascending, from vLLM's `mm_features`."""
-    places: set[int] = set()
+    """The positions of a prompt's vision tokens, ascending, from vLLM's `mm_features`."""
+    positions: set[int] = set()
     for feature in features or ():
         if feature.modality in _MODALITIES:
-            at = feature.mm_position
-            if at.is_embed is None:
-                places.update(range(at.offset, at.offset + at.length))
+            found = feature.mm_position
+            if found.is_embed is None:
+                positions.update(range(found.offset, found.offset + found.length))
             else:
-                places.update((at.is_embed.nonzero().flatten() + at.offset).tolist())
-    return sorted(places)
+                positions.update((found.is_embed.nonzero().flatten() + found.offset).tolist())
+    return sorted(positions)
 
 
 def _refusal(message: str) -> Exception:
@@ -253,9 +253,5 @@ def _refusal(message: str) -> Exception:
     return refusal
 
 
-def _plain(setting: Any) -> Any:
+def _as_list(setting: Any) -> Any:
     return list(setting) if isinstance(setting, tuple) else setting
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:200]

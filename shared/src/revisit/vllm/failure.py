@@ -1,7 +1,7 @@
 """A request that lost a step of ReVisiT fails, and nobody else's: from the worker to the client.
 
-worker      `agreed`: the ranks decide together; `marked`: what they decided goes with the output
-scheduler   `finish`: ends those requests with vLLM's finish reason "error", which it counts
+worker      `failed_on_any_rank`: ranks decide together; `add_failures`: the output carries it
+scheduler   `end_failed`: ends these requests with vLLM's finish reason "error", which it counts
 front end   `as_error`: who waits for the answer gets an error, over HTTP with status 500
 """
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from revisit.core.step import FAULTS
 
-# The requests of some rows, and a fault (rows,) int32 of each.
+# The requests of some rows, and a fault (rows,) int32 of each: 0 or a key of `core.step.FAULTS`.
 Faults = list[tuple[list[str], Tensor]]
 
-_MARK = "revisit_lost"
+_MARK = "revisit_failures"
 _PREFIX = "ReVisiT failed in a worker, and this request was not decoded plainly instead: "
 
 
-def agreed(lost: Mapping[str, str]) -> Mapping[str, str]:
+def failed_on_any_rank(failed: Mapping[str, str]) -> Mapping[str, str]:
     """Requests that lost a step on any rank of tensor parallelism, and why.
 
     A collective: all ranks must ask at the same step. It waits for their processes, for no GPU.
@@ -31,53 +31,54 @@ def agreed(lost: Mapping[str, str]) -> Mapping[str, str]:
 
     group = get_tp_group()
     if group.world_size == 1:
-        return lost
-    some = torch.tensor(bool(lost), dtype=torch.int32)
+        return failed
+    some = torch.tensor(bool(failed), dtype=torch.int32)
     torch.distributed.all_reduce(some, group=group.cpu_group)
     if not some:
         return {}
-    every: list[Any] = [None] * group.world_size
-    torch.distributed.all_gather_object(every, dict(lost), group=group.cpu_group)
-    return {request: why for each in every for request, why in each.items()}
+    by_rank: list[Any] = [None] * group.world_size
+    torch.distributed.all_gather_object(by_rank, dict(failed), group=group.cpu_group)
+    return {request: why for of_rank in by_rank for request, why in of_rank.items()}
 
 
-def marked(output: Any, lost: Mapping[str, str], faults: Faults) -> Any:
+def add_failures(output: Any, failed: Mapping[str, str], faults: Faults) -> Any:
     """What a model runner returns, with the requests that lost a step.
 
     Args:
-        lost: known now.
-        faults: of the rows of this step, 0 or a key of `core.step.FAULTS`. They may be on their way
-            to the host, where they are once the tokens of this step are.
+        failed: the requests that are known to have failed, and why.
+        faults: of the rows of this step. They may be on their way to the host, where they are once
+            the tokens of this step are.
     """
     from vllm.v1.outputs import AsyncModelRunnerOutput
 
-    if not (lost or faults) or output is None:
+    if not (failed or faults) or output is None:
         return output
     if isinstance(output, AsyncModelRunnerOutput):
-        original = output.get_output
-        output.get_output = lambda: marked(original(), lost, faults)
+        get_output = output.get_output
+        output.get_output = lambda: add_failures(get_output(), failed, faults)
         return output
-    bad = {
+    failures = {
         request: FAULTS[fault]
-        for requests, of_rows in faults
-        for request, fault in zip(requests, of_rows.tolist(), strict=True)
+        for requests, fault_of_row in faults
+        for request, fault in zip(requests, fault_of_row.tolist(), strict=True)
         if fault
     }
-    if bad or lost:
+    failures |= failed
+    if failures:
         output = copy(output)  # vLLM shares the empty one
-        setattr(output, _MARK, {**bad, **lost})
+        setattr(output, _MARK, failures)
     return output
 
 
-def finish(scheduler: Any, output: Any) -> list[tuple[int, Any]]:
+def end_failed(scheduler: Any, output: Any) -> list[tuple[int, Any]]:
     """End the requests that lost a step: for each the index of its client, and its output."""
     from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.request import RequestStatus
 
-    lost = getattr(output, _MARK, None)
-    if not lost:
+    failures = getattr(output, _MARK, None)
+    if not failures:
         return []
-    ended = scheduler.finish_requests(list(lost), RequestStatus.FINISHED_ERROR)
+    ended = scheduler.finish_requests(list(failures), RequestStatus.FINISHED_ERROR)
     return [
         (
             request.client_index,
@@ -85,7 +86,7 @@ def finish(scheduler: Any, output: Any) -> list[tuple[int, Any]]:
                 request_id=request.request_id,
                 new_token_ids=[],
                 finish_reason=request.get_finished_reason(),
-                stop_reason=_PREFIX + lost[request.request_id],
+                stop_reason=_PREFIX + failures[request.request_id],
                 events=request.take_events(),
                 trace_headers=request.trace_headers,
             ),
@@ -98,8 +99,8 @@ def as_error(output: Any) -> Exception | None:
     """The error to raise in place of a request's output; None where it did not fail by ReVisiT."""
     from vllm.exceptions import GracefulHTTPError
 
-    for each in getattr(output, "outputs", ()):
-        reason = getattr(each, "stop_reason", None)
+    for completion in getattr(output, "outputs", ()):
+        reason = getattr(completion, "stop_reason", None)
         if isinstance(reason, str) and reason.startswith(_PREFIX):
             error: Exception = GracefulHTTPError(reason, HTTPStatus.INTERNAL_SERVER_ERROR)
             return error

@@ -4,11 +4,10 @@ from functools import wraps
 from typing import Any
 
 from revisit.vllm.admission import check_engine
-from revisit.vllm.failure import marked
+from revisit.vllm.failure import add_failures
 from revisit.vllm.memory import leave_room
 from revisit.vllm.processor import ReVisiT
-from revisit.vllm.runner_v1 import RunnerV1
-from revisit.vllm.runner_v2 import RunnerV2
+from revisit.vllm.runners import RunnerV1, RunnerV2
 from revisit.vllm.serving import Serving
 
 
@@ -21,7 +20,7 @@ def join(worker: Any) -> None:
     config, runner = worker.vllm_config, worker.model_runner
     reader = RunnerV2(runner) if config.use_v2_model_runner else RunnerV1(runner)
     serving = Serving(reader, check_engine(config))
-    for processor in serving.runner.processors():
+    for processor in reader.processors():
         if isinstance(processor, ReVisiT):
             processor.serving = serving
     if serving.head.device.type == "cpu":
@@ -37,16 +36,16 @@ def join(worker: Any) -> None:
     def execute_model(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("dummy_run"):
             return execute(scheduled, *args, **kwargs)
-        serving.before(scheduled)
+        serving.before_pass(scheduled)
         output = execute(scheduled, *args, **kwargs)
         if output is None:  # there is something to sample
-            serving.after()
+            serving.after_pass()
         return output
 
     @wraps(sample)
     def sample_tokens(*args: Any, **kwargs: Any) -> Any:
         output = sample(*args, **kwargs)
-        return marked(output, serving.lost_on_any_rank(), serving.faults)
+        return add_failures(output, serving.failed_on_any_rank(), serving.faults)
 
     def reload_weights(*_: Any, **__: Any) -> None:
         raise ValueError("ReVisiT has read the LM head: start the engine anew with other weights")

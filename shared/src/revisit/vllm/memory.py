@@ -1,25 +1,22 @@
 """How much memory the prompts of an engine take, and how it is kept out of vLLM's KV cache.
 
-Vision states, and the columns that are computed of them, lie in the `cache_bytes` of the engine. A
-worker takes them, and on a GPU the kernels' tables, when its model is loaded. vLLM gives its KV
-cache what its profiling then finds free (`determine_available_memory`, of the worker).
+Vision states, and the columns that are computed from them, lie in the `cache_bytes` of the engine.
+A worker takes them, and on a GPU the kernels' tables, when its model is loaded. vLLM gives its KV
+cache what its profiling then finds free (the worker's `determine_available_memory`).
 """
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from revisit.config import ReVisiTConfig
 from revisit.core.layers import resolve_layers
 
-_GRAIN = 64  # vision states that a prompt takes are rounded up to
+_GRAIN = 64  # the vision states of a prompt are rounded up to a multiple of this
 
 
 def state_bytes(vllm_config: Any) -> int:
-    """Bytes of one vision state and of what is computed of it.
+    """Bytes of one vision state and of what is computed from it.
 
     A column is as long as a prompt has vision states, and a state as wide as the LM head: about as
     many tokens ever become plausible. So columns get as much as vision states.
@@ -30,29 +27,22 @@ def state_bytes(vllm_config: Any) -> int:
 
 
 def longest_prompt(vllm_config: Any, settings: ReVisiTConfig) -> int:
-    """Vision states that find room in an engine, at most."""
+    """The most vision states that a prompt can have in an engine."""
     return settings.cache_bytes // state_bytes(vllm_config) // _GRAIN * _GRAIN
 
 
 def prompt_bytes(tokens: int, vllm_config: Any, settings: ReVisiTConfig) -> int:
-    """Bytes that a prompt with so many vision tokens takes, at most."""
+    """The most bytes that a prompt with so many vision tokens takes."""
     count = vllm_config.model_config.hf_text_config.num_hidden_layers
     # Whether LM head and embedding are tied is known once the weights are there.
     layers = max(len(resolve_layers(settings.layers, count, tied)) for tied in (False, True))
     return -(-tokens * layers // _GRAIN) * _GRAIN * state_bytes(vllm_config)
 
 
-def put(values: list[int], device: torch.device) -> Tensor:
-    """Integers of the host as int64 on a device, without waiting for it."""
-    pinned = device.type == "cuda"
-    tensor = torch.tensor(values, dtype=torch.int64, device="cpu", pin_memory=pinned)
-    return tensor.to(device, non_blocking=True)
-
-
 def leave_room(worker: Any, size: int) -> None:
-    """Let a worker on a CPU give its KV cache so many bytes less.
+    """Let a worker on a CPU give its KV cache `size` bytes less.
 
-    There memory that was not written yet is nowhere counted.
+    On a CPU vLLM does not count memory that was not written yet.
     """
     original: Callable[..., int] = worker.determine_available_memory
 

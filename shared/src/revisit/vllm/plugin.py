@@ -1,11 +1,11 @@
 """What vLLM loads in each of its processes (entry point `vllm.general_plugins`).
 
 A process that admits requests (`InputProcessor`) checks them here; one that runs the model joins
-its runner here, once the model is loaded; one that schedules lets requests wait for room, and ends
-what failed. An engine without ReVisiT stays as it is, but for refusing who asks for it.
+its runner here, once the model is loaded; one that schedules lets requests wait for memory, and
+ends those that failed. An engine without ReVisiT only refuses requests that ask for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,12 +15,14 @@ from revisit.vllm.admission import (
     check_http,
     check_release,
     check_settings,
-    gives_processor,
-    is_served,
+    has_processor,
+    serves_revisit,
 )
-from revisit.vllm.failure import as_error, finish
-from revisit.vllm.room import hold_back
+from revisit.vllm.failure import as_error, end_failed
+from revisit.vllm.scheduling import wait_for_memory
 from revisit.vllm.wrapping import wrap
+
+Method = Callable[..., Any]
 
 
 def install() -> None:
@@ -43,68 +45,60 @@ def install() -> None:
     wrap(InputProcessor, "__init__", _begin_admission)
     wrap(InputProcessor, "process_inputs", _admit)
     wrap(Worker, "load_model", _join)
-    wrap(Scheduler, "__init__", _hold_back)
-    wrap(Scheduler, "update_from_output", _finish)
+    wrap(Scheduler, "__init__", _begin_scheduling)
+    wrap(Scheduler, "update_from_output", _end_failed)
 
 
-def _refuse_release(original: Any) -> Any:
+def _refuse_release(create_engine_config: Method, self: Any, *args: Any, **kwargs: Any) -> Any:
     """Say so in the process that the user has started, and before others are."""
-
-    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if gives_processor(self.logits_processors):
-            check_release()
-        return original(self, *args, **kwargs)
-
-    return create_engine_config
+    if has_processor(self.logits_processors):
+        check_release()
+    return create_engine_config(self, *args, **kwargs)
 
 
-def _begin_admission(original: Any) -> Any:
-    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        from vllm.entrypoints.generate.base.serving import GenerateBaseServing
-        from vllm.v1.engine.output_processor import RequestOutputCollector
+def _begin_admission(init: Method, self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+    from vllm.v1.engine.output_processor import RequestOutputCollector
 
-        if is_served(vllm_config):
-            check_engine(vllm_config)
-        # An engine without the processor refuses requests for ReVisiT.
-        wrap(GenerateBaseServing, "_check_model", _check_early)
-        wrap(RequestOutputCollector, "put", _raise)
-        original(self, vllm_config, *args, **kwargs)
-
-    return __init__
+    if serves_revisit(vllm_config):
+        check_engine(vllm_config)
+    # An engine without the processor refuses requests for ReVisiT.
+    wrap(GenerateBaseServing, "_check_model", _check_early)
+    wrap(RequestOutputCollector, "put", _raise_failure)
+    init(self, vllm_config, *args, **kwargs)
 
 
-def _check_early(original: Any) -> Any:
+async def _check_early(check_model: Method, self: Any, request: Any) -> Any:
     """Refuse a request over HTTP before its images are read, of which vLLM counts some as sent."""
-
-    async def _check_model(self: Any, request: Any) -> Any:
-        check_http(request, self.engine_client.vllm_config)
-        return await original(self, request)
-
-    return _check_model
+    check_http(request, self.engine_client.vllm_config)
+    return await check_model(self, request)
 
 
-def _admit(original: Any) -> Any:
-    def process_inputs(
-        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        hashes = _carried(prompt)
-        try:
-            check_settings(getattr(params, "extra_args", None), self.vllm_config)
-            request = original(self, request_id, prompt, params, *args, **kwargs)
-            features = request.mm_features or ()
-            hashes = [each.mm_hash for each in features if each.data is not None]
-            admit(request, self.vllm_config)
-        except Exception:
-            if is_served(self.vllm_config):
-                _forget(self.renderer.mm_processor_cache, hashes)
-            raise
-        return request
+def _admit(
+    process_inputs: Method,
+    self: Any,
+    request_id: str,
+    prompt: Any,
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    hashes = _image_hashes(prompt)
+    try:
+        check_settings(getattr(params, "extra_args", None), self.vllm_config)
+        request = process_inputs(self, request_id, prompt, params, *args, **kwargs)
+        features = request.mm_features or ()
+        hashes = [each.mm_hash for each in features if each.data is not None]
+        admit(request, self.vllm_config)
+    except Exception:
+        if serves_revisit(self.vllm_config):
+            _forget(self.renderer.mm_processor_cache, hashes)
+        raise
+    return request
 
-    return process_inputs
 
-
-def _carried(prompt: Any) -> list[str]:
-    """The images that a prompt brings along; the engine has the others already."""
+def _image_hashes(prompt: Any) -> list[str]:
+    """Of the images that a prompt brings along; the engine has the others already."""
     if not isinstance(prompt, Mapping):
         return []
     hashes, items = prompt.get("mm_hashes", {}), prompt.get("mm_kwargs", {})
@@ -125,43 +119,30 @@ def _forget(cache: Any, hashes: list[str]) -> None:
         cache.invalidate(name)
 
 
-def _raise(original: Any) -> Any:
-    """Raise for who waits for a request that lost a step, in place of what it decoded."""
-
-    def put(self: Any, output: Any) -> None:
-        original(self, as_error(output) or output)
-
-    return put
+def _raise_failure(put: Method, self: Any, output: Any) -> None:
+    """Raise where a request that lost a step is waited for, in place of what it decoded."""
+    put(self, as_error(output) or output)
 
 
-def _hold_back(original: Any) -> Any:
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        if is_served(self.vllm_config):
-            hold_back(self)
-
-    return __init__
+def _begin_scheduling(init: Method, self: Any, *args: Any, **kwargs: Any) -> None:
+    init(self, *args, **kwargs)
+    if serves_revisit(self.vllm_config):
+        wait_for_memory(self)
 
 
-def _finish(original: Any) -> Any:
-    def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
-        from vllm.v1.engine import EngineCoreOutputs
+def _end_failed(update_from_output: Method, self: Any, scheduled: Any, output: Any) -> Any:
+    from vllm.v1.engine import EngineCoreOutputs
 
-        failed = finish(self, output)
-        outputs = original(self, scheduled, output)
-        for client, ended in failed:
-            outputs.setdefault(client, EngineCoreOutputs()).outputs.append(ended)
-        return outputs
-
-    return update_from_output
+    failed = end_failed(self, output)
+    outputs = update_from_output(self, scheduled, output)
+    for client, ended in failed:
+        outputs.setdefault(client, EngineCoreOutputs()).outputs.append(ended)
+    return outputs
 
 
-def _join(original: Any) -> Any:
-    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        if is_served(self.vllm_config):
-            from revisit.vllm.join import join
+def _join(load_model: Method, self: Any, *args: Any, **kwargs: Any) -> None:
+    load_model(self, *args, **kwargs)
+    if serves_revisit(self.vllm_config):
+        from revisit.vllm.join import join
 
-            join(self)
-
-    return load_model
+        join(self)

@@ -7,13 +7,18 @@ from typing import Any
 _MARK = "_revisit"
 
 
-def wrap(cls: type, name: str, wrapper: Callable[[Any], Any]) -> None:
-    """Replace a method of a class by `wrapper(method)`; again is a no-op."""
+def wrap(cls: type, name: str, replacement: Callable[..., Any]) -> None:
+    """Replace a method of a class by `replacement(original, self, ...)`; again is a no-op."""
     original = getattr(cls, name)
-    if not hasattr(original, _MARK):
-        wrapped = wraps(original)(wrapper(original))
-        setattr(wrapped, _MARK, True)
-        setattr(cls, name, wrapped)
+    if hasattr(original, _MARK):
+        return
+
+    @wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return replacement(original, *args, **kwargs)
+
+    setattr(method, _MARK, True)
+    setattr(cls, name, method)
 
 
 def installed() -> bool:

@@ -1,4 +1,4 @@
-"""Steps of a worker's requests in plain PyTorch, where the kernels do not run."""
+"""The steps of a worker's requests in plain PyTorch, where the kernels do not run."""
 
 import torch
 from torch import Tensor
@@ -9,20 +9,21 @@ from revisit.core.head import LMHead
 from revisit.core.left_out import fill_left_out
 from revisit.core.rows import refine
 from revisit.core.session import Session
+from revisit.core.step import find_fault
 
-# Vision states that a step is rehearsed with: more are taken in parts.
+# Vision states of a rehearsed step: of more, so many are taken at a time.
 _STATES = 128
 
 
-class Plain:
-    """Prompts and their steps, row after row.
+class PyTorchSteps:
+    """The prompts that are open, and their steps, row after row.
 
     Args:
         settings: the engine's; half of `cache_bytes` is for vision states, half for columns.
         prompts: at a time, at most.
 
     Attributes:
-        bytes: that it may take: `cache_bytes`, and the places of columns in the host's memory.
+        bytes: the most that it takes: `cache_bytes`, and in the host's memory where columns are.
         reserved: on a GPU `cache_bytes`, so that vLLM leaves them out of its KV cache; given back
             to PyTorch when the first prompt comes, which takes them in parts.
     """
@@ -64,34 +65,30 @@ class Plain:
         return session.columns.states
 
     def start(self, session: Session) -> None:
-        """Its vision states are there."""
+        """Its vision states are written."""
 
     def close(self, session: Session) -> None:
         """It has ended."""
         session.close()
 
     def refine(self, logits: Tensor, rows: list[Session | None]) -> tuple[Tensor, Tensor]:
-        """Refined logits (rows, V) float32, none left out, and the fault of each row, as `Kernels`.
+        """Refined logits (rows, V) float32, finite beyond V_cons, and the fault of each row.
 
-        A row of which no token is possible stays as it came.
+        A row of which no token is possible stays as it came; faults are as in `KernelSteps`.
         """
-        faults = torch.zeros(len(rows), dtype=torch.int32)
+        faults = [0] * len(rows)
         try:
             refined, _ = refine(logits, rows)
         except ValueError:
-            for row, session in enumerate(rows):
-                if session and logits[row].isnan().any():
-                    faults[row] = 1
-                elif session and logits[row].isneginf().all():
-                    faults[row] = 2
-            if not faults.any():
+            each = zip(logits, rows, strict=True)
+            faults = [find_fault(row) if session else 0 for row, session in each]
+            if not any(faults):
                 raise
-            each = zip(rows, faults.tolist(), strict=True)
-            rows = [None if fault else session for session, fault in each]
+            rows = [None if fault else row for fault, row in zip(faults, rows, strict=True)]
             refined, _ = refine(logits, rows)
         # Row by row: temporaries of all rows at once would take more memory than all else does.
         for row, session in enumerate(rows):
             if session:
                 one = slice(row, row + 1)
                 refined[one] = fill_left_out(refined[one], logits[one])
-        return refined, faults
+        return refined, torch.tensor(faults, dtype=torch.int32)

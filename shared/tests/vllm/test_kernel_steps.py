@@ -5,12 +5,12 @@ import torch
 
 from revisit.config import ReVisiTConfig
 from revisit.core.head import LMHead
-from revisit.vllm.plain import Plain
+from revisit.vllm.pytorch_steps import PyTorchSteps
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")  # kernels ask when they are decorated
-    from revisit.vllm import kernels
-    from revisit.vllm.kernels import Kernels
+    from revisit.vllm import kernel_steps
+    from revisit.vllm.kernel_steps import KernelSteps
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ class Both:
     def __init__(self, rows=4):
         torch.manual_seed(0)
         head = LMHead(torch.randn(V, D))
-        self.ways = Plain(head, SETTINGS, 4), Kernels(head, SETTINGS, 4, rows, 256)
+        self.ways = PyTorchSteps(head, SETTINGS, 4), KernelSteps(head, SETTINGS, 4, rows, 256)
         self.opened = []
 
     def open(self, count, config):
@@ -76,7 +76,7 @@ def test_prompts_come_and_go_with_plain_rows_among_them():
 
 
 def test_rows_beyond_those_of_a_launch_are_taken_in_parts(monkeypatch):
-    monkeypatch.setattr(kernels, "_ROWS", 2)
+    monkeypatch.setattr(kernel_steps, "_ROWS", 2)
     both = Both(rows=7)
     assert both.ways[1].rows == 2
     for count, config in zip((10, 20, 33), CONFIGS, strict=True):
@@ -95,13 +95,13 @@ def test_a_row_that_holds_nan_has_a_fault_and_changes_no_other():
 
 
 def test_memory_is_taken_once_and_is_as_large_as_it_says():
-    way: Kernels = Both().ways[1]
+    way: KernelSteps = Both().ways[1]
     tensors = [*way.steps._buffers.values(), way.steps._pool]
     assert 0 <= way.bytes - sum(each.nbytes for each in tensors) < 64
     before = [each.data_ptr() for each in tensors]
     way.rehearse()
     assert [each.data_ptr() for each in tensors] == before
-    assert str(way) == f"kernels, whose tables take {way.tables >> 20} MiB besides"
+    assert str(way) == f"kernels, whose tables take {way.table_bytes >> 20} MiB besides"
     for _ in range(4):
         way.open(64, CONFIGS[0], torch.Generator())
     with pytest.raises(ValueError, match="close one first"):

@@ -1,4 +1,6 @@
-"""Steps of a worker's requests in the kernels of a GPU: launched, and never waited for."""
+"""The steps of a worker's requests in the kernels of a GPU: launched, and never waited for."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -7,12 +9,12 @@ from revisit.config import ReVisiTConfig
 from revisit.core.head import LMHead
 from revisit.core.kernels.steps import Steps, buffer_bytes
 
-# Rows of a launch: more are taken in parts, since each has buffers of 16 bytes a token.
+# The most rows of a launch, since each has buffers of 16 bytes a token: more are taken in parts.
 _ROWS = 64
 
 
-class Kernels:
-    """Prompts in slots, and the steps of rows that point to them.
+class KernelSteps:
+    """The prompts that are open, in slots, and the steps of rows that point to them.
 
     All memory is taken here: `cache_bytes` for vision states and columns, and tables besides, of
     4 V bytes a prompt and 16 V a row, for 64 rows at most.
@@ -32,18 +34,16 @@ class Kernels:
         self, head: LMHead, settings: ReVisiTConfig, prompts: int, rows: int, longest: int
     ) -> None:
         self.rows = min(rows, _ROWS)
-        tables = buffer_bytes(head.size, slots=prompts, rows=self.rows, longest=longest)
-        self.bytes = tables + settings.cache_bytes
-        self.steps = Steps(
-            head, slots=prompts, rows=self.rows, longest=longest, budget=self.bytes, fill=True
-        )
-        self.tables = tables
+        sizes: dict[str, Any] = {"slots": prompts, "rows": self.rows, "longest": longest}
+        self.table_bytes = buffer_bytes(head.size, **sizes)
+        self.bytes = self.table_bytes + settings.cache_bytes
+        self.steps = Steps(head, budget=self.bytes, fill=True, **sizes)
         self.zero = torch.zeros((), device=head.device)
         self.counts: dict[int, int] = {}  # vision states by slot
-        self.batch: list[int] | None = None  # the slots that the kernels have
+        self.batch: list[int] | None = None  # the slot of each row, as the kernels have it
 
     def __str__(self) -> str:
-        return f"kernels, whose tables take {self.tables >> 20} MiB besides"
+        return f"kernels, whose tables take {self.table_bytes >> 20} MiB besides"
 
     @torch.inference_mode()
     def rehearse(self) -> None:
@@ -72,7 +72,7 @@ class Kernels:
         return self.steps.states(slot)
 
     def start(self, slot: int) -> None:
-        """Its vision states are there."""
+        """Its vision states are written."""
         self.steps.start(slot)
 
     def close(self, slot: int) -> None:
@@ -81,12 +81,11 @@ class Kernels:
         self.batch = None
 
     def refine(self, logits: Tensor, rows: list[int | None]) -> tuple[Tensor, Tensor]:
-        """Refined logits (rows, V) float32, in place where they are that already.
+        """Refined logits (rows, V) float32, in place where they are float32, and faults.
 
-        Returns:
-            Besides, the fault of each row, () int32, a key of `core.step.FAULTS` or 0. They are on
-            their way to the host: to be read once the host has waited for what follows this step.
-            A row with a fault becomes 0, with which any sampling can go on.
+        Faults (rows,) int32 are keys of `core.step.FAULTS`, or 0. They are on their way to the
+        host: to be read once the host has waited for what follows this step. A row with a fault
+        becomes 0, with which any sampling can go on.
         """
         logits = logits.float()
         faults = torch.zeros(len(rows), dtype=torch.int32, device=logits.device)
@@ -95,8 +94,8 @@ class Kernels:
             if max(slots) >= 0:
                 some = slice(begin, begin + len(slots))
                 faults[some] = self._refine(logits[some], slots)
-        arriving = torch.empty(len(rows), dtype=torch.int32, pin_memory=faults.is_cuda)
-        return logits, arriving.copy_(faults, non_blocking=True)
+        on_host = torch.empty(len(rows), dtype=torch.int32, pin_memory=faults.is_cuda)
+        return logits, on_host.copy_(faults, non_blocking=True)
 
     def _refine(self, logits: Tensor, slots: list[int]) -> Tensor:
         """Replace logits (rows, V) by refined ones; returns the fault of each row."""
