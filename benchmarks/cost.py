@@ -7,11 +7,13 @@ Random weights, nothing is downloaded, some minutes; `nox -s bench` runs it.
 
 import argparse
 import platform
-import statistics
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +24,7 @@ import page
 import published
 from cases import CASES, DEPTH, SIZES, TINY, Case, decoder, drift, lm_head, vision_states
 from measuring import Operators, by_turns, clock, peak_bytes
-from page import Cell, Point, Row
+from page import Cell, Measured, Point, Row
 from revisit import LMHead, ReVisiTConfig
 from revisit.core.columns import Cache
 from revisit.core.head import native
@@ -32,6 +34,7 @@ from revisit.core.session import Session
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIG = ReVisiTConfig()
+Write = Callable[[Cell | Point | Row], None]
 
 
 class Plan(NamedTuple):
@@ -62,40 +65,42 @@ def generation(
     return session, [clock(refine, logits.unsqueeze(0), [session]) for logits in steps]
 
 
-def measure_case(
-    case: Case, plan: Plan, dtype: torch.dtype, write: Callable[[Cell], None]
-) -> list[Cell]:
+def measure_case(case: Case, plan: Plan, dtype: torch.dtype, write: Write) -> list[Cell]:
     """A generation of ReVisiT, the same by the published way, and the model's greedy decoding."""
     few = case.states > 10_000  # where a dense step takes seconds
     greedy = greedy_seconds(case, dtype)
     head = lm_head(case.vocabulary, case.width, dtype)
     states = vision_states(case.states, head)
-    prefill = statistics.median(
-        clock(published.prefill, states, head.weight) for _ in range(1 if few else 3)
-    )
+    times = [clock(published.prefill, states, head.weight) for _ in range(1 if few else 3)]
+    prefill = median(times)
     projected = published.prefill(states, head.weight)
     cells = []
     for candidates in plan.candidates:
         steps = list(drift(case.vocabulary, candidates, plan.steps))
         fits = candidates * case.states * states.element_size() <= CONFIG.cache_bytes
-        took: dict[str, list[float]] = {"ReVisiT": [], "dense": []}
-        for repeat in range(3 if fits else 1):
-            took["ReVisiT"].append(sum(generation(head, states, steps)[1]))
+        revisit, dense = [], []
+        for _ in range(3 if fits else 1):
+            revisit.append(sum(generation(head, states, steps)[1]))
             for logits in steps[: 2 if few else 4]:
-                took["dense"].append(clock(published.step, logits, projected, -DEPTH))
-            if not repeat:
-                del took["dense"][0]  # it warms up
+                dense.append(clock(published.step, logits, projected, -DEPTH))
         sessions: list[Session] = []
-        mine = peak_bytes(lambda: sessions.append(generation(head, states, steps)[0]))  # noqa: B023
+        peak = peak_bytes(lambda: sessions.append(generation(head, states, steps)[0]))  # noqa: B023
         kept = sessions[0].columns  # its table is asked for whole, and taken where it is written
-        mine -= (len(kept.table) - kept.held) * kept.bytes
-        dense = peak_bytes(lambda: published.step(steps[0], projected, -DEPTH))  # noqa: B023
-        cells.append(
-            Cell(case, candidates, kept.held, fits, statistics.median(took["ReVisiT"]),
-                 prefill + plan.steps * statistics.median(took["dense"]), greedy * plan.steps,
-                 states.nbytes + mine, max(states.nbytes, dense) + projected.nbytes)
-        )  # fmt: skip
-        write(cells[-1])
+        peak -= (len(kept.table) - kept.held) * kept.bytes
+        dense_peak = peak_bytes(lambda: published.step(steps[0], projected, -DEPTH))  # noqa: B023
+        cell = Cell(
+            case,
+            candidates,
+            kept.held,
+            fits,
+            revisit=median(revisit),
+            dense=prefill + plan.steps * median(dense[1:]),  # the first warms up
+            greedy=plan.steps * greedy,
+            revisit_bytes=states.nbytes + peak,
+            dense_bytes=max(states.nbytes, dense_peak) + projected.nbytes,
+        )
+        write(cell)
+        cells.append(cell)
     return cells
 
 
@@ -111,14 +116,13 @@ def greedy_seconds(case: Case, dtype: torch.dtype) -> float:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data.fill_(1e-3)
         past = model(input_ids=ids, use_cache=True).past_key_values
-        step = {"input_ids": ids[:, :1], "past_key_values": past, "use_cache": True}
-        ways[str(layers)] = partial(model, **step)
+        ways[str(layers)] = partial(model, ids[:, :1], past_key_values=past, use_cache=True)
     one, two = by_turns(ways, 15).values()
-    layer = statistics.median(second - first for first, second in zip(one, two, strict=True))
-    return statistics.median(one) + (SIZES[case.model]["num_hidden_layers"] - 1) * max(0.0, layer)
+    layer = median([second - first for first, second in zip(one, two, strict=True)])
+    return median(one) + (SIZES[case.model]["num_hidden_layers"] - 1) * max(0.0, layer)
 
 
-def measure_growth(plan: Plan, dtype: torch.dtype, write: Callable[[Point], None]) -> list[Point]:
+def measure_growth(plan: Plan, dtype: torch.dtype, write: Write) -> list[Point]:
     """A step along each axis, the others at the sizes of the first case; then a long generation."""
     case, points = plan.cases[0], []
     usual = min(1_000, case.vocabulary // 30)
@@ -132,23 +136,23 @@ def measure_growth(plan: Plan, dtype: torch.dtype, write: Callable[[Point], None
             states = vision_states(count, head)
             steps = list(drift(vocabulary, min(candidates, vocabulary), 12, percent / 100))
             projected = torch.ones(count, vocabulary, dtype=dtype)
-            mine, dense = [], []
+            revisit, dense = [], []
             for _ in range(3):
-                mine += generation(head, states, steps)[1][1:]
+                revisit += generation(head, states, steps)[1][1:]
                 dense += [clock(published.step, each, projected, -DEPTH) for each in steps[:3]]
-            points.append(Point(axis, value, statistics.median(mine), statistics.median(dense)))
+            points.append(Point(axis, value, median(revisit), median(dense)))
             write(points[-1])
     head = lm_head(case.vocabulary, case.width, dtype)
     steps = list(drift(case.vocabulary, usual, plan.long))
     _, seconds = generation(head, vision_states(case.states, head), steps)
     stretch = plan.long // 16
     for start in range(0, plan.long, plan.long // 4):
-        median = statistics.median(seconds[start : start + stretch])
-        points.append(Point("steps of the generation so far", start + stretch, median, None))
+        typical = median(seconds[start : start + stretch])
+        points.append(Point("steps of the generation so far", start + stretch, typical, None))
     return points
 
 
-def measure_rows(plan: Plan, dtype: torch.dtype, write: Callable[[Row], None]) -> list[Row]:
+def measure_rows(plan: Plan, dtype: torch.dtype, write: Write) -> list[Row]:
     """Steps of unlike rows, each with half to one and a half times the sizes of the first case."""
     case, made = plan.cases[0], []
     head = lm_head(case.vocabulary, case.width, dtype)
@@ -158,7 +162,7 @@ def measure_rows(plan: Plan, dtype: torch.dtype, write: Callable[[Row], None]) -
         took = [clock(refine, each, sessions) for each in logits]
         with Operators() as operators:
             refine(logits[-1], sessions)
-        seconds = statistics.median(took[len(took) // 4 :])  # a first step keeps all of its tokens
+        seconds = median(took[len(took) // 4 :])  # a first step keeps all of its tokens
         made.append(Row(str(case), count, seconds, operators.count))
         write(made[-1])
     return made
@@ -179,7 +183,7 @@ def unlike_rows(
     return sessions, list(torch.stack(logits, 1))
 
 
-def measured(plan: Plan, dtype: torch.dtype) -> page.Measured:
+def measured(plan: Plan, dtype: torch.dtype) -> Measured:
     """All that is measured; each line is printed as it comes."""
     total = len(plan.cases) * len(plan.candidates) + len(plan.rows)
     total += sum(map(len, plan.axes.values()))
@@ -191,17 +195,15 @@ def measured(plan: Plan, dtype: torch.dtype) -> page.Measured:
 
         cells = [cell for case in plan.cases for cell in measure_case(case, plan, dtype, write)]
         points = measure_growth(plan, dtype, write)
-        return page.Measured(plan.steps, cells, points, measure_rows(plan, dtype, write))
+        return Measured(plan.steps, cells, points, measure_rows(plan, dtype, write))
 
 
 def machine(dtype: torch.dtype) -> str:
     """The processor, and how it multiplies numbers of this dtype."""
     name = platform.processor() or platform.machine()
     about = Path("/proc/cpuinfo")
-    if about.exists():
-        lines = about.read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = names[0] if names else name
+    if about.exists() and (found := re.search(r"model name\s*:\s*(.+)", about.read_text())):
+        name = found[1].strip()
     how = "native" if native(dtype, "cpu") else "without its arithmetic: products in float32"
     threads = f"{torch.get_num_threads()} threads"
     return f"{name}, {threads}, PyTorch {torch.__version__}, {dtype} ({how})"
@@ -224,11 +226,8 @@ def options() -> argparse.Namespace:
         parser.error("--quick measures nothing worth keeping: give --docs another folder")
     if args.docs and not args.docs.is_dir():
         parser.error(f"--docs: there is no folder {args.docs}")
-    if args.docs:
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError:
-            parser.error("--docs draws with matplotlib, which is not installed")
+    if args.docs and not find_spec("matplotlib"):
+        parser.error("--docs draws with matplotlib, which is not installed")
     return args
 
 
@@ -240,7 +239,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     print(machine(dtype))
     result = measured(QUICK if args.quick else Plan(), dtype)
-    print("", *page.summary(result), sep="\n")
+    print(f"\n{page.summary(result)}")
     if args.docs:
         page.write(result, machine(dtype), args.docs)
     if args.docs == DOCS:

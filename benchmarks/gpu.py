@@ -42,13 +42,14 @@ from measuring import by_turns, clock, put, spread
 from revisit import LMHead, ReVisiTConfig, ReVisiTLogitsProcessor
 from revisit.core.kernels import available
 
-DOCS = Path(__file__).parents[1] / "docs"
-TESTS = Path(__file__).parents[1] / "shared/tests/core/kernels/test_steps.py"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+TESTS = ROOT / "shared/tests/core/kernels/test_steps.py"
 TEXT_TOKENS = 40
 
 
 class Bench:
-    """What was asked for, how much time is left, and the lines that were measured so far."""
+    """The settings, the time that is left, and the lines that were measured so far."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.ends = args, time.monotonic() + 60 * args.minutes
@@ -59,17 +60,16 @@ class Bench:
         self.cuda = args.device.startswith("cuda")
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
 
-    def write(self, *lines: str) -> None:
-        for line in lines:
-            print(line, flush=True)
-            self.lines.append(line)
+    def write(self, line: str) -> None:
+        print(line, flush=True)
+        self.lines.append(line)
         if self.args.docs:
             put(self.args.docs / "gpu.md", "measured", "\n".join(self.lines))
 
-    def cells(self, name: str, *head: str) -> Iterator[tuple[Case, int]]:
+    def table(self, name: str, *head: str) -> Iterator[tuple[Case, int]]:
         """A table: the cases and numbers of rows, as long as there is time."""
-        self.write("", f"{name}:", "", f"| model | rows | {' | '.join(head)} |",
-                   f"|---|---:|{'---:|' * len(head)}")  # fmt: skip
+        columns = f"| model | rows | {' | '.join(head)} |"
+        self.write(f"\n{name}:\n\n{columns}\n|---|---:|{'---:|' * len(head)}")
         for case in TINY if self.args.tiny else CASES:
             for rows in self.args.rows:
                 if time.monotonic() > self.ends:
@@ -78,95 +78,80 @@ class Bench:
                     yield case, rows
 
     def seconds(self, function: Callable[[], Any]) -> float:
-        """Of a call and of all that it leaves to the GPU."""
+        """Of a call and of all that it leaves to the GPU: between two events of it."""
+        if not self.cuda:
+            return clock(function)
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end) / 1e3)
 
-        def whole() -> None:
-            function()
-            if self.cuda:
-                torch.cuda.synchronize()
+    def captured(self, run: Callable[[], Any]) -> Callable[[], Any]:
+        """The same launches from a CUDA graph; on a CPU the function itself."""
+        if not self.cuda:
+            return run
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        return graph.replay
 
-        if self.cuda:
+    def profiled(self, run: Callable[[], Any]) -> Any:
+        """What a run has launched, by name; nothing on a CPU."""
+        if not self.cuda:
+            return []
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            run()
             torch.cuda.synchronize()
-        return clock(whole)
+        return seen.key_averages()
 
 
 def opened(case: Case, rows: int, head: LMHead) -> Any:
     """`Steps` with a prompt of random vision states for each row."""
-    from revisit.core.kernels.steps import Steps, buffer_bytes
+    from revisit.core.kernels.steps import Steps, buffer_bytes, prompt_bytes
 
-    size, columns = head.dtype.itemsize, 128 * 2**20
-    budget = buffer_bytes(head.size, slots=rows, rows=rows, longest=case.states)
-    budget += rows * (columns + (case.states * head.width + 128) * size)
-    steps = Steps(head, slots=rows, rows=rows, longest=case.states, budget=budget, columns=columns)
+    columns = 128 * 2**20
+    sizes: dict[str, Any] = {"slots": rows, "rows": rows, "longest": case.states}
+    budget = buffer_bytes(head.size, **sizes) + rows * prompt_bytes(head, case.states, columns)
+    steps = Steps(head, budget=budget, columns=columns, **sizes)
     for _ in range(rows):
         steps.open(vision_states(case.states, head), ReVisiTConfig(layers=case.layers))
     steps.batch(range(rows))
     return steps
 
 
-def captured(bench: Bench, run: Callable[[], Any]) -> Callable[[], Any]:
-    """The same launches from a CUDA graph; on a CPU the function itself."""
-    if not bench.cuda:
-        return run
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
 def measure_steps(bench: Bench) -> None:
     """Part 1."""
-    names = ("read", "count", "list", "project", "compare", "refine")
-    table = bench.cells("The step alone, from replays of a CUDA graph; microseconds",
-                        "V_cons", "step", *names)  # fmt: skip
-    for case, rows in table:
+    kernels = ("read", "count", "list", "project", "compare", "refine")
+    name = "The step alone, from replays of a CUDA graph; microseconds"
+    for case, rows in bench.table(name, "V_cons", "step", *kernels):
         head = lm_head(case.vocabulary, case.width, bench.dtype, bench.args.device)
         if not available(head):
             bench.write(f"| {case} | {rows} | the kernels cannot be used here |")
             continue
         steps = opened(case, rows, head)
-        each = list(drift(case.vocabulary, bench.candidates, bench.steps + rows))
+        drifting = list(drift(case.vocabulary, bench.candidates, bench.steps + rows))
         logits = torch.empty(rows, case.vocabulary, device=bench.args.device)
 
         def take(number: int) -> None:
             for row in range(rows):  # at different places of the generation
-                logits[row] = each[number + row]
+                logits[row] = drifting[number + row]
 
         take(0)
         steps.step(logits)  # compiles
-        replay = captured(bench, lambda: steps.step(logits))
+        replay = bench.captured(lambda: steps.step(logits))
         took = []
         for number in range(1, bench.steps):
             take(number)
-            took.append(1e6 * timed(bench, replay))
+            took.append(1e6 * bench.seconds(replay))
         take(bench.steps)
-        kernels = profiled(bench, replay)
-        cells = [f"{kernels.get(name, math.nan):.0f}" for name in names]
-        took = took[len(took) // 4 :]  # the first columns are computed by then
-        bench.write(f"| {case} | {rows} | {bench.candidates} | {spread(took, 0)} | "
-                    f"{' | '.join(cells)} |")  # fmt: skip
-
-
-def timed(bench: Bench, function: Callable[[], Any]) -> float:
-    """Seconds between two events of the GPU; on a CPU by the clock."""
-    if not bench.cuda:
-        return bench.seconds(function)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    function()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end) / 1e3)
-
-
-def profiled(bench: Bench, function: Callable[[], Any]) -> dict[str, float]:
-    """Microseconds of each kernel in one run, by the first part of its name."""
-    if not bench.cuda:
-        return {}
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        function()
-        torch.cuda.synchronize()
-    return {each.key.split("_")[0]: each.self_device_time_total for each in seen.key_averages()}
+        # Kernels by the first part of their names.
+        each = {e.key.split("_")[0]: e.self_device_time_total for e in bench.profiled(replay)}
+        cells = [f"{each.get(kernel, math.nan):.0f}" for kernel in kernels]
+        step = spread(took[len(took) // 4 :], 0)  # the first columns are computed by then
+        bench.write(f"| {case} | {rows} | {bench.candidates} | {step} | {' | '.join(cells)} |")
 
 
 @lru_cache(maxsize=1)
@@ -182,70 +167,64 @@ def built(name: str, candidates: int, device: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def prompts(model: Any, case: Case, rows: int) -> dict[str, Tensor]:
-    """Random embeddings: a first token, the vision tokens, a question."""
+def model_and_prompts(bench: Bench, case: Case, rows: int) -> tuple[Any, dict[str, Tensor]]:
+    """Prompts are random embeddings: a first token, the vision tokens, a question."""
+    model = built(case.model, bench.candidates, bench.args.device, bench.dtype)
     length = 1 + case.vision_tokens + TEXT_TOKENS
     embedding = model.get_input_embeddings().weight
     embeds = torch.randn(rows, length, embedding.shape[1], device=embedding.device)
     embeds = embeds.to(embedding.dtype) * embedding.std()
     mask = torch.ones(rows, length, dtype=torch.int64, device=embedding.device)
-    return {"inputs_embeds": embeds, "attention_mask": mask}
+    return model, {"inputs_embeds": embeds, "attention_mask": mask}
 
 
 def measure_compiled(bench: Bench) -> None:
     """Part 2: greedy decoding and ReVisiT in turns, behind the same compiled decode step."""
-    table = bench.cells("A compiled decode step with a static cache; ms a token",
-                        "greedy", "ReVisiT", "over greedy")  # fmt: skip
-    for case, rows in table:
+    name = "A compiled decode step with a static cache; ms a token"
+    for case, rows in bench.table(name, "greedy", "ReVisiT", "over greedy"):
         try:
-            model = built(case.model, bench.candidates, bench.args.device, bench.dtype)
-            inputs = prompts(model, case, rows)
-            length = inputs["inputs_embeds"].shape[1]
-            past = StaticCache(config=model.config, max_cache_len=length + bench.tokens)
-            with torch.no_grad():
-                model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
-            torch.compiler.reset()
-            mode: dict[str, Any] = (
-                {"mode": "reduce-overhead"} if bench.cuda else {"backend": "eager"}
-            )
-            forward = torch.compile(model.forward, dynamic=False, **mode)
-            steps = opened(case, rows, LMHead(model.lm_head.weight))
-            steps.step(torch.randn(rows, model.lm_head.out_features, device=bench.args.device))
-            decide = captured(bench, lambda: steps.decide(rows))
-
-            def refine(logits: Tensor) -> Tensor:
-                steps.read(logits)
-                decide()
-                scores: Tensor = steps.scores[:rows]
-                return scores
-
-            def run(refine: Callable[[Tensor], Tensor]) -> None:
-                decoded(forward, past, rows, bench.tokens, refine)
-                past.crop(-bench.tokens)
-
-            ways = {"greedy": lambda: run(lambda logits: logits), "ReVisiT": lambda: run(refine)}
-            took = by_turns(ways, bench.repeats, bench.seconds)
-            if len(took) < 2:
-                raise torch.cuda.OutOfMemoryError
-            greedy, mine = (
-                [1e3 * each / bench.tokens for each in values] for values in took.values()
-            )
-            over = statistics.median(mine) / statistics.median(greedy) - 1
-            bench.write(f"| {case} | {rows} | {spread(greedy)} | {spread(mine)} | {over:+.1%} |")
+            greedy, revisit = compiled_ms(bench, case, rows)
+            over = statistics.median(revisit) / statistics.median(greedy) - 1
+            bench.write(f"| {case} | {rows} | {spread(greedy)} | {spread(revisit)} | {over:+.1%} |")
         except torch.cuda.OutOfMemoryError:
             bench.write(f"| {case} | {rows} | out of memory |")
 
 
-@torch.no_grad()
-def decoded(
-    forward: Any, past: Any, rows: int, tokens: int, refine: Callable[[Tensor], Tensor]
-) -> None:
-    """So many new tokens, and nothing waited for."""
-    token = torch.zeros((rows, 1), dtype=torch.int64, device=past.layers[0].keys.device)
-    for _ in range(tokens):
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        logits = forward(input_ids=token, past_key_values=past, use_cache=True).logits[:, -1]
-        token = refine(logits).argmax(-1, keepdim=True)
+def compiled_ms(bench: Bench, case: Case, rows: int) -> list[list[float]]:
+    """Milliseconds a token in each turn, of greedy decoding and of ReVisiT."""
+    model, inputs = model_and_prompts(bench, case, rows)
+    length = inputs["inputs_embeds"].shape[1]
+    past = StaticCache(config=model.config, max_cache_len=length + bench.tokens)
+    with torch.no_grad():
+        model(**inputs, past_key_values=past, use_cache=True, logits_to_keep=1)
+    torch.compiler.reset()
+    mode: dict[str, Any] = {"mode": "reduce-overhead"} if bench.cuda else {"backend": "eager"}
+    forward: Any = torch.compile(model.forward, dynamic=False, **mode)
+    steps = opened(case, rows, LMHead(model.lm_head.weight))
+    steps.step(torch.randn(rows, model.lm_head.out_features, device=bench.args.device))
+    decide = bench.captured(lambda: steps.decide(rows))
+
+    def refine(logits: Tensor) -> Tensor:
+        steps.read(logits)
+        decide()
+        scores: Tensor = steps.scores[:rows]
+        return scores
+
+    @torch.no_grad()
+    def decode(refine: Callable[[Tensor], Tensor] | None = None) -> None:
+        """So many new tokens, and nothing waited for."""
+        token = torch.zeros((rows, 1), dtype=torch.int64, device=bench.args.device)
+        for _ in range(bench.tokens):
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            logits = forward(input_ids=token, past_key_values=past, use_cache=True).logits[:, -1]
+            token = (refine(logits) if refine else logits).argmax(-1, keepdim=True)
+        past.crop(-bench.tokens)
+
+    ways = {"greedy": decode, "ReVisiT": lambda: decode(refine)}
+    took = by_turns(ways, bench.repeats, bench.seconds)
+    if len(took) < 2:
+        raise torch.cuda.OutOfMemoryError
+    return [[1e3 * seconds / bench.tokens for seconds in values] for values in took.values()]
 
 
 class Dense(ReVisiTLogitsProcessor):
@@ -296,17 +275,10 @@ def processors(decoder: str, model: Any, inputs: dict[str, Tensor], case: Case) 
             yield LogitsProcessorList([processor])
 
 
-def generated(decoder: str, model: Any, inputs: dict[str, Tensor], case: Case, tokens: int) -> None:
-    """So many new tokens by `generate`."""
-    with torch.inference_mode(), processors(decoder, model, inputs, case) as used:
-        model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-                       pad_token_id=0, logits_processor=used)  # fmt: skip
-
-
-def counted(bench: Bench, run: Callable[[int], Any]) -> str:
-    """Launches and waits of the host in a step: what 16 more of them add."""
+def launches_and_waits(bench: Bench, run: Callable[[int], Any]) -> str:
+    """Two cells, of the host in a step: what 16 more of them add. Empty on a CPU."""
     if not bench.cuda:
-        return "| |"
+        return ""
     launches, waits = [], []
     for tokens in (4, 20):
         torch.cuda.set_sync_debug_mode("warn")
@@ -317,36 +289,36 @@ def counted(bench: Bench, run: Callable[[int], Any]) -> str:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchroniz" in str(each.message) for each in caught))
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-            run(tokens)
-        events = seen.key_averages()
+        events = bench.profiled(lambda: run(tokens))
         launches.append(sum(each.count for each in events if "LaunchKernel" in each.key))
-    return f"{(launches[1] - launches[0]) / 16:.0f} | {(waits[1] - waits[0]) / 16:.1f} |"
+    return f"{(launches[1] - launches[0]) / 16:.0f} | {(waits[1] - waits[0]) / 16:.1f}"
 
 
 def measure_eager(bench: Bench) -> None:
     """Part 3: repeats are interleaved; the first of them is not counted."""
-    table = bench.cells("`generate` of Transformers, with prefill; ms a token, counts a step",
-                        "decoder", "ms", "over greedy", "launches", "waits")  # fmt: skip
-    for case, rows in table:
-        model = built(case.model, bench.candidates, bench.args.device, bench.dtype)
-        inputs = prompts(model, case, rows)
-        ways = {
-            name: lambda name=name: generated(name, model, inputs, case, bench.tokens)
-            for name in DECODERS
-        }
+    name = "`generate` of Transformers, with prefill; ms a token, counts a step"
+    for case, rows in bench.table(name, "decoder", "ms", "over greedy", "launches", "waits"):
+        model, inputs = model_and_prompts(bench, case, rows)
+
+        @torch.inference_mode()
+        def generate(decoder: str, tokens: int) -> None:
+            with processors(decoder, model, inputs, case) as used:
+                model.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens,
+                               do_sample=False, pad_token_id=0, logits_processor=used)  # fmt: skip
+
+        ways = {name: lambda name=name: generate(name, bench.tokens) for name in DECODERS}
         took = by_turns(ways, bench.repeats, bench.seconds)
         greedy = statistics.median(took.get("greedy", [math.nan]))
         for name in DECODERS:
             if name not in took:
                 bench.write(f"| {case} | {rows} | {name} | out of memory | | | |")
                 continue
-            values = [1e3 * each / bench.tokens for each in took[name]]
+            ms = spread([1e3 * seconds / bench.tokens for seconds in took[name]])
             over = statistics.median(took[name]) / greedy - 1
-            host = "| |"
+            host = ""
             if name in ("greedy", "ReVisiT"):
-                host = counted(bench, lambda n: generated(name, model, inputs, case, n))
-            bench.write(f"| {case} | {rows} | {name} | {spread(values)} | {over:+.1%} | {host}")
+                host = launches_and_waits(bench, lambda tokens: generate(name, tokens))
+            bench.write(f"| {case} | {rows} | {name} | {ms} | {over:+.1%} | {host or '|'} |")
 
 
 def measure_tests(bench: Bench) -> None:
@@ -354,7 +326,7 @@ def measure_tests(bench: Bench) -> None:
     if bench.cuda:
         command = [sys.executable, "-m", "pytest", "-q", str(TESTS)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        bench.write("", f"The kernels' tests on this GPU: {done.stdout.splitlines()[-1]}.")
+        bench.write(f"\nThe kernels' tests on this GPU: {done.stdout.splitlines()[-1]}.")
 
 
 def options() -> argparse.Namespace:
@@ -389,6 +361,8 @@ def main() -> None:
     """Measure part by part."""
     args = options()
     bench = Bench(args)
+    if bench.cuda:
+        torch.cuda.set_device(args.device)
     name = torch.cuda.get_device_name(args.device) if bench.cuda else "a CPU"
     import triton
 

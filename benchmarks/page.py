@@ -1,4 +1,4 @@
-"""The page of costs: tables, what they come to, and plots."""
+"""The page of costs: tables, a summary, and plots."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Cell(NamedTuple):
     """A generation: seconds of the work beside the model's, and bytes."""
 
     case: Case
-    candidates: int
+    candidates: int  # tokens in V_cons
     columns: int  # kept at the end
     fits: bool  # whether V_cons fits the cache
     revisit: float
@@ -25,12 +25,12 @@ class Cell(NamedTuple):
     dense_bytes: int
 
     def __str__(self) -> str:
-        mine, dense = (each / 2**20 for each in (self.revisit_bytes, self.dense_bytes))
+        memory, dense_memory = self.revisit_bytes / 2**20, self.dense_bytes / 2**20
         return (
             f"| {self.case} | {self.candidates:,}{'' if self.fits else ' *'} | {self.columns:,} "
             f"| {self.revisit:.3g} | {self.dense:.3g} | {ratio(self.revisit, self.dense)} "
             f"| {self.revisit / self.greedy:.2%} "
-            f"| {mine:.1f} | {dense:.1f} | {ratio(mine, dense)} |"
+            f"| {memory:.1f} | {dense_memory:.1f} | {ratio(memory, dense_memory)} |"
         )
 
 
@@ -43,11 +43,12 @@ class Point(NamedTuple):
     dense: float | None
 
     def __str__(self) -> str:
-        mine = f"{self.revisit * 1e3:.3g}"
+        revisit = f"{self.revisit * 1e3:.3g}"
         if self.dense is None:
-            return f"| {self.axis} | {self.value:,} | {mine} | |"
-        mine = f"**{mine}**" if self.revisit > self.dense else mine
-        return f"| {self.axis} | {self.value:,} | {mine} | {self.dense * 1e3:.3g} |"
+            return f"| {self.axis} | {self.value:,} | {revisit} | |"
+        if self.revisit > self.dense:
+            revisit = f"**{revisit}**"
+        return f"| {self.axis} | {self.value:,} | {revisit} | {self.dense * 1e3:.3g} |"
 
 
 class Row(NamedTuple):
@@ -59,11 +60,8 @@ class Row(NamedTuple):
     operators: int
 
     def __str__(self) -> str:
-        each = 1e3 * self.seconds / self.rows
-        return (
-            f"| {self.case} | {self.rows} | {1e3 * self.seconds:.3g} | {each:.3g} "
-            f"| {self.operators} |"
-        )
+        ms = 1e3 * self.seconds
+        return f"| {self.case} | {self.rows} | {ms:.3g} | {ms / self.rows:.3g} | {self.operators} |"
 
 
 class Measured(NamedTuple):
@@ -75,44 +73,46 @@ class Measured(NamedTuple):
     rows: Sequence[Row]
 
 
-CELLS = """\
-Times and memory are of the work beside the model's: for *ReVisiT* the projection of tokens that
-become plausible, and the steps; for *dense* the projection of all vision states onto the whole
-vocabulary in prefill, which is stored as the published implementation stores it, and per step a
-softmax, a log-softmax and two Kullback-Leibler divergences over V_cons of what is stored. Weights,
-vision states and logits are random; both get the same. A generation has {steps} steps. Its V_cons
-has a fixed size; in each step 5% of its tokens are replaced by tokens drawn by Zipf's law (the
-probability of a token is 1 / its rank), so that frequent tokens come back. `cache_bytes` is the
-default, {cache} MiB.
+PAGE = """\
+# What ReVisiT costs
 
-Times are medians of interleaved repeats in one run. A dense step costs the same all along, so a few
-are timed and multiplied; ReVisiT's generations run whole. Extra memory is the peak of the bytes of
-all tensors alive, the recorded vision states with it. *Of greedy* is relative to {steps} greedy
-steps of the model on this machine: the LM head and one decoder layer of the real size are timed,
-and the layer counted as often as the model has it.
+{summary}
+
+Measured by `nox -s bench -- --docs` on {today}: {machine}.
+
+Times and memory are of the work beside the model's. *ReVisiT* projects tokens when they become
+plausible. *Dense*, the published way, projects all vision states onto the whole vocabulary in
+prefill and stores that; a step takes a softmax, a log-softmax and two Kullback-Leibler divergences
+over V_cons of it. Both get the same random weights, vision states and logits. A generation has
+{steps} steps; in each, 5% of V_cons are replaced by tokens drawn by Zipf's law (the probability of
+a token is 1 / its rank), so that frequent tokens come back. `cache_bytes` is the default,
+{cache} MiB.
+
+Times are medians of interleaved repeats in one run. A few dense steps are timed and multiplied;
+ReVisiT's generations run whole. Memory is the peak of the bytes of all tensors, recorded vision
+states included. *Of greedy* is relative to {steps} greedy steps of the model on this machine: the
+LM head and one decoder layer are timed, and the layer counted as often as the model has it.
 
 | model, layers | V_cons | tokens kept | ReVisiT, s | dense, s | time | of greedy | ReVisiT, MiB \
 | dense, MiB | memory |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|
+{cells}
 
-NOTES = """\
 \\* V_cons does not fit the cache: what does not is projected again in every step. Bold: worse than
-dense, whose projection pays where a generation needs most of the vocabulary."""
+dense, whose projection pays where a generation needs most of the vocabulary.
 
-GROWTH = """\
 ## Growth of a step
 
 ![Time against V_cons, vision states, rows, vocabulary, and length](cost.png)
 
 The sizes that are not named are LLaVA-1.5-7B's, with 1,000 tokens in V_cons. A step of ReVisiT
-includes the projection of its new tokens; a dense step only reads what its prefill stored, which is
-not counted here. Bold: longer than dense, where the fixed cost of a step's small operators shows
-(few tokens) or the projection of many new tokens.
+includes the projection of its new tokens; a dense step only reads what its prefill stored. Bold:
+longer than dense.
 
 | axis | size | ReVisiT, ms | dense, ms |
-|---|---:|---:|---:|"""
+|---|---:|---:|---:|
+{points}
 
-ROWS = """\
 ## Many rows
 
 Rows of one batch, each with its number of vision states and of plausible tokens, drawn between half
@@ -120,7 +120,11 @@ and one and a half times 576 and 300. Operators are what PyTorch is asked to do 
 new tokens, views apart: on a GPU without the kernels about one launch each.
 
 | model, layers | rows | ms | ms a row | operators |
-|---|---:|---:|---:|---:|"""
+|---|---:|---:|---:|---:|
+{rows}
+
+On a GPU: [gpu.md](gpu.md), by `python benchmarks/gpu.py --docs`.
+"""
 
 ON_A_GPU = (
     "- On an H100: 9% to 29% more time than greedy decoding with *last*; with *all* 25% for one "
@@ -129,13 +133,13 @@ ON_A_GPU = (
 )  # until benchmarks/gpu.py has measured it
 
 
-def ratio(mine: float, other: float) -> str:
+def ratio(value: float, other: float) -> str:
     """How one compares to the other, bold where it is worse."""
-    text = f"{mine / other:.3f}"
-    return f"**{text}**" if mine > other else text
+    text = f"{value / other:.3f}"
+    return f"**{text}**" if value > other else text
 
 
-def summary(result: Measured) -> list[str]:
+def summary(result: Measured) -> str:
     """What it comes to on a CPU, in three lines."""
     size = sorted({cell.candidates for cell in result.cells})[-2]  # the largest is rare
     cells = [cell for cell in result.cells if cell.candidates == size]
@@ -145,43 +149,37 @@ def summary(result: Measured) -> list[str]:
     times = [cell.dense / cell.revisit for cell in cells]
     spaces = [cell.dense_bytes / cell.revisit_bytes for cell in cells]
     several = min(result.rows, key=lambda row: abs(row.rows - 32))
-    return [
+    return (
         f"- On a CPU: {least.revisit / least.greedy:.1%} ({least.case}) to "
         f"{most.revisit / most.greedy:.1%} ({most.case}) more time, with {size:,} tokens in "
-        "V_cons, 5% new in a step (an assumption).",
+        "V_cons, 5% new in a step (an assumption).\n"
         f"- Memory: {min(memory):.0f} to {max(memory):.0f} MiB; it grows with the tokens "
         "that were ever plausible, not with the vocabulary, and has a budget. The published way to "
         f"compute the same takes {min(times):.0f} to {max(times):.0f} times as long, and "
-        f"{min(spaces):.0f} to {max(spaces):.0f} times the memory.",
+        f"{min(spaces):.0f} to {max(spaces):.0f} times the memory.\n"
         f"- Rows are taken one after another: {several.rows} unlike ones ({several.case}) "
-        f"take {1e3 * several.seconds:.3g} ms.",
-    ]
+        f"take {1e3 * several.seconds:.3g} ms."
+    )
 
 
 def write(result: Measured, machine: str, folder: Path) -> None:
     """`cost.md` and `cost.png` in the folder."""
-
-    def table(head: str, lines: Sequence[object]) -> str:
-        return "\n".join([head, *map(str, lines)])
-
-    cache = ReVisiTConfig().cache_bytes // 2**20
-    parts = [
-        "# What ReVisiT costs",
-        "\n".join(summary(result)),
-        f"Measured by `nox -s bench -- --docs` on {date.today()}: {machine}.",
-        table(CELLS.format(steps=result.steps, cache=cache), result.cells),
-        NOTES,
-        table(GROWTH, result.points),
-        table(ROWS, result.rows),
-        "On a GPU: [gpu.md](gpu.md), by `python benchmarks/gpu.py --docs`.",
-    ]
-    folder.joinpath("cost.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    tables = {"cells": result.cells, "points": result.points, "rows": result.rows}
+    text = PAGE.format(
+        summary=summary(result),
+        today=date.today(),
+        machine=machine,
+        steps=result.steps,
+        cache=ReVisiTConfig().cache_bytes // 2**20,
+        **{name: "\n".join(map(str, lines)) for name, lines in tables.items()},
+    )
+    folder.joinpath("cost.md").write_text(text, encoding="utf-8")
     plot(result, folder / "cost.png")
 
 
 def renew(readme: Path, result: Measured) -> None:
     """Put the summary between the marks of the README."""
-    put(readme, "cost", "\n".join([ON_A_GPU, *summary(result)]))
+    put(readme, "cost", f"{ON_A_GPU}\n{summary(result)}")
 
 
 def plot(result: Measured, to: Path) -> None:
@@ -189,35 +187,33 @@ def plot(result: Measured, to: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 8), layout="constrained")
-    panels = iter(figure.subplots(2, 4).flatten())
-    panel = next(panels)
-    for number, (case, cells) in enumerate(itertools.groupby(result.cells, lambda c: c.case)):
-        mine, color = list(cells), f"C{number + 2}"
-        sizes = [cell.candidates for cell in mine]
-        panel.loglog(sizes, [cell.revisit for cell in mine], "o-", color=color, label=str(case))
-        panel.loglog(sizes, [cell.dense for cell in mine], "s:", color=color)
-        label(panel, "a generation, without the model", "tokens in V_cons", "seconds", sizes)
-    panel.legend(fontsize=8, loc="upper left")
-    for axis, points in itertools.groupby(result.points, lambda point: point.axis):
-        panel, some = next(panels), list(points)
-        sizes = [point.value for point in some]
-        panel.loglog(sizes, [1e3 * point.revisit for point in some], "o-", color="C0")
-        if some[0].dense is not None:
-            panel.loglog(sizes, [1e3 * (point.dense or 0) for point in some], "s:", color="C1")
-        label(panel, "one step", axis, "milliseconds", sizes)
-    panel = next(panels)
-    sizes = [row.rows for row in result.rows]
-    panel.loglog(sizes, [1e3 * row.seconds for row in result.rows], "o-", color="C0")
-    label(panel, "one step of unlike rows", "rows", "milliseconds", sizes)
+    first, *panels = figure.subplots(2, 4).flatten()
+    for number, (case, cells) in enumerate(itertools.groupby(result.cells, lambda c: c.case), 2):
+        curve = [(cell.candidates, cell.revisit, cell.dense) for cell in cells]
+        draw(first, "a generation, without the model", "tokens in V_cons", curve, f"C{number}")
+        first.plot([], [], "o-", color=f"C{number}", label=str(case))
+    first.set_ylabel("seconds")
+    first.legend(fontsize=8, loc="upper left")
+    curves: dict[str, list[Any]] = {
+        axis: [(point.value, point.revisit, point.dense) for point in points]
+        for axis, points in itertools.groupby(result.points, lambda point: point.axis)
+    }
+    curves["rows"] = [(row.rows, row.seconds, None) for row in result.rows]
+    for axis, curve in curves.items():
+        draw(panels.pop(0), "one step", axis, curve)
     for unused in panels:
         unused.axis("off")
-    lines = [panel.plot([], [], s, color=c)[0] for s, c in (("o-", "C0"), ("s:", "C1"))]
+    lines = [first.plot([], [], style, color="grey")[0] for style in ("o-", "s:")]
     figure.legend(lines, ["ReVisiT", "dense"], loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(to, dpi=110)
 
 
-def label(panel: Any, title: str, x: str, y: str, ticks: Sequence[int]) -> None:
-    """Titles, and ticks at the sizes that were measured, as plain numbers."""
-    panel.set(title=title, xlabel=x, ylabel=y)
-    panel.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45, fontsize=8)
+def draw(panel: Any, title: str, x: str, curve: Sequence[Any], color: str = "C0") -> None:
+    """Points (size, seconds of ReVisiT, seconds of dense or None), with a tick at each size."""
+    sizes, revisit, dense = zip(*curve, strict=True)
+    panel.loglog(sizes, revisit, "o-", color=color)
+    if None not in dense:
+        panel.loglog(sizes, dense, "s:", color=color)
+    panel.set(title=title, xlabel=x, ylabel="seconds")
+    panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45, fontsize=8)
     panel.minorticks_off()

@@ -25,10 +25,11 @@ GOLDEN = json.loads((ROOT / "shared/tests/core/golden/step.json").read_text())
 
 @pytest.mark.parametrize("golden", GOLDEN, ids=range(len(GOLDEN)))
 def test_the_dense_implementation_gives_the_published_steps(golden):
-    states, head = (torch.tensor(golden[name]) for name in ("vision_states", "lm_head"))
-    projected = published.prefill(states, head)
-    logits = torch.tensor(golden["logits"])
-    refined = published.step(logits, projected, torch.tensor(golden["alpha"]).log().item())
+    logits, states, head = (
+        torch.tensor(golden[name]) for name in ("logits", "vision_states", "lm_head")
+    )
+    log_alpha = torch.tensor(golden["alpha"]).log().item()
+    refined = published.step(logits, published.prefill(states, head), log_alpha)
     kept = refined.isfinite().nonzero().squeeze(1)
     assert kept.tolist() == golden["vocabulary"]
     assert refined[kept].tolist() == pytest.approx(golden["refined_on_vocabulary_ag"], abs=1e-4)
@@ -84,10 +85,8 @@ def test_the_quick_benchmark_prints_every_line_and_writes_page_and_plot(tmp_path
     assert done.returncode == 0, done.stderr
     assert "bfloat16 (" in done.stdout.splitlines()[0]
     page = (tmp_path / "cost.md").read_text(encoding="utf-8")
-    for line in (
-        *("| tiny, last | 2 |", "| tiny, all | 20 |", "| tokens in V_cons | 20 |"),
-        *("- On a CPU: ", "- Memory: ", "- Rows are taken one after another: "),
-    ):
+    rows = ["| tiny, last | 2 |", "| tiny, all | 20 |", "| tokens in V_cons | 20 |"]
+    for line in [*rows, "- On a CPU: ", "- Memory: ", "- Rows are taken one after another: "]:
         assert line in done.stdout and line in page
     assert "| steps of the generation so far |" in page
     assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
@@ -113,27 +112,23 @@ def test_rows_are_unlike_and_always_the_same():
     assert len(kept) > 4 and min(kept) >= 10 and max(kept) <= 30
 
 
-@pytest.mark.parametrize(
-    "script, arguments, message",
-    [
-        ("cost.py", ["--quick", "--docs"], "--quick measures nothing worth keeping"),
-        ("cost.py", ["--threads", "0"], "--threads must be at least 1"),
-        ("gpu.py", ["--tiny", "--device", "cpu", "--docs"], "--tiny measures nothing worth"),
-        ("gpu.py", ["--device", "cpu"], "pass --tiny"),
-        ("gpu.py", ["--rows", "0"], "at least 1"),
-    ],
-)
-def test_what_cannot_be_measured_is_said_before_anything_runs(script, arguments, message):
-    done = run(script, *arguments)
+REFUSED = {
+    "--quick measures nothing worth keeping": ("cost.py", "--quick", "--docs"),
+    "--threads must be at least 1": ("cost.py", "--threads", 0),
+    "--tiny measures nothing worth": ("gpu.py", "--tiny", "--device", "cpu", "--docs"),
+    "pass --tiny": ("gpu.py", "--device", "cpu"),
+    "at least 1": ("gpu.py", "--rows", 0),
+    "no CUDA GPU": ("gpu.py",),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_be_measured_is_refused_before_anything_runs(message):
+    if message == "no CUDA GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run(*REFUSED[message])
     assert done.returncode == 2
     assert message in done.stderr
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_gpu_script_says_so():
-    done = run("gpu.py")
-    assert done.returncode == 2
-    assert "no CUDA GPU" in done.stderr
 
 
 def test_the_gpu_script_runs_on_a_cpu_with_tiny_models(tmp_path):
@@ -145,8 +140,8 @@ def test_the_gpu_script_runs_on_a_cpu_with_tiny_models(tmp_path):
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     for layers in ("last", "all"):
-        for rows_ in (1, 2):
-            lines = [line for line in text.splitlines() if f"| tiny, {layers} | {rows_} |" in line]
+        for rows in (1, 2):
+            lines = [line for line in text.splitlines() if f"| tiny, {layers} | {rows} |" in line]
             alone, compiled, *eager = [line.split("|")[3:] for line in lines]
             assert float(alone[1].split()[0]) > 0  # microseconds of a step
             assert all(float(cell.split()[0]) > 0 for cell in compiled[:2])
