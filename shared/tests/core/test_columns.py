@@ -91,7 +91,7 @@ def test_a_full_table_drops_what_the_step_does_not_need(on_cpu):
     steps = [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [0, 1], [4, 10, 11], [4, 10, 0], [10, 11, 4, 0]]
     computed = [projected(likely(tokens), [one]) for tokens in steps]
     assert computed == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [], [10, 11], [0], []]
-    assert one.columns.held == 4 and (one.columns.places < 0).sum() == 26
+    assert one.columns.held == 4 and (one.columns.row_of < 0).sum() == 26
     assert one.columns.table.shape == (10, 3)
 
 

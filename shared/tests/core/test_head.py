@@ -14,34 +14,36 @@ from revisit.core.session import Session
 from revisit.core.step import step
 
 
-class Quantized:
+class OtherHead:
+    """An LM head of the size of a weight."""
+
+    def __init__(self, weight):
+        self.weight, self.dtype, self.device = weight, weight.dtype, weight.device
+        self.size, self.width = weight.shape
+
+
+class Quantized(OtherHead):
     """Rows of int8 with a scale each, as a quantized model holds them."""
 
     def __init__(self, weight):
+        super().__init__(weight)
         self.scales = weight.float().abs().amax(1, keepdim=True) / 127
         self.rows = (weight.float() / self.scales).round().to(torch.int8)
-        self.size, self.width = weight.shape
-        self.dtype, self.device = weight.dtype, weight.device
 
     def project(self, tokens, states):
         rows = self.rows[tokens].float() * self.scales[tokens]
         return (rows @ states.float().T).to(self.dtype)
 
 
-class Sharded:
+class Sharded(OtherHead):
     """Each rank has the rows of some tokens; what they compute is summed."""
-
-    def __init__(self, weight, ranks=3):
-        self.shards = weight.chunk(ranks)
-        self.size, self.width = weight.shape
-        self.dtype, self.device = weight.dtype, weight.device
 
     def project(self, tokens, states):
         logits, start = 0, 0
-        for shard in self.shards:
-            own = (tokens >= start) & (tokens < start + len(shard))
-            local = LMHead(shard).project((tokens - start).where(own, 0), states)
-            logits = logits + local.where(own.unsqueeze(1), 0)
+        for shard in self.weight.chunk(3):
+            here = (tokens >= start) & (tokens < start + len(shard))
+            local = LMHead(shard).project((tokens - start).where(here, 0), states)
+            logits = logits + local.where(here.unsqueeze(1), 0)
             start += len(shard)
         return logits
 
@@ -140,10 +142,16 @@ def test_what_follows_the_product_is_applied_in_order(arithmetic, dtype):
         ("fpu amx_bf16 amx_tile", True),
         ("fp asimd sve bf16", True),
         ("", False),
+        (None, False),  # a system that does not tell
     ],
 )
 def test_a_processor_has_bfloat16_or_is_asked_for_float32(monkeypatch, features, has):
-    monkeypatch.setattr("pathlib.Path.read_text", lambda path: features)
+    def read_text(path):
+        if features is None:
+            raise FileNotFoundError(path)
+        return features
+
+    monkeypatch.setattr("pathlib.Path.read_text", read_text)
     ask = native.__wrapped__
     assert ask(torch.bfloat16, "cpu") is has
     assert not ask(torch.float16, "cpu")
@@ -151,21 +159,12 @@ def test_a_processor_has_bfloat16_or_is_asked_for_float32(monkeypatch, features,
     assert ask(torch.bfloat16, "cuda") and ask(torch.float16, "cuda")
 
 
-def test_the_processor_is_asked_about_the_head_s_own_dtype_and_device(monkeypatch):
+def test_the_processor_is_asked_about_the_head_s_dtype_and_device(monkeypatch):
     asked = []
     monkeypatch.setattr(module, "native", lambda *about: asked.append(about) or True)
-    LMHead(torch.ones(3, 2, dtype=torch.bfloat16)).project(
-        torch.arange(2), torch.ones(1, 2, dtype=torch.bfloat16)
-    )
+    ones = torch.ones(3, 2, dtype=torch.bfloat16)
+    LMHead(ones).project(torch.arange(2), ones[:1])
     assert asked == [(torch.bfloat16, "cpu")]
-
-
-def test_a_system_that_tells_nothing_of_its_processor_is_asked_for_float32(monkeypatch):
-    def absent(path):
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr("pathlib.Path.read_text", absent)
-    assert not native.__wrapped__(torch.bfloat16, "cpu")
 
 
 def test_mixed_precision_is_left_out_on_devices_that_have_it():

@@ -8,41 +8,30 @@ from revisit.core.trace import Choice, TraceStep, VisionLayout
 
 # Two images, one of them a video of two frames, seen at two layers.
 LAYOUT = VisionLayout(18, (0, 4), [(1, 2, 3), (2, 3, 2)])
+THREE_IMAGES = VisionLayout(9, (2,), [(1, 1, 2), (1, 1, 3), (1, 2, 2)])
+NO_GRIDS, ONE_GRID = VisionLayout(18, (0, 4), None), VisionLayout(18, (3,), [(1, 2, 3)])
 
 
 @pytest.mark.parametrize(
-    "state, place",
+    "layout, state, place",
     [
-        (0, (0, 0, 0, (0, 0, 0))),
-        (5, (5, 0, 0, (0, 1, 2))),
-        (6, (6, 0, 1, (0, 0, 0))),
-        (9, (9, 0, 1, (0, 1, 1))),
-        (12, (12, 0, 1, (1, 0, 0))),
-        (17, (17, 0, 1, (1, 2, 1))),
-        (18, (0, 4, 0, (0, 0, 0))),
-        (35, (17, 4, 1, (1, 2, 1))),
+        (LAYOUT, 0, (0, 0, 0, (0, 0, 0))),
+        (LAYOUT, 5, (5, 0, 0, (0, 1, 2))),
+        (LAYOUT, 6, (6, 0, 1, (0, 0, 0))),
+        (LAYOUT, 9, (9, 0, 1, (0, 1, 1))),
+        (LAYOUT, 12, (12, 0, 1, (1, 0, 0))),
+        (LAYOUT, 17, (17, 0, 1, (1, 2, 1))),
+        (LAYOUT, 18, (0, 4, 0, (0, 0, 0))),
+        (LAYOUT, 35, (17, 4, 1, (1, 2, 1))),
+        (THREE_IMAGES, 4, (4, 2, 1, (0, 0, 2))),
+        (THREE_IMAGES, 5, (5, 2, 2, (0, 0, 0))),
+        (THREE_IMAGES, 8, (8, 2, 2, (0, 1, 1))),
+        (NO_GRIDS, 20, (2, 4, None, None)),
+        (ONE_GRID, 6, (6, 3, None, None)),  # behind the grids
     ],
 )
-def test_a_vision_state_is_placed_in_its_layer_image_frame_and_patch(state, place):
-    assert LAYOUT.place(state) == place
-
-
-def test_a_third_image_begins_behind_both_others():
-    layout = VisionLayout(9, (2,), [(1, 1, 2), (1, 1, 3), (1, 2, 2)])
-    assert [layout.place(state)[2:] for state in (1, 4, 5, 8)] == [
-        (0, (0, 0, 1)),
-        (1, (0, 0, 2)),
-        (2, (0, 0, 0)),
-        (2, (0, 1, 1)),
-    ]
-
-
-def test_without_grids_the_vision_token_and_layer_are_told():
-    assert VisionLayout(18, (0, 4), None).place(20) == (2, 4, None, None)
-
-
-def test_a_token_behind_the_grids_has_no_patch():
-    assert VisionLayout(18, (3,), [(1, 2, 3)]).place(6) == (6, 3, None, None)
+def test_a_vision_state_is_placed_in_its_layer_image_frame_and_patch(layout, state, place):
+    assert layout.place(state) == place
 
 
 @pytest.mark.parametrize("generated", [2, None])

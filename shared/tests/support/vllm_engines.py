@@ -44,23 +44,27 @@ def extra_args(config: ReVisiTConfig | None) -> dict[str, Any] | None:
 
 def params(config: ReVisiTConfig | None, steps: int = STEPS, **settings: Any) -> SamplingParams:
     """Greedy, the same number of tokens whatever they are."""
-    greedy = {"temperature": 0, "max_tokens": steps, "ignore_eos": True, **settings}
-    return SamplingParams(extra_args=extra_args(config), **greedy)
+    greedy = {"temperature": 0, "max_tokens": steps, "ignore_eos": True}
+    return SamplingParams(**{"extra_args": extra_args(config), **greedy, **settings})
 
 
-def outcomes(
+def outputs(
     llm: LLM,
     asked: Sequence[tuple[Question, ReVisiTConfig | None]],
     steps: int = STEPS,
     priority: list[int] | None = None,
     **settings: Any,
-) -> list[tuple[list[int], str | None, Any]]:
-    """Of all requests, sent at once: new tokens, finish_reason and stop_reason."""
+) -> list[Any]:
+    """vLLM's output of each request, all sent at once."""
     prompts = [question.for_vllm() for question, _ in asked]
     each = [params(config, steps, **settings) for _, config in asked]
-    done = llm.generate(prompts, each, use_tqdm=False, priority=priority)
-    outputs = [output.outputs[0] for output in done]
-    return [(list(one.token_ids), one.finish_reason, one.stop_reason) for one in outputs]
+    return llm.generate(prompts, each, use_tqdm=False, priority=priority)
+
+
+def outcomes(llm: LLM, *asked: Any, **settings: Any) -> list[tuple[list[int], str | None, Any]]:
+    """Of all requests, sent at once: new tokens, finish_reason and stop_reason."""
+    firsts = [output.outputs[0] for output in outputs(llm, *asked, **settings)]
+    return [(list(one.token_ids), one.finish_reason, one.stop_reason) for one in firsts]
 
 
 def generate(llm: LLM, *asked: Any, **settings: Any) -> list[list[int]]:

@@ -22,7 +22,7 @@ def generate_elsewhere(model: Path, layers: str, into: Path, *flags: str) -> Any
         env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1200,  # under load a step of the interpreter takes many seconds
         cwd=into,
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from vllm_models import QUESTIONS, STEPS, Question, mixed
 
 FAMILIES = ("qwen", "llava")
 LEFT_OUT = -10_000  # what is left out of V_cons is below, what is kept above
+SETTINGS = {"alpha": 1e-2, "divergence": "js"}  # of an engine
 
 
 def nothing_left(llm):
@@ -50,15 +52,16 @@ def test_every_alpha_and_divergence(alpha, divergence, started, references):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_chunks_that_split_an_image(family, started, references):
+def test_chunks_that_split_an_image(family, started, references, monkeypatch):
     layers = [0, 1, 3, 4]
     llm = started(family, layers, max_num_batched_tokens=13)
     asked = mixed(layers)
-    serving = engines.serving(llm)
-    chunks, original = [], serving.runner.chunks
-    serving.runner.chunks = lambda: [chunks.append(each) or each for each in original()]
+    runner, chunks = engines.serving(llm).runner, []
+    original = runner.chunks
+    monkeypatch.setattr(
+        runner, "chunks", lambda: [chunks.append(each) or each for each in original()]
+    )
     assert engines.generate(llm, asked) == references[family].all(asked)
-    serving.runner.chunks = original
     assert sum(chunk.start > 0 for chunk in chunks) > len(
         asked
     )  # prompts that went on in a later pass
@@ -73,8 +76,7 @@ def test_preempted_requests_go_on(family, policy, started, references):
     scheduler._preempt_request = lambda request, *args, **kwargs: (
         preempted.append(request.num_output_tokens) or original(request, *args, **kwargs)
     )
-    asked = mixed("all", QUESTIONS[:4])
-    steps = 60
+    asked, steps = mixed("all", QUESTIONS[:4]), 60
     urgent = [-number for number in range(len(asked))] if policy == "priority" else None
     got = engines.generate(llm, asked, steps, priority=urgent)
     assert got == references[family].all(asked, steps)
@@ -83,30 +85,22 @@ def test_preempted_requests_go_on(family, policy, started, references):
 
 
 def test_a_warm_prefix_cache_is_left_to_plain_requests(started, references):
-    settings = {"alpha": 1e-2, "divergence": "js"}
-    llm = started("qwen", "all", enable_prefix_caching=True, block_size=32, revisit=settings)
+    llm = started("qwen", "all", enable_prefix_caching=True, block_size=32, revisit=SETTINGS)
     asked = mixed("all")
     expected = references["qwen"].all(asked)
-    assert engines.generate(llm, asked) == expected
-    outputs = llm.generate(
-        [question.for_vllm() for question, _ in asked],
-        [engines.params(config) for _, config in asked],
-        use_tqdm=False,
-    )
-    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+    for _ in range(2):  # the second time with a warm cache
+        outputs = engines.outputs(llm, asked)
+        assert [list(output.outputs[0].token_ids) for output in outputs] == expected
     for (_, config), output in zip(asked, outputs, strict=True):
         assert (output.num_cached_tokens > 0) == (config is None)
 
 
 def test_settings_of_the_engine_are_those_of_a_request_that_names_none(started, references):
-    settings = {"alpha": 1e-2, "divergence": "js"}
-    llm = started("qwen", "all", enable_prefix_caching=True, block_size=32, revisit=settings)
-    expected = references["qwen"](QUESTIONS[1], ReVisiTConfig(layers="all", **settings))
-    for asked in (True, {}, "{}", "true"):
-        params = engines.params(None)
-        params.extra_args = {"revisit": asked}
-        (output,) = llm.generate([QUESTIONS[1].for_vllm()], [params], use_tqdm=False)
-        assert list(output.outputs[0].token_ids) == expected
+    llm = started("qwen", "all", enable_prefix_caching=True, block_size=32, revisit=SETTINGS)
+    expected = references["qwen"](QUESTIONS[1], ReVisiTConfig(layers="all", **SETTINGS))
+    for revisit_args in (True, {}, "{}", "true"):
+        extra_args = {"revisit": revisit_args}
+        assert engines.generate(llm, [(QUESTIONS[1], None)], extra_args=extra_args) == [expected]
 
 
 @pytest.fixture
@@ -130,36 +124,34 @@ def test_asynchronous_scheduling(asynchronous, started, references):
     assert engines.generate(llm, asked) == references["qwen"].all(asked)
 
 
-def test_in_half_precision_every_step_is_that_of_the_formulas(started):
-    """Transformers rounds elsewhere: so compared with what this engine's own logits give."""
+def test_in_half_precision_every_step_is_that_of_the_formulas(started, monkeypatch):
+    """Transformers rounds elsewhere: so compared with the step for this engine's logits."""
     llm = started("qwen", "all", dtype="bfloat16")
-    serving, seen = engines.serving(llm), []
+    serving, equal = engines.serving(llm), []
+    original = serving.refine
 
-    def watch(logits, context, original=serving.refine):
-        names, before = serving.runner.requests(logits.shape[0], context), logits.clone()
+    def watch(logits, context):
+        requests, before = serving.runner.requests(logits.shape[0], context), logits.clone()
         refined = original(logits, context)
-        for name, row, mine in zip(names, before, refined, strict=True):
-            if prompt := serving.prompts.get(name):
+        for request, row, scores in zip(requests, before, refined, strict=True):
+            if prompt := serving.prompts.get(request):
                 states = prompt.opened.columns.states
                 assert states.dtype == torch.bfloat16
-                alone = step(row, states, serving.head, prompt.config)
-                assert torch.equal(mine > LEFT_OUT, alone.scores > -torch.inf)
-                seen.append(int(mine.argmax()) == int(alone.scores.argmax()))
+                expected = step(row, states, serving.head, prompt.config).scores
+                assert torch.equal(scores > LEFT_OUT, expected > -torch.inf)
+                equal.append(int(scores.argmax()) == int(expected.argmax()))
         return refined
 
-    serving.refine = watch
+    monkeypatch.setattr(serving, "refine", watch)
     asked = [each for each in mixed("all") if each[1] is None or each[1].selection != "random"]
-    try:
-        engines.generate(llm, asked)
-    finally:
-        del serving.refine
-    assert len(seen) == 16 * sum(config is not None for _, config in asked)
-    assert sum(seen) > 0.99 * len(seen)  # near ties of the rounding aside
+    engines.generate(llm, asked)
+    assert len(equal) == 16 * sum(config is not None for _, config in asked)
+    assert sum(equal) > 0.99 * len(equal)  # near ties of the rounding aside
 
 
 def test_a_video_equals_transformers(started, references):
     layers = "all"
-    frames = np.stack([np.asarray(each) for each in Question("", (0, 1, 2, 3)).opened()])
+    frames = np.stack([np.asarray(image) for image in Question("", (0, 1, 2, 3)).opened()])
     about = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}
     prompt = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>And?<|im_end|>\n"
     reference = references["qwen"]
@@ -186,9 +178,8 @@ def test_a_video_equals_transformers(started, references):
         "multi_modal_data": {"video": [(frames, {**about, "do_sample_frames": False})]},
         "mm_processor_kwargs": {"do_sample_frames": False},
     }
-    outputs = llm.generate(
-        [asked] * 3, [engines.params(config) for config in settings], use_tqdm=False
-    )
+    params = [engines.params(config) for config in settings]
+    outputs = llm.generate([asked] * 3, params, use_tqdm=False)
     assert [list(output.outputs[0].token_ids) for output in outputs] == expected
     assert len({tuple(tokens) for tokens in expected}) == 3
 
@@ -196,11 +187,8 @@ def test_a_video_equals_transformers(started, references):
 def test_several_sequences_of_a_request(started, references):
     config = ReVisiTConfig(alpha=1e-3)
     llm = started("qwen", "last")
-    (output,) = llm.generate(
-        [QUESTIONS[0].for_vllm()],
-        [engines.params(config, n=3, temperature=1.0, top_k=1)],
-        use_tqdm=False,
-    )
+    asked = [(QUESTIONS[0], config)]
+    (output,) = engines.outputs(llm, asked, n=3, temperature=1.0, top_k=1)
     expected = references["qwen"](QUESTIONS[0], config)
     assert [list(each.token_ids) for each in output.outputs] == [expected] * 3
     nothing_left(llm)
@@ -209,15 +197,10 @@ def test_several_sequences_of_a_request(started, references):
 def test_penalties_come_after_and_masks_before(started):
     """V1's order: bias and bans change what ReVisiT is given, penalties what it gives."""
     llm = started("qwen", "last")
-    config = ReVisiTConfig(alpha=1e-3)
-    plain = engines.generate(llm, [(QUESTIONS[0], config)])[0]
-    (output,) = llm.generate(
-        [QUESTIONS[0].for_vllm()],
-        [engines.params(config, logit_bias={plain[0]: -100.0}, presence_penalty=2.0)],
-        use_tqdm=False,
-    )
-    tokens = output.outputs[0].token_ids
-    assert plain[0] not in tokens
+    asked = [(QUESTIONS[0], ReVisiTConfig(alpha=1e-3))]
+    first = engines.generate(llm, asked)[0][0]
+    (tokens,) = engines.generate(llm, asked, logit_bias={first: -100.0}, presence_penalty=2.0)
+    assert first not in tokens
 
 
 class BanPlausible(LogitsProcessor):
@@ -237,18 +220,17 @@ class BanPlausible(LogitsProcessor):
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1e-2])
-def test_a_ban_of_all_plausible_tokens_leaves_the_model_s_best_of_the_others(alpha, started):
+def test_a_ban_of_all_plausible_tokens_leaves_the_model_s_best_of_the_others(
+    alpha, started, monkeypatch
+):
     llm = started("qwen", "last", processors=(BanPlausible,))
-    serving, seen = engines.serving(llm), []
-    original = serving.refine
-    serving.refine = lambda logits, context: (
-        seen.append(logits[0].clone()) or original(logits, context)
+    serving, rows = engines.serving(llm), []
+    refine = serving.refine
+    monkeypatch.setattr(
+        serving, "refine", lambda logits, ctx: rows.append(logits[0].clone()) or refine(logits, ctx)
     )
-    try:
-        (tokens,) = engines.generate(llm, [(QUESTIONS[0], ReVisiTConfig(alpha=alpha))])
-    finally:
-        del serving.refine
-    others = [row.masked_fill(row >= row.max() + math.log(alpha), -torch.inf) for row in seen]
+    (tokens,) = engines.generate(llm, [(QUESTIONS[0], ReVisiTConfig(alpha=alpha))])
+    others = [row.masked_fill(row >= row.max() + math.log(alpha), -torch.inf) for row in rows]
     assert tokens == [int(row.argmax()) for row in others]
 
 
@@ -274,44 +256,37 @@ def test_what_vllm_bans_leaves_the_model_s_best_of_the_rest(name, started):
     assert name == "bad words" or plain != engines.generate(llm, asked[:1])[0]
 
 
-def test_what_is_handed_on_is_finite_where_the_model_s_own_is(started):
+def test_refined_scores_are_finite_where_the_model_s_are(started, monkeypatch):
     llm = started("qwen", "last")
-    serving, original = engines.serving(llm), engines.serving(llm).refine
-    seen = []
+    serving, equal = engines.serving(llm), []
+    original = serving.refine
 
     def watch(logits, context):
         finite = logits.isfinite()
         refined = original(logits, context)
-        seen.append(bool((refined.isfinite() == finite).all()))
+        equal.append(torch.equal(refined.isfinite(), finite))
         return refined
 
-    serving.refine = watch
-    try:
-        engines.generate(llm, mixed("last"), min_tokens=4, ignore_eos=False)
-    finally:
-        del serving.refine
-    assert seen and all(seen)
+    monkeypatch.setattr(serving, "refine", watch)
+    engines.generate(llm, mixed("last"), min_tokens=4, ignore_eos=False)
+    assert equal and all(equal)
 
 
-def test_a_request_of_which_no_token_is_possible_fails_alone(started, references):
+def test_a_request_of_which_no_token_is_possible_fails_alone(started, references, monkeypatch):
     llm = started("qwen", "last")
-    serving = engines.serving(llm)
     config = ReVisiTConfig(alpha=1e-3)
     asked = [(question, config) for question in QUESTIONS[:3]]
-    broken, requests = [], serving.runner.requests
+    serving, broken = engines.serving(llm), []
+    original = serving.refine
 
-    def spoil(logits, context, original=serving.refine):
-        names = requests(logits.shape[0], context)
-        if len(names) == 3 and not broken:
-            broken.append(names[1])
+    def spoil(logits, context):
+        if len(logits) == 3 and not broken:
+            broken.append(1)
             logits[1] = float("nan")
         return original(logits, context)
 
-    serving.refine = spoil
-    try:
-        got = engines.outcomes(llm, asked)
-    finally:
-        del serving.refine
+    monkeypatch.setattr(serving, "refine", spoil)
+    got = engines.outcomes(llm, asked)
     expected = references["qwen"].all(asked)
     assert [got[0], got[2]] == [(expected[0], "length", None), (expected[2], "length", None)]
     tokens, reason, why = got[1]
@@ -354,10 +329,10 @@ def test_a_request_that_lost_a_step_fails_and_plain_ones_go_on(
     nothing_left(llm)
 
 
-def resident():
-    """Bytes of memory that this process has."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def private_bytes():
+    """Memory of this process alone, on disk or not: libraries' pages come and go with the load."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * sum(map(int, re.findall(r"(?:RssAnon|VmSwap):\s+(\d+)", status)))
 
 
 def any_settings(draw):
@@ -400,7 +375,7 @@ def test_soak_with_aborts(started, references):
             aborted.add(victim)
             running.discard(victim)
         if len(done) >= 100:
-            memory.append(resident())
+            memory.append(private_bytes())
     finished = {name: tokens for name, tokens in done.items() if name not in aborted}
     assert len(finished) == count - len(aborted) and len(aborted) >= count * 0.09
     assert all(tokens == expected[name] for name, tokens in finished.items())

@@ -1,1 +1,1 @@
-"""The method on tensors; it knows no engine. `step.py` is the room to read first."""
+"""The method on tensors; it knows no engine. `step.py` is the file to read first."""

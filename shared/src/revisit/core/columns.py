@@ -1,10 +1,10 @@
 """What a prompt keeps of its projections: the logits of tokens at its vision states.
 
 A column H W[t], the logit of token t at every vision state, does not change during a generation,
-and the plausible tokens of neighbouring steps overlap. So it is computed once and kept, as a row of
-the prompt's table, within a budget that prompts share. A table that is full drops all columns that
-the current step does not need. What has no room even then is computed in every step, block by
-block: that costs time and never memory.
+and V_cons of neighbouring steps overlap. So it is computed once and kept, as a row of the prompt's
+table, within a budget that prompts share. A full table drops all columns that the current step does
+not need. What has no room even then is computed in every step, block by block: that costs time and
+never memory.
 """
 
 import warnings
@@ -42,11 +42,11 @@ class Cache:
         self.block, self.gathered = (5 * 2**18, 2**22) if self.on_cpu else (2**26, 2**26)
 
 
-class Kept(NamedTuple):
-    """Where the columns of a step's tokens are; tensors on the device of the table."""
+class Rows(NamedTuple):
+    """The rows of the table that hold a step's tokens; tensors on the device of the table."""
 
     tokens: Tensor  # (c,) int64
-    rows: Tensor  # (c,) int64, of the table; any row for tokens that are absent
+    rows: Tensor  # (c,) int64; any row for tokens that are absent
     absent: Tensor | None = None  # int64, which of the tokens have no column; None if all have
 
 
@@ -56,6 +56,13 @@ class Columns:
     Args:
         states: (M, d) vision states. They stay on their device; products copy what they need.
         cache: the budget and the LM head.
+
+    Attributes:
+        table: (rows, M) logits, a column of the product in each row.
+        taken: rows of the table that are taken of the budget.
+        row_of: (V,) int32 on the host, the row of each token, -1 where it has none.
+        free: int64 on the host, rows that hold no token.
+        dense: whether the table holds every token, in the row of its number.
 
     Raises:
         ValueError: there are no states, or they are not as wide as the LM head.
@@ -72,40 +79,39 @@ class Columns:
         self.cache, self.states = cache, states.detach().to(head.dtype)
         self.table = torch.empty((1, len(states)), dtype=head.dtype, device=head.device)
         self.bytes = len(states) * self.table.element_size()  # of a column
-        self.room = 0  # rows of the table that are taken of the budget
-        # On the host: the row of each token, -1 where it has none, and rows without a token.
-        self.places = torch.full((head.size,), -1, dtype=torch.int32, device="cpu")
+        self.taken = 0
+        self.row_of = torch.full((head.size,), -1, dtype=torch.int32, device="cpu")
         self.free = torch.empty(0, dtype=torch.int64, device="cpu")
         self.dense = self.closed = False
 
     @property
     def held(self) -> int:  # how many columns are kept
-        return self.room - len(self.free)
+        return self.taken - len(self.free)
 
     def close(self) -> None:
         """The prompt has ended: what it took of the budget is free for others."""
-        self.cache.left += self.room * self.bytes
-        self.room, self.table, self.closed = 0, self.table[:0].clone(), True
+        self.cache.left += self.taken * self.bytes
+        self.taken, self.table, self.closed = 0, self.table[:0].clone(), True
 
-    def keep(self, tokens: Tensor) -> Kept:
+    def keep(self, tokens: Tensor) -> Rows:
         """Compute and keep the columns of tokens (c,) int64 that are new, as many as fit."""
         if self.closed:
             raise ValueError("the session of this prompt is closed")
-        cache, vocabulary = self.cache, len(self.places)
-        if not cache.on_cpu and not self.room and vocabulary * self.bytes <= cache.left:
+        cache, vocabulary = self.cache, len(self.row_of)
+        if not cache.on_cpu and not self.taken and vocabulary * self.bytes <= cache.left:
             # All tokens, in the rows of their numbers: no later step has to look for new ones.
-            self._add(torch.arange(vocabulary, device="cpu"), self.places.long())
+            self._add(torch.arange(vocabulary, device="cpu"), self.row_of.long())
             self.dense = True
         if self.dense:
-            return Kept(tokens, tokens)
-        here = tokens.cpu()
-        rows = self.places.index_select(0, here).long()
-        if not len(absent := self._add(here, rows)):
-            return Kept(tokens, rows.to(tokens.device))
+            return Rows(tokens, tokens)
+        on_host = tokens.cpu()
+        rows = self.row_of.index_select(0, on_host).long()
+        if not len(absent := self._add(on_host, rows)):
+            return Rows(tokens, rows.to(tokens.device))
         _warn(cache.size)
-        return Kept(tokens, rows.clamp_(min=0).to(tokens.device), absent.to(tokens.device))
+        return Rows(tokens, rows.clamp_(min=0).to(tokens.device), absent.to(tokens.device))
 
-    def blocks(self, kept: Kept) -> Iterator[Tensor]:
+    def blocks(self, kept: Rows) -> Iterator[Tensor]:
         """Logits (c, b) of the tokens at some vision states at a time, for the caller to change."""
         most = self.cache.block // (4 * len(kept.tokens))
         width = max(_NARROWEST, most // _GRAIN * _GRAIN)
@@ -113,16 +119,16 @@ class Columns:
             block = self.table[:, start : start + width].index_select(0, kept.rows)
             yield self._complete(block, kept, slice(start, start + width))
 
-    def at(self, kept: Kept, choice: Tensor) -> Tensor:
+    def at(self, kept: Rows, choice: Tensor) -> Tensor:
         """Logits (c,) of the tokens at the vision state `choice`, () int64."""
         logits = self.table[kept.rows, choice].unsqueeze(1)
         return self._complete(logits, kept, choice.view(1).to(self.states.device)).squeeze(1)
 
-    def _complete(self, logits: Tensor, kept: Kept, some: slice | Tensor) -> Tensor:
+    def _complete(self, logits: Tensor, kept: Rows, states: slice | Tensor) -> Tensor:
         """Logits (c, b) at some vision states, those of absent tokens computed."""
         if kept.absent is not None:
             tokens = kept.tokens.index_select(0, kept.absent)
-            self._project(tokens, self.states[some], logits, kept.absent)
+            self._project(tokens, self.states[states], logits, kept.absent)
         return logits
 
     def _add(self, tokens: Tensor, rows: Tensor) -> Tensor:
@@ -130,32 +136,32 @@ class Columns:
         new = (rows < 0).nonzero().squeeze(1)
         if not len(new):
             return new
-        self._make_room(self.held + len(new))
+        self._grow(self.held + len(new))
         if len(new) > len(self.free):  # drop all columns but those of these tokens
-            self.places.fill_(-1).index_copy_(0, tokens, rows.int())
-            unused = torch.ones(self.room + 1, dtype=torch.bool, device="cpu")
+            self.row_of.fill_(-1).index_copy_(0, tokens, rows.int())
+            unused = torch.ones(self.taken + 1, dtype=torch.bool, device="cpu")
             self.free = unused.index_fill_(0, rows + 1, False)[1:].nonzero().squeeze(1)
         if not (count := min(len(new), len(self.free))):
             return new
-        added, taken, self.free = new[:count], self.free[:count], self.free[count:].clone()
-        rows.index_copy_(0, added, taken)
+        added, into, self.free = new[:count], self.free[:count], self.free[count:].clone()
+        rows.index_copy_(0, added, into)
         added = tokens.index_select(0, added)
-        self.places.index_copy_(0, added, taken.int())
-        self._project(added, self.states, self.table, taken)
+        self.row_of.index_copy_(0, added, into.int())
+        self._project(added, self.states, self.table, into)
         return new[count:]
 
     @torch.inference_mode(False)
-    def _make_room(self, rows: int) -> None:
+    def _grow(self, rows: int) -> None:
         """Take as much of the budget as so many rows need, or as it has."""
-        cache, vocabulary = self.cache, len(self.places)
-        if rows <= self.room:
+        cache, vocabulary = self.cache, len(self.row_of)
+        if rows <= self.taken:
             return
         if not cache.on_cpu:
-            rows = max(rows, 2 * self.room)  # a table that grows is copied
-        rows = min(rows, vocabulary, self.room + cache.left // self.bytes)
-        cache.left -= (rows - self.room) * self.bytes
-        self.free = torch.cat((self.free, torch.arange(self.room, rows, device="cpu")))
-        self.room = rows
+            rows = max(rows, 2 * self.taken)  # a table that grows is copied
+        rows = min(rows, vocabulary, self.taken + cache.left // self.bytes)
+        cache.left -= (rows - self.taken) * self.bytes
+        self.free = torch.cat((self.free, torch.arange(self.taken, rows, device="cpu")))
+        self.taken = rows
         if cache.on_cpu:  # where memory is taken as it is written: all that may come
             rows = min(vocabulary, cache.size // self.bytes)
         if rows > len(self.table):
@@ -169,9 +175,9 @@ class Columns:
         """Write the logits of tokens (c,) at states (b, d) to their rows (c,) of `out` (n, b)."""
         head, states = self.cache.head, states.to(out.device)
         most = max(1, self.cache.gathered // (4 * head.width))
-        parts = (torch.split(each.to(out.device), most) for each in (tokens, rows))
-        for some, places in zip(*parts, strict=True):
-            out.index_copy_(0, places, head.project(some, states))
+        parts = zip(tokens.to(out.device).split(most), rows.to(out.device).split(most), strict=True)
+        for some, into in parts:
+            out.index_copy_(0, into, head.project(some, states))
 
 
 @cache

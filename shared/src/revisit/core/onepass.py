@@ -20,8 +20,8 @@ from torch import Tensor
 _LOG2E = 1 / math.log(2)
 _LOG2 = math.log(2)
 
-# Smaller probabilities count as exp of this, whose inverse is still a float32; V_cons may hold such
-# tokens where alpha is below the other.
+# Log-probabilities below _LEAST count as _LEAST: the inverse of exp(_LEAST) is still a float32.
+# V_cons may hold such tokens where alpha is below _FAINT.
 _LEAST, _FAINT = -82.0, 1e-30
 
 
@@ -30,22 +30,22 @@ class Prepared(NamedTuple):
 
     p: Tensor  # (..., c, 1) probabilities, at least exp(_LEAST)
     shift: Tensor  # (..., c, 1) what log2 q loses to become the log2 r of the formulas above
-    never: Tensor | None  # (..., 1) bool, whether a token of V_cons has no probability at all
+    zero: Tensor | None  # (..., 1) bool, whether a token of V_cons has probability 0
 
 
 def prepare(log_p: Tensor, kind: str, alpha: float) -> Prepared:
     """Prepare log-probabilities (..., c) float32 for `distances`; V_cons was made with `alpha`."""
     raised = log_p.unsqueeze(-1).clamp(min=_LEAST)
     p = raised.exp()
-    never = None
+    zero = None
     if kind == "ag":
         if alpha < _FAINT:
             # "ag" is log m less half of (log p + log q). `raised` stands for log p in both; twice
             # `raised` less the true log p puts the truth back in the second.
             raised = raised * 2 - log_p.unsqueeze(-1).clamp(min=-1e30)
-            never = log_p.isneginf().any(-1, keepdim=True)
+            zero = log_p.isneginf().any(-1, keepdim=True)
         raised = raised - 2 * _LOG2
-    return Prepared(p, raised.mul(_LOG2E), never)
+    return Prepared(p, raised.mul(_LOG2E), zero)
 
 
 def distances(prepared: Prepared, logits: Tensor, kind: str) -> Tensor:
@@ -69,4 +69,4 @@ def distances(prepared: Prepared, logits: Tensor, kind: str) -> Tensor:
         q += prepared.p
         terms = (q / prepared.p).log_().mul_(q).sub_(x, alpha=_LOG2)
         result = terms.sum(-2).mul_(-0.5).add_(_LOG2)
-    return result if prepared.never is None else result.masked_fill_(prepared.never, math.inf)
+    return result if prepared.zero is None else result.masked_fill_(prepared.zero, math.inf)

@@ -2,8 +2,8 @@
 
 What it computes is in `revisit.core.step`, formula by formula. Here the projections that earlier
 steps computed are kept (`revisit.core.columns`), the divergence reads memory few times
-(`revisit.core.onepass`), and a row with a single plausible token is done: that token is certain
-whatever the vision state.
+(`revisit.core.onepass`), and a row with one token in V_cons is done: that token is certain whatever
+the vision state.
 """
 
 import math
@@ -36,8 +36,8 @@ def refine(scores: Tensor, sessions: Sequence[Session | None]) -> tuple[Tensor, 
     """
     device = next((each.columns.table.device for each in sessions if each), scores.device)
     refined = scores.to(device, torch.float32, copy=True)
-    for row, most, session in zip(refined, refined.amax(1).tolist(), sessions, strict=True):
-        if session and not most > -math.inf:  # it is NaN where one of them is
+    for row, highest, session in zip(refined, refined.amax(1).tolist(), sessions, strict=True):
+        if session and not highest > -math.inf:  # NaN where the row holds one
             check(row)
     with without_autocast(device):
         pairs = zip(refined, sessions, strict=True)

@@ -1,4 +1,4 @@
-"""One decoding step of ReVisiT, formula by formula (paper, section 3): the room to read first.
+"""One decoding step of ReVisiT, formula by formula (paper, section 3): the file to read first.
 
 For one row: logits z (V), vision states H (M, d) with M = vision tokens x layers, LM head W (V, d).
 

@@ -3,9 +3,9 @@
 import math
 import struct
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -43,7 +43,7 @@ class Decided(NamedTuple):
 class _Prompt:
     start: int  # elements of the pool
     elements: int
-    size: int  # M
+    count: int  # M, vision states
     ring: int  # columns that it keeps
     generator: torch.Generator | None  # of selection="random"
 
@@ -83,11 +83,9 @@ class Steps:
         self, head: LMHead, *, slots: int, rows: int, longest: int, budget: int,
         columns: int = 128 * 2**20, fill: bool = False, sizes: Sizes | None = None,
     ) -> None:  # fmt: skip
-        self.head, self.rows, self.longest, self.fill = head, rows, longest, fill
-        self.column_bytes = columns
-        self.sizes = sizes or _sizes(longest)
-        weight, size = head.weight, head.dtype.itemsize
-        self.device = weight.device
+        self.head, self.slots, self.rows, self.longest = head, slots, rows, longest
+        self.column_bytes, self.sizes = columns, sizes or _sizes(longest)
+        size, self.device = head.dtype.itemsize, head.device
         self._cuda = self.device.type == "cuda"
         self._programs = 2  # of the grouped product
         if self._cuda:
@@ -105,16 +103,21 @@ class Steps:
         }
         self.scores, self._decided = self._buffers["scores"], self._buffers["decided"]
         self._pool = torch.zeros(left // size, dtype=head.dtype, device=self.device)
-        self._slots = slots
+        blocks = triton.cdiv(head.size, self.sizes.block)
+        tiles = triton.cdiv(longest, self.sizes.tile)
+        self._arguments: dict[str, Any] = {  # of the kernels, by name
+            **self._buffers, "pool": self._pool, "weight": head.weight, "bias": head.bias,
+            "W_STRIDE": head.weight.stride(0), "SCALE": head.scale, "CAP": head.softcap,
+            "V": head.size, "d": head.width, "R": rows, "LONGEST": longest, "MOST": _MOST,
+            "NB": blocks, "NT": tiles, "FILL": fill,
+            "PB": triton.next_power_of_2(blocks), "PT": triton.next_power_of_2(tiles),
+            "PR": max(16, triton.next_power_of_2(rows)),
+            "B": self.sizes.block, "BM": self.sizes.tile, "BT": self.sizes.chunk,
+            "BS": 64, "BK": 64,
+        }  # fmt: skip
         self._prompts: dict[int, _Prompt] = {}
         self._drawing: list[_Prompt | None] = []
         self.batch([])
-
-    def has_room(self, count: int) -> bool:
-        """Whether a prompt of so many vision states can be opened now."""
-        if not 0 < count <= self.longest or len(self._prompts) == self._slots:
-            return False
-        return self._elements(count, self._ring(count, self.column_bytes)) <= self._free()
 
     @torch.inference_mode()
     def open(
@@ -128,7 +131,7 @@ class Steps:
             generator: for `selection="random"`, on the CPU.
 
         Raises:
-            ValueError: there is no room (see `has_room`), or the states do not fit the head.
+            ValueError: there is no room, or the states do not fit the head.
         """
         if states.shape[1] != self.head.width:
             raise ValueError(
@@ -161,17 +164,20 @@ class Steps:
             raise ValueError(
                 f"a prompt has vision states, 1 to {self.longest} of them, got {count}"
             )
-        ring = self._ring(count, self.column_bytes if columns is None else columns)
-        elements, width = self._elements(count, ring), self.head.width
-        if elements > self._free() or len(self._prompts) == self._slots:
+        size, height = _up(count * self.head.width), _up(count)
+        allowed = (self.column_bytes if columns is None else columns) // self.head.dtype.itemsize
+        ring = min(self.head.size, min(self._pool.numel() - size, allowed) // height)
+        elements = size + ring * height
+        used = sum(prompt.elements for prompt in self._prompts.values())
+        if used + elements > self._pool.numel() or len(self._prompts) == self.slots:
             raise ValueError("no slot, or no memory, is free for another prompt: close one first")
         start = self._place(elements)
-        slot = next(slot for slot in range(self._slots) if slot not in self._prompts)
+        slot = next(slot for slot in range(self.slots) if slot not in self._prompts)
         drawn = generator if config.selection == "random" else None
         self._prompts[slot] = _Prompt(start, elements, count, ring, drawn)
         shift = math.log(config.alpha) if config.alpha else -math.inf
-        room = 0 if ring == self.head.size else min(ring // 2, _MOST)
-        facts = [start, count, start + _up(count * width), _up(count), ring, room]
+        new = 0 if ring == self.head.size else min(ring // 2, _MOST)  # columns of a step
+        facts = [start, count, start + size, height, ring, new]
         facts += [("ag", "js").index(config.divergence), _bits(shift)]
         facts += [_bits(-1.0 if config.selection == "max" else 1.0)]
         self._send(self._buffers["facts"][slot, : len(facts)], facts)
@@ -179,16 +185,24 @@ class Steps:
         self._buffers["table"][slot].fill_(_NEVER)
         return slot
 
-    @torch.inference_mode()
-    def start(self, slot: int) -> None:
-        """The vision states of a prompt are there; columns that all fit are computed now."""
-        if self._prompts[slot].ring == self.head.size:
-            self._project_all(slot)
-
     def states(self, slot: int) -> Tensor:
         """The vision states (M, d) of the prompt in this slot, where they are kept."""
         prompt = self._prompts[slot]
-        return self._pool[prompt.start :][: prompt.size * self.head.width].view(prompt.size, -1)
+        return self._pool[prompt.start :][: prompt.count * self.head.width].view(prompt.count, -1)
+
+    @torch.inference_mode()
+    def start(self, slot: int) -> None:
+        """The vision states of a prompt are there; columns that all fit are computed now."""
+        V = self.head.size
+        if self._prompts[slot].ring < V:
+            return
+        tokens = torch.arange(V, dtype=torch.int32, device=self.device)
+        batch, decided = torch.empty_like(self._buffers["batch"]), torch.zeros_like(self._decided)
+        self._send(batch, _grouped([slot], self.rows))
+        decided[0, kernels.JOBS.value].fill_(V)
+        self._project(batch=batch, decided=decided, job_tokens=tokens, MOST=V)
+        self._buffers["table"][slot].copy_(tokens)
+        self._buffers["issued"][slot].fill_(V)
 
     def close(self, slot: int) -> None:
         """The prompt in this slot ended; `batch` comes before the next step if a row was of it."""
@@ -228,7 +242,7 @@ class Steps:
             draws = [-1] * self.rows
             for row, prompt in enumerate(self._drawing):
                 if prompt and (drawn := prompt.generator):
-                    draws[row] = int(torch.randint(prompt.size, (), generator=drawn, device="cpu"))
+                    draws[row] = int(torch.randint(prompt.count, (), generator=drawn, device="cpu"))
             self._send(self._decided[:, kernels.DRAWN.value], draws)
 
     def read(self, logits: Tensor) -> None:
@@ -243,10 +257,8 @@ class Steps:
             raise ValueError("a prompt of this batch was closed: say the batch anew")
         if logits.stride(1) != 1:
             logits = logits.contiguous()
-        B, NB = self.sizes.block, triton.cdiv(V, self.sizes.block)
-        with self._here():
-            kernels.read_logits[R, NB](logits, logits.stride(0), self.scores, self._buffers["tops"],
-                                       V, NB, B, num_warps=8)  # fmt: skip
+        grid = (R, self._arguments["NB"])
+        self._launch(kernels.read_logits, grid, logits=logits, STRIDE_R=logits.stride(0))
 
     def decide(self, rows: int, longest: int | None = None) -> Tensor:
         """The other five kernels, for so many rows; returns the scores (R, V).
@@ -255,85 +267,43 @@ class Steps:
             longest: vision states of a prompt of this batch, at most, where that is known: fewer
                 programs are launched. A graph that is replayed for other batches leaves it out.
         """
-        R, V, d, stride = self.rows, self.head.size, self.head.width, self.head.weight.stride(0)
-        NB, NT = triton.cdiv(V, self.sizes.block), triton.cdiv(self.longest, self.sizes.tile)
-        tiles = triton.cdiv(longest or self.longest, self.sizes.tile)
-        over = {"PB": triton.next_power_of_2(NB), "B": self.sizes.block, "num_warps": 8}
-        head = {"SCALE": self.head.scale, "CAP": self.head.softcap, "BM": self.sizes.tile}
-        blocks = self._of("scores", "batch", "facts", "table", "issued", "tops", "counts")
-        lists = self._of("lists", "log_p", "decided")
-        product = (self.head.weight, self.head.bias, self._pool, *self._of("batch", "facts"))
-        nearest = self._of("distances", "nearest")
-        with self._here():
-            kernels.count_tokens[rows, NB](*blocks, V, R, NB, **over)
-            kernels.list_tokens[rows, NB](
-                *blocks, *lists, self._buffers["jobs"], _MOST, V, R, NB, **over
-            )
-            self._project(_MOST, *self._of("batch", "decided", "jobs"))
-            kernels.compare_states[rows, tiles](
-                *product, *lists, *nearest, V, d, stride, self.longest, NT,
-                BK=64, BT=self.sizes.chunk, BS=64, num_warps=8, **head,
-            )  # fmt: skip
-            kernels.refine_scores[rows, NB](
-                self.scores, *product, *self._of("issued", "tops", "counts"), *lists, *nearest,
-                self._buffers["divergences"], V, R, d, stride, self.longest, NB, NT,
-                PT=triton.next_power_of_2(NT), FILL=self.fill, BK=64, BS=64, **over, **head,
-            )  # fmt: skip
+        blocks, tiles = self._arguments["NB"], triton.cdiv(longest or self.longest, self.sizes.tile)
+        self._launch(kernels.count_tokens, (rows, blocks))
+        self._launch(kernels.list_tokens, (rows, blocks))
+        self._project()
+        self._launch(kernels.compare_states, (rows, tiles))
+        self._launch(kernels.refine_scores, (rows, blocks))
         return self.scores[:rows]
 
     def decided(self, rows: int) -> Decided:
         """What the latest step decided for so many rows: copies, on the device."""
-        each = self._decided[:rows].clone().unbind(1)
+        decided = self._decided[:rows].clone().unbind(1)
         size, bad, choice = kernels.SIZE.value, kernels.BAD.value, kernels.CHOICE.value
         divergences = self._buffers["divergences"][:rows].clone()
-        return Decided(each[choice], each[size], divergences, each[bad])
+        return Decided(decided[choice], decided[size], divergences, decided[bad])
 
     def distances(self) -> list[Tensor | None]:
         """D(p_c, q_i) of the latest step, (M,) float32 nats for each row of the batch, where the
         next step writes them; None for a plain row."""
         signed = self._buffers["distances"][:, 0]
         return [
-            None if prompt is None else row[: prompt.size].abs()
+            None if prompt is None else row[: prompt.count].abs()
             for prompt, row in zip(self._drawing, signed, strict=False)
         ]
 
-    def _of(self, *names: str) -> list[Tensor]:
-        return [self._buffers[name] for name in names]
+    def _project(self, **changed: Any) -> None:
+        grid, height = (self._programs,), self.sizes.height
+        self._launch(kernels.project_states, grid, height // 8, BK=128, BM=height, **changed)
 
-    def _project(self, most: int, batch: Tensor, decided: Tensor, tokens: Tensor) -> None:
-        height = self.sizes.height
-        kernels.project_states[self._programs,](
-            self.head.weight, self.head.bias, self._pool, batch, *self._of("facts", "issued"),
-            decided, tokens, most, self.rows, self.head.width, self.head.weight.stride(0),
-            PR=max(16, triton.next_power_of_2(self.rows)), SCALE=self.head.scale,
-            CAP=self.head.softcap, BK=128, BM=height, num_warps=height // 8,
-        )  # fmt: skip
-
-    def _project_all(self, slot: int) -> None:
-        """The columns of all tokens of a prompt that has room for them, by the same kernel."""
-        V = self.head.size
-        every = torch.arange(V, dtype=torch.int32, device=self.device)
-        alone, decided = torch.empty_like(self._buffers["batch"]), torch.zeros_like(self._decided)
-        self._send(alone, _grouped([slot], self.rows))
-        decided[0, kernels.JOBS.value].fill_(V)
-        with self._here():
-            self._project(V, alone, decided, every)
-        self._buffers["table"][slot].copy_(every)
-        self._buffers["issued"][slot].fill_(V)
-
-    def _ring(self, count: int, columns: int) -> int:
-        """Columns in so many bytes for a prompt of `count` vision states, whatever others do."""
-        free = self._pool.numel() - _up(count * self.head.width)
-        allowed = columns // self.head.dtype.itemsize
-        return max(0, min(self.head.size, min(free, allowed) // _up(count)))
-
-    def _elements(self, count: int, ring: int) -> int:
-        """Elements of the pool that such a prompt takes: vision states, then columns."""
-        return _up(count * self.head.width) + ring * _up(count)
-
-    def _free(self) -> int:
-        """Elements of the pool that no prompt takes, in as many pieces as there are."""
-        return self._pool.numel() - sum(prompt.elements for prompt in self._prompts.values())
+    def _launch(
+        self, kernel: Any, grid: tuple[int, ...], num_warps: int = 8, **changed: Any
+    ) -> None:
+        """Launch a kernel with its arguments, some of them changed."""
+        arguments = {**self._arguments, **changed}
+        named = {name: arguments[name] for name in kernel.arg_names}
+        # Triton launches on the current device.
+        with torch.cuda.device(self.device) if self._cuda else nullcontext():
+            kernel[grid](**named, num_warps=num_warps)
 
     def _place(self, elements: int) -> int:
         """Where so many elements of the pool are in one piece; prompts are moved if need be."""
@@ -354,8 +324,8 @@ class Steps:
                     moved = self._pool[prompt.start :][piece].clone()
                     self._pool[end:][piece] = moved
                 prompt.start = end
-                columns = end + _up(prompt.size * self.head.width)
-                self._send(self._buffers["facts"][slot, :3], [end, prompt.size, columns])
+                columns = end + _up(prompt.count * self.head.width)
+                self._send(self._buffers["facts"][slot, :3], [end, prompt.count, columns])
             end += prompt.elements
         return end
 
@@ -363,10 +333,6 @@ class Steps:
         """Numbers to the device, without waiting for it."""
         made = torch.tensor(values, dtype=buffer.dtype, device="cpu", pin_memory=self._cuda)
         buffer.copy_(made, non_blocking=True)
-
-    def _here(self) -> AbstractContextManager[object]:
-        """Triton launches on the current device."""
-        return torch.cuda.device(self.device) if self._cuda else nullcontext()
 
 
 def buffer_bytes(V: int, *, slots: int, rows: int, longest: int, sizes: Sizes | None = None) -> int:
@@ -402,7 +368,7 @@ def _buffers(
         "divergences": ((rows,), real),
         "lists": ((rows, 2, V), whole),  # V_cons, and the places of its columns
         "counts": ((rows, 3, NB), whole),  # V_cons of a block; new and spare tokens of a prompt
-        "jobs": ((rows, _MOST), whole),  # tokens whose columns a step computes
+        "job_tokens": ((rows, _MOST), whole),  # tokens whose columns a step computes
         "decided": ((rows, kernels.DECIDED.value), whole),
         "batch": ((3 * rows + 1,), whole),  # as `_grouped` says
         "table": ((slots, V), whole),  # tickets
