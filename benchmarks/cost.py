@@ -8,17 +8,15 @@ Random weights, nothing is downloaded, some minutes; `nox -s bench` runs it.
 import argparse
 import platform
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import page
 import published
@@ -34,7 +32,7 @@ from revisit.core.session import Session
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIG = ReVisiTConfig()
-Write = Callable[[Cell | Point | Row], None]
+Line = TypeVar("Line", Cell, Point, Row)
 
 
 class Plan(NamedTuple):
@@ -65,7 +63,7 @@ def generation(
     return session, [clock(refine, logits.unsqueeze(0), [session]) for logits in steps]
 
 
-def measure_case(case: Case, plan: Plan, dtype: torch.dtype, write: Write) -> list[Cell]:
+def measure_case(case: Case, plan: Plan, dtype: torch.dtype) -> Iterator[Cell]:
     """A generation of ReVisiT, the same by the published way, and the model's greedy decoding."""
     few = case.states > 10_000  # where a dense step takes seconds
     greedy = greedy_seconds(case, dtype)
@@ -74,7 +72,6 @@ def measure_case(case: Case, plan: Plan, dtype: torch.dtype, write: Write) -> li
     times = [clock(published.prefill, states, head.weight) for _ in range(1 if few else 3)]
     prefill = median(times)
     projected = published.prefill(states, head.weight)
-    cells = []
     for candidates in plan.candidates:
         steps = list(drift(case.vocabulary, candidates, plan.steps))
         fits = candidates * case.states * states.element_size() <= CONFIG.cache_bytes
@@ -88,7 +85,7 @@ def measure_case(case: Case, plan: Plan, dtype: torch.dtype, write: Write) -> li
         kept = sessions[0].columns  # its table is asked for whole, and taken where it is written
         peak -= (len(kept.table) - kept.held) * kept.bytes
         dense_peak = peak_bytes(lambda: published.step(steps[0], projected, -DEPTH))  # noqa: B023
-        cell = Cell(
+        yield Cell(
             case,
             candidates,
             kept.held,
@@ -99,9 +96,6 @@ def measure_case(case: Case, plan: Plan, dtype: torch.dtype, write: Write) -> li
             revisit_bytes=states.nbytes + peak,
             dense_bytes=max(states.nbytes, dense_peak) + projected.nbytes,
         )
-        write(cell)
-        cells.append(cell)
-    return cells
 
 
 def greedy_seconds(case: Case, dtype: torch.dtype) -> float:
@@ -122,9 +116,9 @@ def greedy_seconds(case: Case, dtype: torch.dtype) -> float:
     return median(one) + (SIZES[case.model]["num_hidden_layers"] - 1) * max(0.0, layer)
 
 
-def measure_growth(plan: Plan, dtype: torch.dtype, write: Write) -> list[Point]:
+def measure_growth(plan: Plan, dtype: torch.dtype) -> Iterator[Point]:
     """A step along each axis, the others at the sizes of the first case; then a long generation."""
-    case, points = plan.cases[0], []
+    case = plan.cases[0]
     usual = min(1_000, case.vocabulary // 30)
     for axis, values in plan.axes.items():
         for value in values:
@@ -140,21 +134,19 @@ def measure_growth(plan: Plan, dtype: torch.dtype, write: Write) -> list[Point]:
             for _ in range(3):
                 revisit += generation(head, states, steps)[1][1:]
                 dense += [clock(published.step, each, projected, -DEPTH) for each in steps[:3]]
-            points.append(Point(axis, value, median(revisit), median(dense)))
-            write(points[-1])
+            yield Point(axis, value, median(revisit), median(dense))
     head = lm_head(case.vocabulary, case.width, dtype)
     steps = list(drift(case.vocabulary, usual, plan.long))
     _, seconds = generation(head, vision_states(case.states, head), steps)
     stretch = plan.long // 16
     for start in range(0, plan.long, plan.long // 4):
-        typical = median(seconds[start : start + stretch])
-        points.append(Point("steps of the generation so far", start + stretch, typical, None))
-    return points
+        end = start + stretch
+        yield Point("steps of the generation so far", end, median(seconds[start:end]), None)
 
 
-def measure_rows(plan: Plan, dtype: torch.dtype, write: Write) -> list[Row]:
+def measure_rows(plan: Plan, dtype: torch.dtype) -> Iterator[Row]:
     """Steps of unlike rows, each with half to one and a half times the sizes of the first case."""
-    case, made = plan.cases[0], []
+    case = plan.cases[0]
     head = lm_head(case.vocabulary, case.width, dtype)
     for count in plan.rows:
         cache = Cache(head, count * CONFIG.cache_bytes)
@@ -163,9 +155,7 @@ def measure_rows(plan: Plan, dtype: torch.dtype, write: Write) -> list[Row]:
         with Operators() as operators:
             refine(logits[-1], sessions)
         seconds = median(took[len(took) // 4 :])  # a first step keeps all of its tokens
-        made.append(Row(str(case), count, seconds, operators.count))
-        write(made[-1])
-    return made
+        yield Row(str(case), count, seconds, operators.count)
 
 
 def unlike_rows(
@@ -183,19 +173,18 @@ def unlike_rows(
     return sessions, list(torch.stack(logits, 1))
 
 
+@torch.inference_mode()
 def measured(plan: Plan, dtype: torch.dtype) -> Measured:
     """All that is measured; each line is printed as it comes."""
-    total = len(plan.cases) * len(plan.candidates) + len(plan.rows)
-    total += sum(map(len, plan.axes.values()))
-    with torch.inference_mode(), tqdm(total=total, file=sys.stderr) as progress:
 
-        def write(line: Cell | Point | Row) -> None:
-            progress.write(str(line), file=sys.stdout)
-            progress.update()
+    def printed(lines: Iterator[Line]) -> Iterator[Line]:
+        for line in lines:
+            print(line, flush=True)
+            yield line
 
-        cells = [cell for case in plan.cases for cell in measure_case(case, plan, dtype, write)]
-        points = measure_growth(plan, dtype, write)
-        return Measured(plan.steps, cells, points, measure_rows(plan, dtype, write))
+    cells = [cell for case in plan.cases for cell in printed(measure_case(case, plan, dtype))]
+    points = list(printed(measure_growth(plan, dtype)))
+    return Measured(plan.steps, cells, points, list(printed(measure_rows(plan, dtype))))
 
 
 def machine(dtype: torch.dtype) -> str:

@@ -1,12 +1,11 @@
 """What is kept of the columns: each once, within one budget, whoever comes and goes."""
 
-import os
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 
+from private_memory import STATUS, private_bytes
 from revisit.config import ReVisiTConfig
 from revisit.core import columns as module
 from revisit.core.columns import Cache
@@ -133,9 +132,8 @@ def test_a_budget_smaller_than_a_column_keeps_nothing(budget):
 
 def test_a_prompt_that_has_ended_gives_back_what_it_took():
     cache = Cache(Counted(30), columns(10))
-    first = session(cache)
+    first, second = session(cache), session(cache)
     projected(likely(range(10)), [first])
-    second = session(cache)
     projected(likely(range(4)), [second])
     assert second.columns.held == cache.left == 0
     first.close()
@@ -182,19 +180,16 @@ def test_the_memory_of_a_cpu_is_taken_where_it_is_written_and_a_gpu_s_grows():
     assert len(vocabulary.columns.table) == 30  # no more than that can ever be needed
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells")
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells")
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_memory_that_no_column_needs_is_not_taken(deterministic):
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     one = session(Cache(Counted(70_000), BIG), 1000)
     torch.use_deterministic_algorithms(deterministic)
     try:
-        before = resident()
+        before = private_bytes()
         refine(likely(range(9), size=70_000), [one])
         assert one.columns.table.untyped_storage().nbytes() > 2**27
-        assert resident() - before < 2**25
+        assert private_bytes() - before < 2**25
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -223,24 +218,22 @@ def test_the_temporaries_follow_the_device():
 
 
 @pytest.mark.parametrize(
-    ("gathered", "expected"), [(7 * 4 * 4, [7, 7, 6]), (20 * 4 * 4, [20]), (1, [1] * 20)]
+    "gathered, expected", [(7 * 4 * 4, [7, 7, 6]), (20 * 4 * 4, [20]), (1, [1] * 20)]
 )
 def test_tokens_are_projected_in_parts_that_memory_allows(gathered, expected):
     cache = Cache(Counted(100, 4), BIG)
     cache.gathered = gathered
-    one = session(cache)
-    projected(likely(range(20), size=100), [one])
+    projected(likely(range(20), size=100), [session(cache)])
     assert [tokens for tokens, _ in cache.head.shapes] == expected
 
 
 @pytest.mark.parametrize(
-    ("block", "states"), [(1, [128, 128, 44]), (4 * 20 * 170, [160, 140]), (2**20, [300])]
+    "block, states", [(1, [128, 128, 44]), (4 * 20 * 170, [160, 140]), (2**20, [300])]
 )
 def test_states_are_taken_in_blocks_that_memory_allows(block, states):
     cache = Cache(Counted(100, 4), 0)
     cache.block = block
-    one = session(cache, 300)
-    projected(likely(range(20), size=100), [one])
+    projected(likely(range(20), size=100), [session(cache, 300)])
     assert cache.head.shapes == [(20, count) for count in (*states, 1)]  # and the chosen one
 
 

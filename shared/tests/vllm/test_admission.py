@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,11 +49,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_bad_setting_is_refused_with_what_is_right(name, started):
-    asked, message = REFUSED[name]
+    settings, message = REFUSED[name]
     llm = started("qwen", "last")
-    settings = SamplingParams(max_tokens=1, extra_args={"revisit": asked})
     with pytest.raises(VLLMValidationError, match=message) as refused:
-        llm.generate([QUESTIONS[0].for_vllm()], [settings], use_tqdm=False)
+        engines.generate(llm, [(QUESTIONS[0], None)], extra_args={"revisit": settings})
     assert 'send {"revisit": {"alpha": 1e-05}} in SamplingParams.extra_args' in str(refused.value)
     assert not llm.llm_engine.has_unfinished_requests()
 
@@ -71,12 +71,9 @@ def test_a_prompt_without_an_image_is_refused_or_decoded_plainly_where_asked(sta
 
 
 def test_a_request_that_does_not_ask_is_left_alone(started, references):
-    llm = started("qwen", "last")
+    llm, asked = started("qwen", "last"), [(QUESTIONS[0], None)]
     for extra in ({"revisit": None}, {"revisit": False}, {"revisit": "null"}, {"other": 1}):
-        params = engines.params(None)
-        params.extra_args = extra
-        (output,) = llm.generate([QUESTIONS[0].for_vllm()], [params], use_tqdm=False)
-        assert list(output.outputs[0].token_ids) == references["qwen"](QUESTIONS[0], None)
+        assert engines.generate(llm, asked, extra_args=extra) == references["qwen"].all(asked)
 
 
 PLAIN = SimpleNamespace(additional_config={}, model_config=SimpleNamespace(logits_processors=None))
@@ -122,9 +119,9 @@ def test_a_refused_request_forgets_the_images_that_it_carried_alone(started, mon
     engines.generate(llm, [(QUESTIONS[0], None)])
 
     def refused(images):  # offline, prompts are read before a request is looked at
-        params = SamplingParams(extra_args={"revisit": {"alpha": 2}})
+        asked = [(Question("?", images), None)]
         with pytest.raises(VLLMValidationError, match="got 2"):
-            llm.generate([Question("?", images).for_vllm()], [params], use_tqdm=False)
+            engines.generate(llm, asked, extra_args={"revisit": {"alpha": 2}})
 
     refused((0,))
     assert forgotten == []
@@ -171,6 +168,12 @@ def test_bad_requests_among_good_ones_change_no_answer_and_end_nothing(started, 
     engine, draw = llm.llm_engine, random.Random(1)
     config = ReVisiTConfig(alpha=1e-3)
     refused, done = 0, {}
+
+    def step_engine():
+        for output in engine.step():
+            if output.finished:
+                done[output.request_id] = list(output.outputs[0].token_ids)
+
     for number in range(500):
         params = engines.params(None, 2)
         params.extra_args = {"revisit": noise(draw)}
@@ -181,12 +184,9 @@ def test_bad_requests_among_good_ones_change_no_answer_and_end_nothing(started, 
         if number % 25 == 0:
             question = QUESTIONS[number // 25 % len(QUESTIONS)]
             engine.add_request(f"good-{number}", question.for_vllm(), engines.params(config))
-        for output in engine.step():
-            if output.finished:
-                done[output.request_id] = list(output.outputs[0].token_ids)
+        step_engine()
     while engine.has_unfinished_requests():
-        for output in engine.step():
-            done[output.request_id] = list(output.outputs[0].token_ids)
+        step_engine()
     assert 250 < refused < 500
     assert len(done) == 500 - refused + 20
     for number in range(0, 500, 25):
@@ -278,12 +278,11 @@ def test_another_release_of_vllm_is_refused_before_a_process_is_started(monkeypa
 
 def test_settings_that_a_request_names_replace_the_engines():
     engine = ReVisiTConfig(layers="all", alpha=1e-2, divergence="js")
-    asked = asked_settings('{"alpha": 0.5}', engine)
-    assert asked == ReVisiTConfig(layers="all", alpha=0.5, divergence="js")
+    assert asked_settings('{"alpha": 0.5}', engine) == replace(engine, alpha=0.5)
 
 
-def test_a_request_may_name_the_layers_that_the_engine_has():
-    for layers in ("all", [1, 3]):
-        engine = ReVisiTConfig(layers=layers)
-        asked = asked_settings({"layers": layers, "alpha": 0.5}, engine)
-        assert asked == ReVisiTConfig(layers=layers, alpha=0.5)
+@pytest.mark.parametrize("layers", ["all", [1, 3]])
+def test_a_request_may_name_the_layers_that_the_engine_has(layers):
+    engine = ReVisiTConfig(layers=layers)
+    asked = asked_settings({"layers": layers, "alpha": 0.5}, engine)
+    assert asked == replace(engine, alpha=0.5)

@@ -3,9 +3,7 @@
 import math
 import os
 import random
-import re
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 
 import revisit
 import vllm_engines as engines
+from private_memory import private_bytes
 from revisit import ReVisiTConfig
 from revisit.core.step import step
 from vllm_models import QUESTIONS, STEPS, Question, mixed
@@ -327,12 +326,6 @@ def test_a_request_that_lost_a_step_fails_and_plain_ones_go_on(
     assert (plain, ended) == (references["qwen"](QUESTIONS[1], None), "length")
     assert engines.generate(llm, asked) == references["qwen"].all(asked)
     nothing_left(llm)
-
-
-def private_bytes():
-    """Memory of this process alone, on disk or not: libraries' pages come and go with the load."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * sum(map(int, re.findall(r"(?:RssAnon|VmSwap):\s+(\d+)", status)))
 
 
 def any_settings(draw):

@@ -175,8 +175,8 @@ class Columns:
         """Write the logits of tokens (c,) at states (b, d) to their rows (c,) of `out` (n, b)."""
         head, states = self.cache.head, states.to(out.device)
         most = max(1, self.cache.gathered // (4 * head.width))
-        parts = zip(tokens.to(out.device).split(most), rows.to(out.device).split(most), strict=True)
-        for some, into in parts:
+        parts = (torch.split(each.to(out.device), most) for each in (tokens, rows))
+        for some, into in zip(*parts, strict=True):
             out.index_copy_(0, into, head.project(some, states))
 
 

@@ -1,4 +1,4 @@
-"""The LM head as vLLM holds it, read as ReVisiT reads it."""
+"""vLLM's LM head as an `LMHead` of ReVisiT, compared with the model's logits."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ def _whole(part: Tensor) -> Tensor:
 
 
 def is_tied(model: Any) -> bool:
-    """Whether LM head and embedding share their weights, or hold the same."""
+    """Whether LM head and embedding share their weights, or have equal ones."""
     text = language_model(model)
     embedding = getattr(getattr(text, "model", None), "embed_tokens", None)
     head, other = text.lm_head.weight, getattr(embedding, "weight", None)

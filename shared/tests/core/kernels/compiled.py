@@ -54,8 +54,8 @@ def compiled(target: str) -> list[tuple[str, Any]]:
     made: list[tuple[str, Any]] = []
     run = triton.JITFunction.run
 
-    def compile_alone(self: Any, *given: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        made.append((self.__name__, run(self, *given, grid=grid, warmup=True, **named)))
+    def compile_alone(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        made.append((self.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
 
     triton.JITFunction.run = compile_alone
     for head, longest, rows, fill in cases():
@@ -68,19 +68,20 @@ def compiled(target: str) -> list[tuple[str, Any]]:
 
 def taken(target: str, made: Any) -> tuple[int, int]:
     """Registers of a kernel, and the bytes of them that are spilled to memory."""
-    if "ptx" not in made.asm:
-        said = made.asm["amdgcn"]
+    if "ptx" in made.asm:
+        number = target.split(":")[1]
+        text = assembled(made.asm["ptx"], f"sm_{number}{'a' if number >= '90' else ''}")
+        patterns = r"Used (\d+) registers", r"(\d+) bytes spill stores"
+    else:
+        text = made.asm["amdgcn"]
         # Scalar registers spill into vector registers, and only those into memory.
-        spilled = re.search(r"\.private_segment_fixed_size:\s+(\d+)", said)
-        return int(re.search(r"\.vgpr_count:\s+(\d+)", said)[1]), int(spilled[1])
-    number = target.split(":")[1]
-    said = assembled(made.asm["ptx"], f"sm_{number}{'a' if number >= '90' else ''}")
-    registers = re.search(r"Used (\d+) registers", said)
-    return int(registers[1]), int(re.search(r"(\d+) bytes spill stores", said)[1])
+        patterns = r"\.vgpr_count:\s+(\d+)", r"\.private_segment_fixed_size:\s+(\d+)"
+    registers, spilled = (int(re.search(pattern, text)[1]) for pattern in patterns)
+    return registers, spilled
 
 
 def assembled(ptx: str, architecture: str) -> str:
-    """What NVIDIA's assembler says of a kernel; Triton has one for older GPUs, one for newer."""
+    """What NVIDIA's assembler prints for a kernel; Triton has one for older GPUs, one for newer."""
     folder = Path(triton.__file__).parent / "backends/nvidia/bin"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)

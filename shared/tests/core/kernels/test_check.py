@@ -50,11 +50,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("said", FAULTS)
-def test_kernels_that_differ_are_not_used_and_one_warning_says_so(interpreted, monkeypatch, said):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_kernels_that_differ_are_not_used_and_one_warning_says_so(interpreted, monkeypatch, fault):
     from revisit.core.kernels.steps import Steps
 
-    name, spoil = FAULTS[said]
+    name, spoil = FAULTS[fault]
     decide = Steps.decide
 
     def faulty(self, rows):
@@ -63,9 +63,8 @@ def test_kernels_that_differ_are_not_used_and_one_warning_says_so(interpreted, m
         return self.scores[:rows]
 
     monkeypatch.setattr(Steps, "decide", faulty)
-    with pytest.warns(
-        RuntimeWarning, match=rf"not used on cpu, plain PyTorch is: .*{said}"
-    ) as seen:
+    message = rf"not used on cpu, plain PyTorch is: .*{fault}"
+    with pytest.warns(RuntimeWarning, match=message) as seen:
         assert not available(HEAD) and not available(HEAD)
     assert sum("not used" in str(each.message) for each in seen) == 1
 
