@@ -10,7 +10,7 @@ row printed, and with --docs written into docs/gpu.md, as soon as it is there:
 2. over greedy decoding in a decode step made by torch.compile with a static cache and CUDA graphs;
 3. the same in `generate` of Transformers, with launches and waits of the host, beside the published
    way to compute the same ("dense") and a second forward pass in each step;
-4. the kernels' own tests on this GPU, published steps among them.
+4. the tests of the kernels on this GPU, published steps among them.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def measure_steps(bench: Bench) -> None:
         logits = torch.empty(rows, case.vocabulary, device=bench.args.device)
 
         def take(number: int) -> None:
-            for row in range(rows):  # at different places of the generation
+            for row in range(rows):  # at different steps of the generation
                 logits[row] = drifting[number + row]
 
         take(0)
@@ -243,7 +243,7 @@ class Dense(ReVisiTLogitsProcessor):
 
 
 class SecondPass(LogitsProcessor):  # type: ignore[misc]
-    """Another forward pass a step, over a prompt of its own: what a contrastive decoder adds."""
+    """Another forward pass a step, over another prompt: what a contrastive decoder adds."""
 
     def __init__(self, model: Any, prompt: dict[str, Tensor]) -> None:
         self.model, self.prompt, self.past = model, prompt, None

@@ -59,7 +59,7 @@ def put(page: Path, mark: str, text: str) -> None:
 
 def peak_bytes(function: Callable[[], Any]) -> int:
     """The most bytes that tensors made by a function take at a time, on a CPU."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler tells of itself
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would print
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         function()
     events = [each for each in seen.profiler.kineto_results.events() if each.name() == "[memory]"]

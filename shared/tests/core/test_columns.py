@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:ReVisiT. cache_bytes")
 
 
 class Counted:
-    """An LM head that tells which tokens it projected, and how many at how many states a time."""
+    """An LM head that counts: which tokens it projected, and how many at how many states a time."""
 
     def __init__(self, vocabulary, width=2):
         generator = torch.Generator().manual_seed(1)
@@ -47,7 +47,7 @@ def columns(count, tokens=3):
 
 
 def likely(*rows, size=30):
-    """Logits whose V_cons are the given tokens of each row."""
+    """Logits whose V_cons has these tokens in each row."""
     logits = torch.full((len(rows), size), -100.0)
     for row, tokens in zip(logits, rows, strict=True):
         row[list(tokens)] = torch.linspace(0, 1, len(tokens))

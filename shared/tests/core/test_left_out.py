@@ -65,9 +65,9 @@ def test_a_penalty_brings_no_token_over_one_that_is_kept(decoder, penalty):
     decided = DECODERS[decoder](logits, other, 0.01)
     filled = fill_left_out(decided, logits)
     kept = decided > -math.inf
-    for those in (kept, ~kept):  # as `repetition_penalty` and its kind do
+    for penalized in (kept, ~kept):  # as `repetition_penalty` and its kind do
         change = torch.where(filled < 0, filled * penalty, filled / penalty)
-        after = torch.where(those, change, filled)
+        after = torch.where(penalized, change, filled)
         for row in range(3):
             assert after[row, ~kept[row]].max() < after[row, kept[row]].min() - 104
 

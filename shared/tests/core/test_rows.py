@@ -57,26 +57,26 @@ def check(logits, sessions):
     refined, decided = refine(logits, sessions)
     assert refined.dtype == torch.float32 and len(decided) == len(sessions)
     for row, session in enumerate(sessions):
-        mine = decided[row]
+        got = decided[row]
         if session is None:
-            assert mine is None and torch.equal(refined[row], logits[row].float())
+            assert got is None and torch.equal(refined[row], logits[row].float())
             continue
         head, states, config = session.columns.cache.head, session.columns.states, session.config
         alone = step(logits[row], states, head, config, torch.Generator())
-        assert torch.equal(refined[row], mine.scores)
-        assert mine.vocabulary.tolist() == alone.vocabulary.tolist()
-        torch.testing.assert_close(mine.distances, alone.distances, rtol=1e-4, atol=1e-5)
+        assert torch.equal(refined[row], got.scores)
+        assert got.vocabulary.tolist() == alone.vocabulary.tolist()
+        torch.testing.assert_close(got.distances, alone.distances, rtol=1e-4, atol=1e-5)
         if config.selection == "random":
             if sessions.count(session) == 1:
                 generator = torch.Generator()
                 generator.set_state(random_states[row])
                 draw = torch.randint(len(states), (), generator=generator)
-                assert int(mine.choice) == int(draw)
+                assert int(got.choice) == int(draw)
         else:  # near-ties aside the same
-            best = alone.distances[mine.choice]
+            best = alone.distances[got.choice]
             torch.testing.assert_close(best, alone.divergence, rtol=1e-4, atol=2e-5)
-        # The scores are those of the choice made.
-        log_q = head.project(alone.vocabulary, states)[:, mine.choice].float().log_softmax(0)
+        # The scores follow from the choice.
+        log_q = head.project(alone.vocabulary, states)[:, got.choice].float().log_softmax(0)
         expected = torch.full_like(refined[row], -torch.inf)
         expected[alone.vocabulary] = logits[row].float()[alone.vocabulary].log_softmax(0) + log_q
         torch.testing.assert_close(refined[row], expected, rtol=1e-4, atol=1e-4)
@@ -149,8 +149,8 @@ def test_what_pytorch_is_set_to_changes_no_bit(dense, name, dtype):
     chosen = list(SETTINGS.values()) if name == "all in turn" else [SETTINGS[name]]
     expected = decide([nullcontext], weight)
     got = decide(chosen, weight.clone().requires_grad_())
-    for mine, plain in zip(got, expected, strict=True):
-        assert torch.equal(mine, plain)
+    for tensor, plain in zip(got, expected, strict=True):
+        assert torch.equal(tensor, plain)
 
 
 def test_a_step_needs_no_gradient_and_its_scores_may_be_changed_anywhere():
@@ -202,16 +202,16 @@ def test_a_head_of_another_dtype_is_used_in_it(dtype):
 def test_a_certain_token_is_not_projected_and_a_random_choice_is_drawn_all_the_same():
     certain, open_ = torch.eye(VOCABULARY)[7:8] * 100, torch.zeros(1, VOCABULARY)
     session = a_session()
-    _, (mine,) = refine(certain, [session])
-    assert mine.vocabulary.tolist() == [7] and mine.scores.argmax() == 7
-    assert mine.scores.isneginf().sum() == VOCABULARY - 1 and float(mine.scores[7]) == 0
-    assert int(mine.choice) == 0 and mine.distances.tolist() == [0] * 30
+    _, (decided,) = refine(certain, [session])
+    assert decided.vocabulary.tolist() == [7] and decided.scores.argmax() == 7
+    assert decided.scores.isneginf().sum() == VOCABULARY - 1 and float(decided.scores[7]) == 0
+    assert int(decided.choice) == 0 and decided.distances.tolist() == [0] * 30
     assert not session.columns.held
     session = a_session(config=ReVisiTConfig(alpha=0.01, selection="random"))
     generator = torch.Generator().set_state(session.generator.get_state())
     for logits in (certain, certain, open_):
-        _, (mine,) = refine(logits, [session])
-        assert int(mine.choice) == int(torch.randint(30, (), generator=generator))
+        _, (decided,) = refine(logits, [session])
+        assert int(decided.choice) == int(torch.randint(30, (), generator=generator))
 
 
 def test_nothing_runs_where_a_row_cannot_be_decoded():

@@ -56,7 +56,7 @@ ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__n
 
 
 def make(states, head, budget=BIG, bias=None, **config):
-    """A prompt's session, with a budget of its own."""
+    """A prompt's session; no other shares its budget."""
     cache = Cache(LMHead(torch.as_tensor(head), bias), budget)
     return Session(torch.as_tensor(states), cache, ReVisiTConfig(**config))
 

@@ -1,4 +1,4 @@
-"""What a trace tells of a step."""
+"""What a trace holds of a step."""
 
 import pytest
 import torch

@@ -174,7 +174,7 @@ def _llava(folder: Path) -> Any:
 
 
 class Reference:
-    """What Transformers generates with the package's own binding, one prompt at a time."""
+    """What Transformers generates with ReVisiT, one prompt at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.model = transformers.AutoModelForImageTextToText.from_pretrained(

@@ -103,7 +103,7 @@ def test_a_prompt_that_would_never_find_room_is_refused(started):
 
 
 @pytest.mark.parametrize("beams", [False, True])
-def test_so_it_does_over_http_before_the_prompt_is_looked_at(beams, monkeypatch):
+def test_over_http_it_refuses_before_the_prompt_is_read(beams, monkeypatch):
     monkeypatch.setattr(GenerateBaseServing, "_check_model", BaseServing._check_model)
     plugin._begin_admission(lambda *_: None, None, PLAIN)
     server = SimpleNamespace(engine_client=SimpleNamespace(vllm_config=PLAIN))

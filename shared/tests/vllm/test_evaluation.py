@@ -1,4 +1,4 @@
-"""`revisit eval --engine vllm` and `--engine openai` say what Transformers says, and go on."""
+"""`revisit eval --engine vllm` and `--engine openai` answer as Transformers does, and resume."""
 
 import json
 import shutil
@@ -32,9 +32,9 @@ def chair(photos, tmp_path):
 
     def run(model, *flags, out="out", status=0):
         place = tmp_path / out
-        given = ["--model", model, "--data_path", photos, "--output_path", place]
+        flags_of_run = ["--model", model, "--data_path", photos, "--output_path", place]
         few = ["--num_eval_samples", COUNT, "--max_new_tokens", 24]
-        assert eval.main([str(word) for word in ("chair", *given, *few, *flags)]) == status
+        assert eval.main([str(word) for word in ("chair", *flags_of_run, *few, *flags)]) == status
         lines = (place / "captions.jsonl").read_text().splitlines()
         return {entry["image_id"]: entry["caption"] for entry in map(json.loads, lines)}
 

@@ -50,7 +50,7 @@ class Both:
             way.close(prompt)
 
     def refine(self, rows, logits=None):
-        """One step by both; `rows` are places in `opened`, None a plain row."""
+        """One step by both; `rows` are indices of `opened`, None a plain row."""
         logits = torch.randn(len(rows), V) * 3 if logits is None else logits
         results = []
         for number, way in enumerate(self.ways):

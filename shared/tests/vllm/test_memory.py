@@ -87,18 +87,18 @@ def test_running_requests_get_blocks_and_waiting_ones_where_others_leave_room():
 
 def test_the_kv_cache_of_a_cpu_gets_so_much_less(started, monkeypatch):
     llm = started("qwen", "last")
-    mine, steps = worker(llm), engines.serving(llm).steps
+    cpu_worker, steps = worker(llm), engines.serving(llm).steps
     assert steps.bytes == 2**30 + 8 * 8 * VOCABULARY  # a gibibyte where no setting names more
-    monkeypatch.setattr(mine.cache_config, "kv_cache_memory_bytes", None)
-    monkeypatch.setattr(mine, "requested_cpu_memory", 2**33)
-    whole = type(mine).determine_available_memory(mine)
-    left = mine.determine_available_memory()
+    monkeypatch.setattr(cpu_worker.cache_config, "kv_cache_memory_bytes", None)
+    monkeypatch.setattr(cpu_worker, "requested_cpu_memory", 2**33)
+    whole = type(cpu_worker).determine_available_memory(cpu_worker)
+    left = cpu_worker.determine_available_memory()
     assert whole - left == pytest.approx(steps.bytes, abs=2**22)  # another look at the process
-    monkeypatch.setattr(mine, "requested_cpu_memory", 2**33 - whole + 2**29)
+    monkeypatch.setattr(cpu_worker, "requested_cpu_memory", 2**33 - whole + 2**29)
     with pytest.raises(ValueError, match=r"ReVisiT needs 1\.00 GiB.* 0\.50 GiB are left: raise it"):
-        mine.determine_available_memory()
-    monkeypatch.setattr(mine.cache_config, "kv_cache_memory_bytes", 12345)
-    assert mine.determine_available_memory() == 12345
+        cpu_worker.determine_available_memory()
+    monkeypatch.setattr(cpu_worker.cache_config, "kv_cache_memory_bytes", 12345)
+    assert cpu_worker.determine_available_memory() == 12345
 
 
 def test_profiling_sees_a_step_in_which_every_token_is_plausible(small, monkeypatch):

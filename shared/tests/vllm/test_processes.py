@@ -1,4 +1,4 @@
-"""Engines in processes of their own: Model Runner V2, tensor parallelism, an HTTP server."""
+"""Engines in other processes: Model Runner V2, tensor parallelism, an HTTP server."""
 
 import json
 import os

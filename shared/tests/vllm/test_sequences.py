@@ -1,4 +1,4 @@
-"""Every sequence equals Transformers' with the package's own binding, however vLLM runs it."""
+"""Every sequence equals that of Transformers with ReVisiT, however vLLM runs it."""
 
 import math
 import os
@@ -194,7 +194,7 @@ def test_several_sequences_of_a_request(started, references):
 
 
 def test_penalties_come_after_and_masks_before(started):
-    """V1's order: bias and bans change what ReVisiT is given, penalties what it gives."""
+    """V1's order: bias and bans change what ReVisiT reads, penalties what it returns."""
     llm = started("qwen", "last")
     asked = [(QUESTIONS[0], ReVisiTConfig(alpha=1e-3))]
     first = engines.generate(llm, asked)[0][0]
@@ -341,7 +341,7 @@ def any_settings(draw):
 def test_soak_with_aborts(started, references):
     """Requests in random settings, 32 at a time, a tenth aborted midway: the rest as alone.
 
-    300 of them; REVISIT_SOAK says how many instead.
+    300 of them, or as many as REVISIT_SOAK names.
     """
     count = int(os.environ.get("REVISIT_SOAK", "300"))
     llm = started("qwen", "last", max_num_seqs=32, max_num_batched_tokens=96)

@@ -125,7 +125,7 @@ class Columns:
         return self._complete(logits, kept, choice.view(1).to(self.states.device)).squeeze(1)
 
     def _complete(self, logits: Tensor, kept: Rows, states: slice | Tensor) -> Tensor:
-        """Logits (c, b) at some vision states, those of absent tokens computed."""
+        """Logits (c, b) at some vision states, with absent tokens computed."""
         if kept.absent is not None:
             tokens = kept.tokens.index_select(0, kept.absent)
             self._project(tokens, self.states[states], logits, kept.absent)
@@ -137,7 +137,7 @@ class Columns:
         if not len(new):
             return new
         self._grow(self.held + len(new))
-        if len(new) > len(self.free):  # drop all columns but those of these tokens
+        if len(new) > len(self.free):  # drop the columns of all other tokens
             self.row_of.fill_(-1).index_copy_(0, tokens, rows.int())
             unused = torch.ones(self.taken + 1, dtype=torch.bool, device="cpu")
             self.free = unused.index_fill_(0, rows + 1, False)[1:].nonzero().squeeze(1)

@@ -19,9 +19,9 @@ _STATES = 64
 class Head(Protocol):
     """What the method needs of an LM head; `LMHead` is the one that holds its weight in memory.
 
-    Another one projects in its own way: a sharded head the tokens that this rank holds, summed
-    over the ranks; a quantized head from the unpacked rows of the tokens. It must be exact about
-    equality: equal hidden states have equal logits.
+    Another one projects in another way: a sharded head the tokens that this rank holds, summed
+    over the ranks; a quantized head from the unpacked rows of the tokens. Equal hidden states must
+    have exactly equal logits.
 
     Attributes:
         size: V, the number of tokens.

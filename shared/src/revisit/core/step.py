@@ -127,8 +127,8 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: str) -> Tensor:
 def select(distances: Tensor, selection: str, generator: torch.Generator | None = None) -> Tensor:
     """The index (...) int64 of the chosen vision state among (..., M); the first one on ties.
 
-    Divergences that differ by less than their float32 rounding are ties: equal vision states must
-    not be told apart by where they stand in a vector register.
+    Divergences that differ by less than their float32 rounding are ties: the choice among equal
+    vision states must not depend on where they lie in a vector register.
     """
     if selection == "random":
         size, count = distances.shape[:-1], distances.shape[-1]

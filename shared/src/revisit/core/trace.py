@@ -19,9 +19,9 @@ class TraceStep(NamedTuple):
     patch: tuple[int, int, int] | None  # (frame, row, column) of the vision token in that image
     candidates: int  # |V_cons|
     divergence: float  # nats
-    plain_token: int  # the model's own argmax
+    plain_token: int  # the argmax of the model's scores
     refined_token: int  # the argmax after ReVisiT
-    token: int | None  # the one that was generated; None before the next step tells
+    token: int | None  # the one that was generated; None where the next step has not begun
 
     @property
     def changed(self) -> bool:

@@ -80,7 +80,7 @@ def is_tied(model: Any) -> bool:
 
 @torch.inference_mode()
 def check_head(head: LMHead, model: Any) -> None:
-    """Compare the head with the model's own logits at random hidden states.
+    """Compare the head with the model's logits at random hidden states.
 
     Raises:
         ValueError: they differ, so that the model does to its logits what was not found.

@@ -28,7 +28,7 @@ Method = Callable[..., Any]
 def install() -> None:
     """Wrap what admits requests, what loads a model and what ends requests; again is a no-op.
 
-    Another release of vLLM is left alone, but for refusing an engine that is given ReVisiT.
+    Another release of vLLM is left alone, but for refusing an engine with ReVisiT.
     """
     try:
         check_release()

@@ -1,4 +1,4 @@
-"""The logits processor that vLLM is given, for both of its model runners."""
+"""The logits processor that vLLM calls, for both of its model runners."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ class ReVisiT(LogitsProcessorV1, LogitsProcessorV2):  # type: ignore[misc]
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """V1: the runner itself says which row is whose."""
+        """V1: which request a row is of is read from the runner."""
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """V2: whether the request asks for it."""

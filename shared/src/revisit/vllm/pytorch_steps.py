@@ -24,8 +24,8 @@ class PyTorchSteps:
 
     Attributes:
         bytes: the most that it takes: `cache_bytes`, and in the host's memory where columns are.
-        reserved: on a GPU `cache_bytes`, so that vLLM leaves them out of its KV cache; given back
-            to PyTorch when the first prompt comes, which takes them in parts.
+        reserved: on a GPU `cache_bytes`, so that vLLM leaves them out of its KV cache; freed when
+            the first prompt comes, since prompts take this memory in parts.
     """
 
     def __init__(self, head: LMHead, settings: ReVisiTConfig, prompts: int) -> None:

@@ -337,7 +337,7 @@ class Steps:
 
 def buffer_bytes(V: int, *, slots: int, rows: int, longest: int, sizes: Sizes | None = None) -> int:
     """Bytes that `Steps` takes beside vision states and columns: 16 V a row and 4 V a slot are most
-    of it. V is the size of the LM head; the others are those of `Steps`.
+    of it. V is the size of the LM head; the other arguments are as for `Steps`.
     """
     return _bytes(_buffers(V, slots, rows, longest, sizes or _sizes(longest)))
 
