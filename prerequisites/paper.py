@@ -1,7 +1,7 @@
-"""Run what a family has of the paper's tables, greedy decoding and ReVisiT, and set it beside them.
+"""Run greedy decoding and ReVisiT on the paper's benchmarks, and compare them with its tables.
 
-It runs in the family's environment (`nox -s paper -- llava|qwen`), by the scripts that a reader of
-the paper runs. Answers are kept: the same command goes on where it stopped.
+It runs in a family's environment (`nox -s paper -- llava|qwen`), by the scripts that a reader of
+the paper runs. Answers are kept: the same command continues where it stopped.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def benchmarks(demo: bool) -> dict[str, list[str]]:
 
 
 def missing(family: str, demo: bool) -> Iterator[str]:
-    """What is not there of a family's checkpoint and the data."""
+    """The checkpoint and the data of a family that are missing."""
     folder = checkpoint(family, demo)
     if not (folder / "config.json").is_file():
         yield f"the checkpoint {folder}"
@@ -68,11 +68,11 @@ def missing(family: str, demo: bool) -> Iterator[str]:
 
 
 def run(name: str, demo: bool, more: Sequence[str], results: Path) -> int:
-    """Run a family's part, and print each benchmark beside the paper's figures.
+    """Run a family's benchmarks, and print each result beside the paper's figures.
 
     Args:
-        more: flags for every run, `--num_eval_samples` aside as `revisit eval chair` takes them.
-        results: the folder that gets a folder for each run.
+        more: flags of `revisit eval` for every run.
+        results: the folder in which each run gets a folder.
 
     Returns:
         The exit status: the worst of the runs'.
@@ -108,9 +108,9 @@ def run(name: str, demo: bool, more: Sequence[str], results: Path) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0, 1 where something is missing or not all is done, 2 for wrong use."""
     parser = argparse.ArgumentParser(
-        description="Run what a family has of the paper (CHAIR, POPE, HallusionBench), by greedy "
-        "decoding and by ReVisiT in its published setting, and set the results beside the paper's "
-        "figures. The same command continues. What follows other flags goes to every run."
+        description="Run a family on the paper's benchmarks (CHAIR, POPE, HallusionBench), by "
+        "greedy decoding and by ReVisiT in its published setting, and print the results beside the "
+        "paper's figures. The same command continues. Other flags are passed to every run."
     )
     parser.add_argument("family", choices=FAMILIES)
     parser.add_argument("--demo", action="store_true", help="on the embedded demo instead")
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if lacking:
         print("Missing:", *(f"  {each}" for each in lacking), sep="\n", file=sys.stderr)
         print(
-            "`nox -s doctor` says what is there and how to get the rest; `--demo` runs the same on "
+            "`nox -s doctor` lists what is missing and how to get it; `--demo` runs the same on "
             "the embedded demo, with nothing to download",
             file=sys.stderr,
         )
