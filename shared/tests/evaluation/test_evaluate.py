@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import signal
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from PIL import Image
 
 pytest.importorskip("transformers")
 
-import forked
-import sizes
 from revisit.commands.main import main as program
 from revisit.config import ReVisiTConfig
 from revisit.evaluation import EvaluationError
@@ -85,25 +82,6 @@ def test_a_finished_run_is_not_done_again_and_loads_no_model(run):
 
     assert run(load=load) == 0
     assert run.out.read_bytes() == before
-
-
-def test_a_killed_run_continues_to_what_one_run_gives(run, images, tmp_path):
-    def caption(**environment):
-        environment |= {"STARTED": str(tmp_path / "started")}
-        argv = ["--model_path", str(run.model), "--data_path", str(images), "--device", "cpu"]
-        argv += [*run.flags, "--do_sample"]
-        return forked.Started(tmp_path, environment, sizes.caption, argv).wait()[0]
-
-    assert caption(BATCHES="2") == -signal.SIGKILL
-    assert len(read_captions(run.out)) == 6
-    # Killed while the fifth caption was written: half of a batch, and half of a line.
-    lines = run.out.read_bytes().splitlines(keepends=True)
-    run.out.write_bytes(b"".join(lines[:4]) + lines[4][:20])
-    assert caption() == 0
-    resumed = run.out.read_bytes()
-    run.out.unlink()
-    assert caption() == 0
-    assert run.out.read_bytes() == resumed
 
 
 def test_other_settings_on_a_rerun_are_refused_and_nothing_is_lost(run, capsys):

@@ -18,12 +18,6 @@ def opened(path, most_pixels=10_000):
     return open_image(str(path), most_pixels)
 
 
-def test_a_plain_image_comes_without_a_note(tmp_path):
-    Image.new("RGB", (40, 30), RED).save(tmp_path / "a.png")
-    image, notes = opened(tmp_path / "a.png")
-    assert (image.mode, image.size, image.getpixel((3, 3)), notes) == ("RGB", (40, 30), RED, [])
-
-
 @pytest.mark.parametrize(
     "url",
     ["https://example.org/a.jpg", "file:///etc/passwd", "data:image/png;base64,AA", "S3://b/c"],
@@ -70,17 +64,6 @@ def png_of(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def test_an_image_is_turned_as_its_exif_says(tmp_path):
-    image = Image.new("RGB", (40, 20), "white")
-    image.paste(RED, (0, 0, 20, 20))  # on the left; upright it is on top
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "a.jpg", exif=exif, quality=100)
-    seen, notes = opened(tmp_path / "a.jpg")
-    assert seen.size == (20, 40) and notes == ["turned upright, as its EXIF says"]
-    assert seen.getpixel((10, 5))[1] < 60 < 200 < seen.getpixel((10, 35))[1]
-
-
 def test_transparent_parts_are_shown_on_white(tmp_path):
     image = Image.new("RGBA", (20, 20), (*RED, 255))
     image.paste((0, 0, 0, 0), (0, 0, 10, 20))
@@ -98,13 +81,6 @@ def test_of_an_animation_the_first_frame_is_shown(tmp_path):
     seen, notes = opened(tmp_path / "a.gif")
     assert notes == ["3 frames or pages: the first is shown"]
     assert seen.getpixel((5, 5)) == pytest.approx(RED, abs=8)
-
-
-def test_cmyk_is_turned_into_rgb(tmp_path):
-    Image.new("CMYK", (20, 20), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=100)
-    seen, notes = opened(tmp_path / "a.jpg")
-    assert seen.getpixel((5, 5)) == pytest.approx((255, 0, 0), abs=8)
-    assert "CMYK" in notes[0]
 
 
 @pytest.mark.parametrize("kind", ["png", "tiff"])
@@ -162,7 +138,8 @@ def test_every_exif_orientation_is_undone_once(tmp_path, kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image.save(tmp_path / f"a.{kind}", exif=exif, quality=95)
-    seen, _ = opened(tmp_path / f"a.{kind}")
+    seen, notes = opened(tmp_path / f"a.{kind}")
+    assert notes == ["turned upright, as its EXIF says"] * (orientation > 1)
     again, notes = as_seen(seen)
     assert again.tobytes() == seen.tobytes() and notes == [] and not seen.getexif()
     expected = ImageOps.exif_transpose(Image.open(tmp_path / f"a.{kind}")).convert("RGB")
@@ -173,7 +150,8 @@ def test_every_exif_orientation_is_undone_once(tmp_path, kind, orientation):
 def test_a_jpeg_as_coco_s_is_read_as_before(tmp_path, mode):
     noise = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
     Image.fromarray(noise).convert(mode).save(tmp_path / "a.jpg")
-    seen = opened(tmp_path / "a.jpg").image
+    seen, notes = opened(tmp_path / "a.jpg")
+    assert len(notes) == (mode == "CMYK") and all("without a colour profile" in n for n in notes)
     assert seen.tobytes() == Image.open(tmp_path / "a.jpg").convert("RGB").tobytes()
 
 

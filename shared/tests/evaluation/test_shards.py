@@ -75,6 +75,17 @@ def whole(launch) -> bytes:
     return content
 
 
+def test_a_killed_process_alone_continues_to_what_one_run_gives(launch, whole):
+    status, _, err = launch.start(0, 1, "--do_sample", BATCHES="2").wait()
+    assert status == -signal.SIGKILL, err
+    # Killed while the fourth caption was written: half of a batch, and half of a line.
+    lines = whole.splitlines(keepends=True)
+    assert launch.out.read_bytes() == b"".join(lines[:4])
+    launch.out.write_bytes(b"".join(lines[:3]) + lines[3][:20])
+    launch.run(1, "--do_sample")
+    assert launch.out.read_bytes() == whole
+
+
 def test_two_processes_write_what_one_writes_and_the_last_one_scores(launch, whole, annotations):
     flags = ["--do_sample", "--anno_path", str(annotations), "--lemmatizer", "noun"]
     printed = launch.run(2, *flags)

@@ -33,7 +33,7 @@ from revisit.evaluation.benchmarks.benchmark import (
     Section,
     Task,
 )
-from revisit.evaluation.benchmarks.checks import check_images, scored
+from revisit.evaluation.benchmarks.checks import answers_source, check_images
 from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns
 from revisit.evaluation.benchmarks.objects.amber_words import (
     KIND_OF,
@@ -154,7 +154,7 @@ def score_file(
     """
     data = read_data(folder)
     texts = {cast(int, key): text for key, text in read_answers(answers, FORM).items()}
-    source = scored(answers, folder, data.sha256)
+    source = answers_source(answers, folder, data.sha256)
     nouns, similar = NOUNS[lemmatizer](data.words), SIMILAR[similarity](data.words, table)
     counted = counts(data, texts, nouns, similar)
     totals = counted.sum(0)

@@ -59,7 +59,7 @@ def check_asked(record: Mapping[str, Any], digest: str, answers: object, questio
         )
 
 
-def scored(answers: Path, questions: Path, digest: str) -> dict[str, Any]:
+def answers_source(answers: Path, questions: Path, digest: str) -> dict[str, Any]:
     """A scored file of answers as a result keeps it: its name, sha256, and the record of its run.
 
     Raises `EvaluationError` where the run asked other questions than those with this sha256.

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, cast
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answer_files import Form, read_answers
 from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
-from revisit.evaluation.benchmarks.checks import check_answered, check_images, scored
+from revisit.evaluation.benchmarks.checks import answers_source, check_answered, check_images
 from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns, ratio
 from revisit.evaluation.files import read_json_lines, sha256
 
@@ -104,7 +104,7 @@ def score_file(answers: Path, questions: Path) -> dict[str, Any]:
     """
     asked, digest = read_questions(questions), sha256(questions)
     texts = {tuple(map(str, cast(Key, key))): v for key, v in read_answers(answers, FORM).items()}
-    source = scored(answers, questions, digest)
+    source = answers_source(answers, questions, digest)
     totals = {"all": counts(asked, texts).sum(0)}
     for part in sorted({key[0] for key in asked}):
         some = {key: question for key, question in asked.items() if key[0] == part}

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.answer_files import Form, Key, read_answers
 from revisit.evaluation.benchmarks.benchmark import Benchmark, Columns, Counted, Section, Task
-from revisit.evaluation.benchmarks.checks import check_answered, scored
+from revisit.evaluation.benchmarks.checks import answers_source, check_answered
 from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns, ratio
 
 HALLUCINATION = ("existence", "count", "position", "color")
@@ -148,7 +148,7 @@ def score_file(answers: Path, folder: Path) -> dict[str, Any]:
     """
     questions, texts = read_questions(folder), read_answers(answers, FORM)
     digest = fingerprint(questions)
-    source = scored(answers, folder, digest)
+    source = answers_source(answers, folder, digest)
     asked: dict[Key, Question] = {(q.category, q.image, q.text): q for q in questions}
     check_answered(asked, texts, FORM)
     answered = {question: texts[key] for key, question in asked.items()}

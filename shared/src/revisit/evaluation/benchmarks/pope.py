@@ -30,7 +30,12 @@ from revisit.evaluation.benchmarks.benchmark import (
     Section,
     Task,
 )
-from revisit.evaluation.benchmarks.checks import check_answered, check_asked, check_images, scored
+from revisit.evaluation.benchmarks.checks import (
+    answers_source,
+    check_answered,
+    check_asked,
+    check_images,
+)
 from revisit.evaluation.benchmarks.counting import Counts, as_counts, by_columns, ratio
 from revisit.evaluation.files import read_json_lines, sha256
 
@@ -124,7 +129,7 @@ def score_file(questions: Path, answers: Path) -> dict[str, Any]:
     """
     labels, texts = read_labels(questions), read_answers(answers, FORM)
     digest = sha256(questions)
-    source = scored(answers, questions, digest)
+    source = answers_source(answers, questions, digest)
     return {
         "benchmark": "pope",
         "overall_metrics": score(labels, texts),
