@@ -16,7 +16,7 @@ Key = int | str | tuple[int | str, ...]
 """The id, or ids, that a task and its answer share."""
 
 VERSION = "revisit version"
-"""Of a record's settings; another version continues a file, which then names both."""
+"""A key of recorded settings. Another version continues a file, whose record then names both."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Form:
         return f"{self.text}s"
 
     def key_of(self, entry: Mapping[str, Any]) -> Key:
-        """The key of a line; raises KeyError where an id lacks."""
+        """The key of a line; raises KeyError where an id is missing."""
         return entry[self.keys[0]] if len(self.keys) == 1 else tuple(entry[k] for k in self.keys)
 
     def ids(self, key: Key) -> dict[str, int | str]:
@@ -57,7 +57,7 @@ class Form:
 def read_answers(path: Path, form: Form) -> dict[Key, str]:
     """The answers of a file by their keys, in its order; blank lines are skipped.
 
-    Raises `EvaluationError`, with the line's number, for a line that lacks a key or the text, and
+    Raises `EvaluationError`, with the line's number, for a line without a key or the text, and
     for a second answer of one key.
     """
     answers: dict[Key, str] = {}

@@ -114,7 +114,7 @@ def _answer_batch(
     run: Run,
     start: dict[str, Any],
 ) -> dict[str, str]:
-    """Answer what a batch lacks; by its name, what is wrong with an image that cannot be used."""
+    """Answer the tasks of a batch. Returns the errors of images that cannot be used, by name."""
     import torch
 
     images, errors = _open_images(batch, run, start)
@@ -145,7 +145,7 @@ def _answer_batch(
 def _open_images(
     batch: Sequence[Task], run: Run, start: dict[str, Any]
 ) -> tuple[dict[str, Image.Image], dict[str, str]]:
-    """By name, the RGB images that can be read, and what is wrong with the others."""
+    """The RGB images that can be read, and the errors of the others, both by name."""
     images, errors = {}, {}
     for name in {task.image for task in batch if task.image is not None}:
         try:

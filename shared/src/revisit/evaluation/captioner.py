@@ -40,7 +40,7 @@ class Captioner(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What decides the answers beside the run: prompt template, revision of a hub model...
+        """Settings besides the run's that decide the answers, such as the prompt template.
 
         Values are JSON values. A rerun whose captioner has other settings is refused.
         """

@@ -58,12 +58,12 @@ def evaluate(runs: Sequence[Run], load: Load, own_dtype: Callable[[str], str]) -
             comparison = compare([result_file(run, section.name) for run in runs])
             print(f"\n{section.name}" if section.name else "")
             show(comparison.title, grid(comparison.rows, comparison.columns))
-            print(f"\n{lacks}" if (lacks := notes(comparison.rows)) else "")
+            print(f"\n{below}" if (below := notes(comparison.rows)) else "")
     return worst
 
 
 def plan(run: Run, own_dtype: Callable[[str], str]) -> dict[str, Any]:
-    """What a run would do, as JSON values: its files, its settings, what is asked of which images.
+    """The plan of a run as JSON values: its files, its settings, its questions and images.
 
     Raises `EvaluationError` as `evaluate` does, before it loads a model.
     """
@@ -79,7 +79,7 @@ def plan(run: Run, own_dtype: Callable[[str], str]) -> dict[str, Any]:
 
 
 def answers_file(run: Run, section: str) -> Path:
-    """Where the answers of a section go, by its name.
+    """The file of a section's answers.
 
     Raises `EvaluationError` where `output_path` is a file and there may be several sections.
     """
@@ -94,7 +94,7 @@ def answers_file(run: Run, section: str) -> Path:
 
 
 def result_file(run: Run, section: str) -> Path:
-    """Where the result of a section goes, by its name."""
+    """The file of a section's result."""
     return answers_file(run, section).with_name(f"{run.benchmark.name}.json")
 
 

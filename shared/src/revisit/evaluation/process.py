@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun` and `accelerate launch` say it."""
+"""One of several processes that share a run, as `torchrun` and `accelerate launch` start them."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

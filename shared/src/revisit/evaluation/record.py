@@ -1,4 +1,4 @@
-"""What a run record says: the settings that decide the answers, and what each start took."""
+"""Entries of a run record: the settings that decide the answers, and the cost of each start."""
 
 import hashlib
 import platform

@@ -128,7 +128,7 @@ class ShardStore(AnswerStore):
 
 
 class Found(NamedTuple):
-    """What a file and its shards hold."""
+    """The content of a file and its shards."""
 
     answers: dict[Key, str]
     record: dict[str, Any]

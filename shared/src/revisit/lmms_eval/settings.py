@@ -17,7 +17,7 @@ CONFIGS: dict[str, type[DecoderConfig]] = {"revisit": ReVisiTConfig, **OTHERS}
 """The decoders, as `decoder=` and the prefixes of their settings name them."""
 
 NAMES = ("greedy", "revisit", "vcd", "m3id", "dola")
-"""What `decoder=` may be; "greedy" leaves the model as lmms-eval built it."""
+"""The values of `decoder=`; "greedy" leaves the model as lmms-eval built it."""
 
 # An item of ours, up to the next comma that is not inside its list.
 _ITEM = re.compile(rf"(?:^|,)\s*(decoder|(?:{'|'.join(CONFIGS)})_\w*)\s*=\s*(\[[^]]*]|[^,]*)")
@@ -99,7 +99,7 @@ def _config(name: str, items: dict[str, str]) -> DecoderConfig | None:
 
 
 def _value(key: str, written: str, default: Any) -> Any:
-    """What was written, of the default's type; layers may also be a list."""
+    """A value of the default's type; layers may also be a list."""
     try:
         if key.endswith("_layers"):
             return json.loads(written) if written.startswith("[") else written

@@ -54,7 +54,7 @@ _LEAVES = ("existence", "state", "number", "action", "relation")
 _ATTRIBUTE = ("state", "number", "action")
 PARTS = {"discriminative": _LEAVES, "existence": ("existence",), "attribute": _ATTRIBUTE}
 PARTS |= {leaf: (leaf,) for leaf in _LEAVES[1:]}
-"""What the published scorer reports of the answers -> the kinds of questions that it sums."""
+"""The parts of the published scorer's report on answers -> the kinds of questions in each."""
 
 METRICS = (*CAPTION_METRICS, *(f"{part} {name}" for part in PARTS for name in ANSWER_METRICS))
 

@@ -1,4 +1,4 @@
-"""What a benchmark is: its data, what it asks, how its answers are scored and compared."""
+"""The interface of a benchmark: its data, its questions, the score of its answers."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Columns(NamedTuple):
     """The columns of a table of results: metrics, and the counts that they come from."""
 
     things: str
-    """What is counted, and what intervals draw from, such as "images"."""
+    """The name of what is counted, and drawn for intervals, such as "images"."""
     metrics: tuple[str, ...]
     measure: Measure
     """Counts (..., columns), summed over things -> metrics (metrics, ...), fractions of 1."""
@@ -36,7 +36,7 @@ class Columns(NamedTuple):
     lower: frozenset[str] = frozenset()
     """The metrics of which less is better."""
     unit: str = "Percent"
-    """Of the numbers of a table."""
+    """The unit of a table's numbers."""
 
 
 class Counted(NamedTuple):
@@ -47,21 +47,21 @@ class Counted(NamedTuple):
     counts: Counts
     """(things, columns)."""
     truth: Mapping[str, Any]
-    """What the answers were scored against, by its name in messages."""
+    """The data that the answers were scored against, by its name in messages."""
     record: Mapping[str, Any]
-    """Of the run that made the answers; empty where there is none."""
+    """The record of the run that made the answers; empty where there is none."""
     conditions: Mapping[str, Any] = MappingProxyType({})
-    """What has to be the same in all results."""
+    """Settings that must be the same in all results of a comparison."""
 
 
 class Section(NamedTuple):
     """Tasks whose answers are one file, which has one score."""
 
     name: str
-    """Of its folder; empty where a benchmark has one section."""
+    """The name of its folder; empty where a benchmark has one section."""
     tasks: list[Task]
     settings: Mapping[str, Any]
-    """What decides the answers, besides the run's settings."""
+    """Settings besides the run's that decide the answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ class Benchmark(ABC):
     """
 
     name: ClassVar[str]
-    """Of the command, and of the result: NAME.json beside the answers."""
+    """The name of the command, and of the result: NAME.json beside the answers."""
     form: ClassVar[Form]
     columns: ClassVar[Columns]
     max_new_tokens: ClassVar[int] = 512
-    """Of an answer, where the user gives no number."""
+    """The default of `Generation.max_new_tokens`."""
     without_images: ClassVar[bool] = False
     """Whether some questions have no image: there, ReVisiT decodes plainly."""
 
@@ -85,7 +85,7 @@ class Benchmark(ABC):
 
     @property
     def prefix(self) -> str:
-        """How the name of a run's folder begins."""
+        """The beginning of the name of a run's folder."""
         return f"{self.name}-"
 
     @property
@@ -95,10 +95,10 @@ class Benchmark(ABC):
 
     @abstractmethod
     def sections(self, seed: int) -> list[Section]:
-        """What is asked, read from the data.
+        """The tasks, read from the data.
 
         Raises `EvaluationError` where the data is not there, or is not the benchmark's, or scoring
-        lacks something.
+        needs something that is missing.
         """
 
     def resume(self, section: Section, record: dict[str, Any], answers: Path) -> list[Task]:

@@ -49,8 +49,8 @@ class Score(NamedTuple):
     counts: Counts
     """(images, 7): summed over images, the counts of `metrics`."""
     sentences: list[dict[str, Any]]
-    """Of each caption: `image_id`, `caption`, `words` (object words), `node_words` (the objects
-    they name), `hallucinated` (pairs of a word and its object), `gt_objects`, `metrics`."""
+    """Each has `image_id`, `caption`, `words` (object words), `node_words` (the objects they name),
+    `hallucinated` (pairs of a word and its object), `gt_objects`, `metrics`."""
 
 
 def score(captions: Mapping[int, str], objects: Objects, lemmatize: Lemmatizer) -> Score:
@@ -194,7 +194,6 @@ class Chair(Benchmark):
 
     @property
     def scored(self) -> bool:
-        """Whether a lemmatizer is chosen."""
         return self.lemmatizer is not None
 
     def sections(self, seed: int) -> list[Section]:

@@ -1,4 +1,4 @@
-"""What benchmarks check of their flags, images, questions and answers."""
+"""Checks that benchmarks share: of flags, images, questions and answers."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Which words name which objects: the lexicon of COCO, lemmas, and what images show."""
+"""Objects in captions and images: the lexicon of COCO, lemmas, annotations."""

@@ -54,7 +54,7 @@ class Data(NamedTuple):
     safe: frozenset[str]
     """Nouns that are passed over."""
     sha256: str = ""
-    """Of `annotations.json`."""
+    """The digest of `annotations.json`."""
 
     @property
     def words(self) -> frozenset[str]:
@@ -193,8 +193,8 @@ SIMILAR: Mapping[str, Callable[[Collection[str], Path | None], Similar]] = {
 def caption_counts(
     data: Data, item: Mapping[str, Any], nouns: Sequence[str], similar: Similar
 ) -> tuple[int, ...]:
-    """Of a caption: wrong nouns, nouns, objects covered, true objects, 1 if a noun is wrong, 1,
-    expected hallucinations hit, expected hallucinations."""
+    """The counts of a caption: wrong nouns, nouns, objects covered, true objects, 1 if a noun is
+    wrong, 1, expected hallucinations hit, expected hallucinations."""
     true, expected = _names(data, item["truth"]), _names(data, item["hallu"])
     covered: set[int] = set()
     hit: set[int] = set()

@@ -46,8 +46,8 @@ def mentions(caption: str, truth: set[str], lemmatize: Lemmatizer) -> tuple[dict
 
 
 def count(sentence: Mapping[str, Any], length: int) -> tuple[int, ...]:
-    """Of `mentions`: 1, whether a word is hallucinated, hallucinated words, object words, objects
-    that are named, objects, words."""
+    """The counts of a caption: 1, whether a word is hallucinated, hallucinated words, object words,
+    true objects named, true objects, words."""
     wrong, truth = len(sentence["hallucinated"]), sentence["gt_objects"]
     found = len(set(truth).intersection(sentence["node_words"]))
     return 1, wrong > 0, wrong, len(sentence["words"]), found, len(truth), length
