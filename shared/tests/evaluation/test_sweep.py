@@ -209,6 +209,7 @@ def test_a_dry_run_says_what_would_run_and_writes_nothing(sweep, capsys):
         (["beta=0.1"], "--sweep beta: revisit has layers, alpha, divergence, selection"),
         (["decoder=vcd", "alpha=1"], "with decoder=... only seed=..."),
         (["decoder=beam"], "--sweep decoder=beam: there are greedy, revisit"),
+        (["alpha=much"], "--sweep alpha=much: could not convert"),
         (["alpha=1.5"], "--sweep alpha=1.5: alpha (relative_top) must be in [0, 1]"),
         (["seed=-1"], "--seed -1: say a whole number"),
         (["layers=middle"], "middle"),

@@ -140,10 +140,12 @@ class Place:
                 "--device auto spreads one model over all GPUs, and there are several processes: "
                 "give each a GPU (leave out --device), or start one process"
             )
-        here = ["cpu", "auto", *["cuda"][:gpus], *(f"cuda:{index}" for index in range(gpus))]
-        if device not in here:
+        devices = ["cpu", "auto"]
+        if gpus:
+            devices += ["cuda", *(f"cuda:{index}" for index in range(gpus))]
+        if device not in devices:
             raise EvaluationError(
-                f"--device {device}: PyTorch finds no such device here, only {', '.join(here)}"
+                f"--device {device}: PyTorch finds no such device here, only {', '.join(devices)}"
             )
         if self.engine == "openai":
             if self.dtype is not None:
