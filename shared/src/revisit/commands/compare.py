@@ -15,10 +15,6 @@ from revisit.commands import CommandError, check_folder
 if TYPE_CHECKING:
     from revisit.evaluation.results.result import Result
 
-_LATEX = str.maketrans(
-    {each: f"\\{each}" for each in "&%$#_{}"} | {"±": r"$\pm$", "~": r"\~{}", "^": r"\^{}"}
-)
-
 
 def compare(
     *results: Annotated[
@@ -79,12 +75,13 @@ def compare(
     if format == "csv":
         print(numbers, end="")
     elif format == "json":
-        print(json.dumps(list(map(_values, csv.DictReader(io.StringIO(numbers)))), indent=1))
+        print(json.dumps(list(map(_with_numbers, csv.DictReader(io.StringIO(numbers)))), indent=1))
     elif format == "latex":
-        print(as_latex(grid))
+        print(tables.latex(grid))
     else:
         tables.show(found.title, grid, drawn=format is None and sys.stdout.isatty())
-        print(f"\n{notes}" if notes else "", end="\n" if notes else "")
+        if notes:
+            print(f"\n{notes}")
     if paper:
         _show_paper(found.results)
     if notes and format in ("csv", "json", "latex"):
@@ -96,19 +93,23 @@ def compare(
 
 
 def _show_paper(results: "Sequence[Result]") -> None:
-    """The paper's figures beside the results'."""
-    from revisit.evaluation.results.paper import beside
+    """Print the paper's figures beside the results."""
+    from revisit.evaluation.results.paper import paper_figures
     from revisit.evaluation.results.tables import show
 
     header = ["", "the paper's table", "read in", "metric", "paper", "here", "95%", "verdict"]
     rows = [
         [
-            *(line.name, line.table, line.source, line.metric),
-            *(f"{line.published:.2f}", f"{line.value:.2f}"),
-            "[{:.2f}, {:.2f}]".format(*line.interval),
-            line.verdict,
+            figure.name,
+            figure.table,
+            figure.source,
+            figure.metric,
+            f"{figure.published:.2f}",
+            f"{figure.value:.2f}",
+            "[{:.2f}, {:.2f}]".format(*figure.interval),
+            figure.verdict,
         ]
-        for line in beside(results)
+        for figure in paper_figures(results)
     ]
     print()
     if rows:
@@ -118,7 +119,7 @@ def _show_paper(results: "Sequence[Result]") -> None:
 
 
 def result_in(path: Path) -> Path:
-    """The result that a file or the folder of a run is.
+    """The file of a result, from its path or from the folder of a run.
 
     Raises `CommandError` where a folder has none, or several, and for captions or answers.
     """
@@ -139,17 +140,7 @@ def result_in(path: Path) -> Path:
     raise CommandError(f"{path} has no result: {remedy}")
 
 
-def as_latex(grid: Sequence[Sequence[str]]) -> str:
-    """A table for a paper that loads booktabs."""
-    head, *body = (" & ".join(cell.translate(_LATEX) for cell in row) for row in grid)
-    lines = [rf"\begin{{tabular}}{{l{'r' * (len(grid[0]) - 1)}}}", r"\toprule", rf"{head} \\"]
-    lines += [r"\midrule", *(rf"{row} \\" for row in body), r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines)
-
-
-def _values(row: dict[str, str]) -> dict[str, str | float | None]:
-    """A row of the CSV with its numbers as such."""
-    return {
-        name or "name": (text if not name else float(text) if text else None)
-        for name, text in row.items()
-    }
+def _with_numbers(row: dict[str, str]) -> dict[str, str | float | None]:
+    """A row of the CSV, its cells read as numbers."""
+    numbers = {name: float(text) if text else None for name, text in row.items() if name}
+    return {"name": row[""], **numbers}

@@ -1,7 +1,5 @@
 """A report of evaluations as one HTML file: results, the images that changed most, plots."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +11,9 @@ from revisit.evaluation.pictures.marks import MEANINGS
 from revisit.evaluation.pictures.plots import Axes, Point, check_matplotlib, plot
 from revisit.evaluation.pictures.runs import Run, check_same_images, read_run, times
 from revisit.evaluation.pictures.templates import Cell, render, write_text
+from revisit.evaluation.results.tables import comma_separated, latex
 
 _BARS = "with the intervals of the differences to run 1"
-_LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\~{}", "^": r"\^{}"})
 
 Gaps = Mapping[str, Mapping[str, float]]
 """The intervals of the differences between a run and its baseline (`chair.paired_bootstrap`)."""
@@ -99,7 +97,7 @@ def _group(group: Group, key: str) -> dict[str, Any]:
         "conditions": _conditions(group.runs),
         "heads": heads,
         "rows": [{"cells": row} for row in rows],
-        "copies": {"LaTeX": latex(plain), "CSV": _comma_separated(plain)},
+        "copies": {"LaTeX": latex(plain, "rl"), "CSV": comma_separated(plain)},
         "plots": [each for each in drawn if not isinstance(each, str)],
         "missing": [each for each in drawn if isinstance(each, str)],
         "changes": [
@@ -134,20 +132,6 @@ def _cells(run: Run, number: int, gaps: Sequence[Gaps]) -> Iterator[Cell]:
 def _gap(gap: Mapping[str, float]) -> str:
     difference, low, high = (100 * gap[name] for name in ("difference", "low", "high"))
     return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def latex(rows: Sequence[Sequence[str]]) -> str:
-    """A table in LaTeX, by the package booktabs; the first row is the head."""
-    head, *lines = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in rows)
-    columns = "r" + "l" + "r" * (len(rows[0]) - 2)
-    begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
-    return "\n".join([begin, r"\toprule", head, r"\midrule", *lines, r"\bottomrule", end])
-
-
-def _comma_separated(rows: Sequence[Sequence[str]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    return file.getvalue()
 
 
 def _plots(group: Group, gaps: Sequence[Gaps], key: str) -> Iterator[dict[str, Any] | str]:

@@ -1,7 +1,8 @@
-"""Bootstrap: how far a score, or the difference of two of the same things, would move.
+"""Bootstrap intervals of a score, and of the difference of two scores of the same images.
 
-The things (images, questions) are drawn with replacement, both scores of a thing together (Efron
-and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
+The things that are counted (images, questions) are drawn with replacement, both scores of a thing
+together (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13). Intervals are
+percentile intervals of 95%.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,23 +16,22 @@ from revisit.evaluation import EvaluationError
 Measure = Callable[[NDArray[Any]], NDArray[np.float64]]
 """Counts (..., columns), summed over things -> metrics (metrics, ...), fractions of 1."""
 
+_RESAMPLES = 10_000
+_TAIL = (1 - 0.95) / 2  # on each side of an interval
+
 
 def paired_intervals(
     first: NDArray[np.int64],
     second: NDArray[np.int64],
     measure: Measure,
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
+    resamples: int = _RESAMPLES,
 ) -> NDArray[np.float64]:
-    """Percentile intervals of the differences `second - first`.
+    """The intervals of the differences `second - first`.
 
     Args:
         first, second: counts (things, columns) of two scores, row by row of the same thing.
         measure: the metrics of summed counts.
         resamples: how many times the things are drawn.
-        seed: of the draws.
-        level: the part of the draws inside an interval.
 
     Returns:
         (3, metrics): the difference, and the low and the high end of its interval.
@@ -41,37 +41,28 @@ def paired_intervals(
     """
     if first.shape != second.shape:
         raise EvaluationError(f"counts of other shapes: {first.shape} and {second.shape}")
-    differences = [
-        measure(times @ second) - measure(times @ first)
-        for times in _draws(len(first), resamples, seed)
+    drawn = [
+        measure(times @ second) - measure(times @ first) for times in _draws(len(first), resamples)
     ]
     difference = measure(second.sum(0)) - measure(first.sum(0))
-    return np.stack([difference, *_ends(differences, level)])
+    return np.stack([difference, *_ends(drawn)])
 
 
-def intervals(
-    counts: NDArray[np.int64],
-    measure: Measure,
-    resamples: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> NDArray[np.float64]:
-    """Percentile intervals of one score: (2, metrics), their low and high ends. Args as above."""
-    drawn = [measure(times @ counts) for times in _draws(len(counts), resamples, seed)]
-    return _ends(drawn, level)
+def intervals(counts: NDArray[np.int64], measure: Measure) -> NDArray[np.float64]:
+    """The intervals of one score with counts (things, columns): (2, metrics), low and high ends."""
+    return _ends([measure(times @ counts) for times in _draws(len(counts), _RESAMPLES)])
 
 
-def _draws(things: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+def _draws(things: int, resamples: int) -> Iterator[NDArray[np.int64]]:
     """How often each thing is drawn, (at most 1000, things) at a time."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed=0)
     share = np.full(things, 1 / things)
     for start in range(0, resamples, 1000):
         yield random.multinomial(things, share, size=min(1000, resamples - start))
 
 
-def _ends(drawn: list[NDArray[np.float64]], level: float) -> NDArray[np.float64]:
-    tail = (1 - level) / 2
-    return np.quantile(np.concatenate(drawn, axis=-1), [tail, 1 - tail], axis=-1)
+def _ends(drawn: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    return np.quantile(np.concatenate(drawn, axis=-1), [_TAIL, 1 - _TAIL], axis=-1)
 
 
 def named_intervals(
@@ -79,11 +70,10 @@ def named_intervals(
     measure: Measure,
     first: NDArray[np.int64],
     second: NDArray[np.int64],
-    **options: Any,
+    resamples: int = _RESAMPLES,
 ) -> dict[str, dict[str, float]]:
-    """By its name, each metric's `difference`, and `low` and `high` of its interval; see
-    `paired_intervals`."""
-    found = paired_intervals(first, second, measure, **options)
+    """What `paired_intervals` returns, by the metric's name and `difference`, `low` and `high`."""
+    found = paired_intervals(first, second, measure, resamples)
     return {
         name: dict(zip(("difference", "low", "high"), map(float, column), strict=True))
         for name, column in zip(names, found.T, strict=True)

@@ -13,41 +13,40 @@ Group = dict[Any, Result]
 
 
 def group(results: Sequence[Result]) -> list[Group]:
-    """The results of each decoder together, in the order given.
+    """The results of each decoder together, in the order of their first ones.
 
-    The same settings with the same seed a second time are a group of their own.
+    The same settings with the same seed a second time begin another group.
     """
-    found: dict[Any, Group] = {}
+    groups: dict[Any, Group] = {}
     for result in results:
         rest = {name: v for name, v in result.settings.items() if name not in ("seed", VERSION)}
         same = json.dumps(rest, sort_keys=True) if result.settings else result.file
         seed, again = result.settings.get("seed"), 0
-        while seed in found.setdefault((same, again), {}):
+        while seed in groups.setdefault((same, again), {}):
             again += 1
-        found[same, again][seed] = result
-    return list(found.values())
+        groups[same, again][seed] = result
+    return list(groups.values())
 
 
 def check_comparable(groups: Sequence[Group]) -> None:
     """Raises `EvaluationError` where results differ in what moves the numbers by itself."""
-    first = next(iter(groups[0].values()))
-    for other in [result for each in groups for result in each.values()]:
+    first, *others = (result for each in groups for result in each.values())
+    for other in others:
         if first.benchmark != other.benchmark:
             _refuse(first, other, f"one is of {first.benchmark}, the other of {other.benchmark}")
-        for condition in (*first.conditions, *other.conditions):
-            mine, theirs = (each.conditions.get(condition) for each in (first, other))
-            if mine != theirs:
-                unlike = f"{condition} is {mine!r} in the first and {theirs!r} in the second"
-                _refuse(first, other, unlike)
+        for name in (*first.conditions, *other.conditions):
+            one, two = first.conditions.get(name), other.conditions.get(name)
+            if one != two:
+                _refuse(first, other, f"{name} is {one!r} in the first and {two!r} in the second")
     for each in groups[1:]:
-        for mine, theirs in pairs(groups[0], each):
-            _check_sample(mine, theirs)
+        for pair in pairs(groups[0], each):
+            _check_sample(*pair)
 
 
 def pairs(first: Group, other: Group) -> list[tuple[Result, Result]]:
     """The two results of each sample.
 
-    Raises `EvaluationError` where one of them has a seed that the other lacks.
+    Raises `EvaluationError` where one group has a seed that the other lacks.
     """
     if len(first) == len(other) == 1:
         return list(zip(first.values(), other.values(), strict=True))
@@ -62,7 +61,7 @@ def pairs(first: Group, other: Group) -> list[tuple[Result, Result]]:
 
 
 def seeds(group: Group) -> str:
-    """The seeds of a group, as a user reads them."""
+    """The seeds of a group, in a message."""
     return ", ".join(map(str, group))
 
 

@@ -1,73 +1,85 @@
-"""What runs took, and whether it may be held together: a speed is a ratio, measured side by side.
+"""The cost of a decoder: seconds a token over the baseline's, and peak memory.
 
-Seconds a token and peak memory say something of a decoder only against those of another one on the
-same machine, with as many images at once, in the same releases. Where that is not recorded, or is
-not the same, there is no number but a reason.
+Both mean something only against a run on the same machine, with as many images at once, in the same
+releases. Where that is not recorded, or is not the same, there is a reason in place of a number.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# Of each start of a run, and of its settings: what moves seconds and bytes besides the decoder.
-_OF_RUN = ("device", "processor", "threads", "processes", "batch_size")
-_NEEDED = ("device", "processor", "batch_size")
+from revisit.evaluation.results.result import Result
+
+OF_START = ("device", "processor", "threads", "processes", "batch_size")
+"""What the record of each start of a run says that moves its cost besides the decoder."""
 _OF_SETTINGS = ("dtype", "torch version", "transformers version")
+_NEEDED = ("device", "processor", "batch_size")
+
+
+class UnknownCost(Exception):
+    """The message says why there is no number."""
 
 
 class Cost(NamedTuple):
-    """What the starts of one run took together."""
+    """The cost of a run."""
 
-    seconds: float
-    """For each token."""
+    relative: float
+    """Seconds a token over the baseline's."""
     peak: int | None
-    """Bytes, where they were measured."""
-    place: dict[str, Any]
+    """Bytes, where all starts of the run measured them."""
 
 
-def cost(settings: Mapping[str, Any], runs: Iterable[Mapping[str, Any]]) -> Cost | str:
-    """What a run took, from its record; or why that is not known."""
-    worked = [run for run in runs if run.get("seconds")]
-    if not worked:
-        return "no run record says how long it took"
-    if not all(run.get("tokens") for run in worked):
-        return "the run record does not count tokens"
-    places = [_place(settings, run) for run in worked]
-    if lacking := [name for name in _NEEDED if places[0][name] is None]:
-        return f"the run record does not name the {lacking[0]}"
-    if (unlike := _unlike(places[0], places[1:])) is not None:
-        return f"the run was continued with another {unlike[0]}"
-    peaks = [run.get("peak_bytes") for run in worked]
+def relative_cost(baseline: Result, result: Result) -> Cost:
+    """The cost of a result's run; raises `UnknownCost`."""
+    starts = _starts(result)
+    conditions = _conditions(result, starts)
+    try:
+        baseline_starts = _starts(baseline)
+        baseline_conditions = _conditions(baseline, baseline_starts)
+    except UnknownCost as error:
+        raise UnknownCost(f"of the baseline, {error}") from error
+    if name := _different(baseline_conditions, conditions):
+        mine, theirs = (_shown(each[name]) for each in (conditions, baseline_conditions))
+        raise UnknownCost(f"{name} {mine}, the baseline's {theirs}")
+    relative = _seconds_a_token(starts) / _seconds_a_token(baseline_starts)
+    return Cost(relative, largest([start.get("peak_bytes") for start in starts]))
+
+
+def largest(peaks: Sequence[int | None]) -> int | None:
+    """The largest peak; None where one of them was not measured."""
     known = [peak for peak in peaks if peak is not None]
-    return Cost(
-        sum(run["seconds"] for run in worked) / sum(run["tokens"] for run in worked),
-        max(known) if len(known) == len(peaks) else None,
-        places[0],
-    )
+    return max(known) if len(known) == len(peaks) else None
 
 
-def apart(baseline: Cost, other: Cost) -> str:
-    """Why two costs may not be held together; empty where they may."""
-    unlike = _unlike(baseline.place, [other.place])
-    if unlike is None:
-        return ""
-    name, mine, theirs = unlike
-    return f"{name} {_shown(theirs)}, the baseline's {_shown(mine)}"
+def _starts(result: Result) -> list[dict[str, Any]]:
+    """The starts of a result's run in which something was generated."""
+    starts = [start for start in result.runs if start.get("seconds")]
+    if not starts:
+        raise UnknownCost("no run record says how long it took")
+    if not all(start.get("tokens") for start in starts):
+        raise UnknownCost("the run record does not count tokens")
+    return starts
 
 
-def _place(settings: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: run.get(name) for name in _OF_RUN} | {
-        name: settings.get(name) for name in _OF_SETTINGS
-    }
-
-
-def _unlike(
-    first: Mapping[str, Any], others: Iterable[Mapping[str, Any]]
-) -> tuple[str, Any, Any] | None:
+def _conditions(result: Result, starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What moves the cost besides the decoder, the same in all starts."""
+    first, *others = ({name: start.get(name) for name in OF_START} for start in starts)
+    for name in _NEEDED:
+        if first[name] is None:
+            raise UnknownCost(f"the run record does not name the {name}")
     for other in others:
-        for name, value in first.items():
-            if other[name] != value:
-                return name, value, other[name]
-    return None
+        if name := _different(first, other):
+            raise UnknownCost(f"the run was continued with another {name}")
+    return first | {name: result.settings.get(name) for name in _OF_SETTINGS}
+
+
+def _different(first: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first condition that differs; empty where none does."""
+    return next((name for name in first if first[name] != other[name]), "")
+
+
+def _seconds_a_token(starts: Sequence[Mapping[str, Any]]) -> float:
+    seconds = sum(start["seconds"] for start in starts)
+    return float(seconds / sum(start["tokens"] for start in starts))
 
 
 def _shown(value: Any) -> str:

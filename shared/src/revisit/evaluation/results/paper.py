@@ -1,5 +1,5 @@
-"""The paper's figures beside a run's: within the interval of the run's sample, outside it, or not
-of the same setting.
+"""The paper's figures beside a result: within the interval of its sample, outside it, or not of the
+same setting.
 
 `paper.toml` holds the figures (Cho & Kim, arXiv 2506.09522) with where each was read.
 """
@@ -20,11 +20,11 @@ _DEFAULTS = {
     "repetition_penalty": None,
     "revisit_selection": "min",
 }
-"""How the paper decodes: what a run's record says otherwise is another setting."""
+"""How the paper decodes; a run with another value has another setting."""
 
 
-class Beside(NamedTuple):
-    """A figure of the paper, and the run's."""
+class PaperFigure(NamedTuple):
+    """A figure of the paper, and the result's; both in percent."""
 
     name: str
     """Of the result."""
@@ -33,11 +33,9 @@ class Beside(NamedTuple):
     """`paper` or `notes`: where the paper's figure was read."""
     metric: str
     published: float
-    """Percent."""
     value: float
-    """The run's, percent."""
     interval: tuple[float, float]
-    """95% of the bootstrap over the run's sample, percent."""
+    """95%, of the bootstrap over the result's sample."""
     verdict: str
     """`within`, `outside`, or `not the same setting: ` and which."""
 
@@ -50,12 +48,12 @@ def tables() -> list[dict[str, Any]]:
     return found
 
 
-def beside(results: Sequence[Result]) -> list[Beside]:
-    """Each result with the rows of the paper that come nearest to its setting."""
-    return [line for result in results for line in _beside(result)]
+def paper_figures(results: Sequence[Result]) -> list[PaperFigure]:
+    """Of each result, the figures in the rows of the paper that come nearest to its setting."""
+    return [figure for result in results for figure in _figures(result)]
 
 
-def _beside(result: Result) -> Iterator[Beside]:
+def _figures(result: Result) -> Iterator[PaperFigure]:
     rows = [
         (table, why, row)
         for table in tables()
@@ -73,7 +71,7 @@ def _beside(result: Result) -> Iterator[Beside]:
             verdict = "within" if low[column] <= published <= high[column] else "outside"
             if why:
                 verdict = "not the same setting: " + "; ".join(why.values())
-            yield Beside(
+            yield PaperFigure(
                 result.name,
                 table["name"],
                 table["source"],
@@ -88,17 +86,17 @@ def _beside(result: Result) -> Iterator[Beside]:
 def _nearest(
     settings: Mapping[str, Any], table: Mapping[str, Any]
 ) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """The rows of a table that are of the run's decoder and differ least, and how they differ."""
-    rows = [(differences(settings, table["setting"] | row), row) for row in table["rows"]]
+    """The rows of the run's decoder whose settings differ least, each with its differences."""
+    rows = [(_differences(settings, table["setting"] | row), row) for row in table["rows"]]
     rows = [(why, row) for why, row in rows if "decoder" not in why]
     least = min((len(why) for why, _ in rows), default=0)
     return [(why, row) for why, row in rows if len(why) == least]
 
 
-def differences(settings: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, str]:
-    """What a run's settings have otherwise than a row of the paper: the setting -> in words.
+def _differences(settings: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, str]:
+    """The settings of a run that differ from a row of the paper: name -> both values, in words.
 
-    A setting that the row does not name counts only where it is no default.
+    Of the settings that the row does not name, those in `_DEFAULTS` are compared.
     """
     if not settings:
         return {"model": "the result does not say what made it"}
@@ -107,9 +105,9 @@ def differences(settings: Mapping[str, Any], published: Mapping[str, Any]) -> di
     return {
         name: f"{name} {ours.get(name)}, the paper's {value}"
         for name, value in {**_DEFAULTS, **published}.items()
-        if name != "figures" and _plain(ours.get(name)) != _plain(value)
+        if name != "figures" and _lower(ours.get(name)) != _lower(value)
     }
 
 
-def _plain(value: object) -> object:
+def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value

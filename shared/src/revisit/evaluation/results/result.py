@@ -1,4 +1,4 @@
-"""Results as `revisit score` and `revisit eval` saved them, read to be compared."""
+"""A saved result of `revisit score` or `revisit eval`, read for a comparison."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from revisit.evaluation.benchmarks.benchmark import Columns
 from revisit.evaluation.benchmarks.registry import BENCHMARKS
 from revisit.evaluation.files import read_json
 
-# Of a run's settings: what moves the numbers more than a decoder does.
+# The settings that move the numbers more than a decoder does.
 _SAME = ("question", "max_new_tokens")
 
 
@@ -28,23 +28,20 @@ class Result(NamedTuple):
     things: list[Any]
     """The ids of the images or questions."""
     truth: Mapping[str, Any]
-    """What they were scored against, by how a message calls it."""
+    """What they were scored against, by its name in a message."""
     conditions: Mapping[str, Any]
     """What has to be the same in all results."""
     settings: dict[str, Any]
-    """Of the run that made what was scored; empty where nothing is known of it."""
+    """Of the run that made the answers; empty where there is no record of it."""
     runs: list[dict[str, Any]]
-    """What each start of that run took."""
+    """The record of each start of that run."""
 
 
 def read_result(path: Path) -> Result:
-    """A result as it was saved.
-
-    Raises `EvaluationError` for a file that is none.
-    """
+    """Read a result; raises `EvaluationError` for another file."""
     saved = read_json(path)
     try:
-        older = "chair" if "sentences" in saved else "pope"  # these did not say what they are of
+        older = "chair" if "sentences" in saved else "pope"  # older results name no benchmark
         name = saved.get("benchmark", older)
         benchmark = BENCHMARKS[name]
         found = benchmark.counted(saved)
@@ -72,7 +69,7 @@ def read_result(path: Path) -> Result:
 
 
 def name_of(settings: Mapping[str, Any]) -> str:
-    """What a run's settings call it: its model and how it decoded; empty where nothing is known."""
+    """The name of a run with these settings: its model and decoder; empty without settings."""
     if not settings:
         return ""
     decoder = decoder_of(settings)

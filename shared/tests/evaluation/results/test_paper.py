@@ -37,14 +37,14 @@ def test_every_row_names_what_its_benchmark_measures():
 def test_a_figure_is_within_or_outside_the_interval_of_the_sample():
     (line,) = [
         line
-        for line in paper.beside([result(qwen())])
+        for line in paper.paper_figures([result(qwen())])
         if line.metric == "CHAIRi" and line.table == "CHAIR (v3)"
     ]
     assert line.published == 7.04 and line.value == pytest.approx(100 * 7 / 93)
     assert line.interval[0] < 7.04 < line.interval[1] and line.verdict == "within"
     (line,) = [
         line
-        for line in paper.beside([result(qwen(), wrong=60)])
+        for line in paper.paper_figures([result(qwen(), wrong=60)])
         if line.metric == "CHAIRi" and line.table == "CHAIR (v3)"
     ]
     assert line.verdict == "outside"
@@ -61,18 +61,18 @@ def test_a_figure_is_within_or_outside_the_interval_of_the_sample():
     ],
 )
 def test_another_setting_is_named_in_place_of_a_verdict(more, named):
-    lines = paper.beside([result(qwen(**more))])
+    lines = paper.paper_figures([result(qwen(**more))])
     assert lines and all(line.verdict.startswith("not the same setting: ") for line in lines)
     assert any(named in line.verdict for line in lines)
 
 
 def test_an_ablation_is_set_beside_its_own_row():
-    lines = paper.beside([result(qwen(revisit_selection="random"))])
+    lines = paper.paper_figures([result(qwen(revisit_selection="random"))])
     v3 = [(line.metric, line.published) for line in lines if line.table == "CHAIR (v3)"]
     assert v3 == [("F1", 17.63)]
 
 
 def test_other_decoders_and_benchmarks_have_no_row():
     other = {"decoder": "vcd", "model": {"name": "llava-v1.5-7b"}, "question": QUESTION}
-    assert paper.beside([result(other)]) == []
-    assert paper.beside([result(qwen())._replace(benchmark="amber")]) == []
+    assert paper.paper_figures([result(other)]) == []
+    assert paper.paper_figures([result(qwen())._replace(benchmark="amber")]) == []
