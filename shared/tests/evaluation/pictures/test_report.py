@@ -19,7 +19,7 @@ from revisit.evaluation.pictures.report import (
     report,
     write_report,
 )
-from revisit.evaluation.pictures.runs import scored_run
+from revisit.evaluation.pictures.runs import Run
 
 pytest.importorskip("matplotlib")
 
@@ -57,7 +57,8 @@ def revisit(layers="last", alpha=1e-5):
 
 
 def run(name, captions, made):
-    return scored_run(name, chair.score(captions, OBJECTS, LEMMATIZERS["noun"]()), made)
+    scored = chair.score(dict(sorted(captions.items())), OBJECTS, LEMMATIZERS["noun"]())
+    return Run(name, scored.counts, scored.sentences, made)
 
 
 @pytest.fixture

@@ -79,6 +79,6 @@ def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("revisit.evaluation.pictures.tradeoff.find_spec", lambda name: None)
+    monkeypatch.setattr("revisit.evaluation.pictures.plots.find_spec", lambda name: None)
     with pytest.raises(EvaluationError, match=r'pip install "revisit-decoding\[pictures\]"'):
         write_tradeoff([row("greedy", 0.5)], CHAIR, tmp_path / "plot.png")

@@ -1,4 +1,4 @@
-"""The images whose captions a run changed most, for the better and for the worse, in a report."""
+"""The images of a report whose captions a run improved most, and harmed most."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +13,16 @@ from revisit.evaluation.pictures.marks import Kind, mark
 from revisit.evaluation.pictures.runs import Run
 from revisit.evaluation.pictures.templates import data_url
 
-SHOWN = 4
-"""Images that each run bettered most, and as many that it harmed most."""
-
+_SHOWN = 4  # images that a run improved most, and as many that it harmed most
 _THUMBNAIL = 320  # pixels
 _COUNT_WRONG, _COUNT_FOUND, _COUNT_TRUE = 2, 4, 5  # columns of the counts
 
 
 def changes(baseline: Run, run: Run, number: int, key: str) -> dict[str, Any]:
-    """What `report.html` shows of the images whose caption a run bettered and harmed most."""
+    """The values of `report.html` for the images whose captions a run improved or harmed most."""
     gains = _errors(baseline.counts) - _errors(run.counts)
-    best = [int(at) for at in np.argsort(-gains, kind="stable")[:SHOWN] if gains[at] > 0]
-    worst = [int(at) for at in np.argsort(gains, kind="stable")[:SHOWN] if gains[at] < 0]
+    best = [at for at in np.argsort(-gains, kind="stable")[:_SHOWN] if gains[at] > 0]
+    worst = [at for at in np.argsort(gains, kind="stable")[:_SHOWN] if gains[at] < 0]
     files, missing = _files(baseline.record)
     return {
         "key": key,
@@ -47,13 +45,13 @@ def _errors(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _files(record: Mapping[str, Any]) -> tuple[dict[int, Path], str]:
-    """By image id, the images' files; or why they are not shown."""
-    named = record.get("settings", {}).get("data_path")
-    if named is None:
+    """The images' files, by image id; or why they are not shown."""
+    folder = record.get("settings", {}).get("data_path")
+    if folder is None:
         return {}, "The images are not shown: no record of the run says where they are."
-    if not Path(named).is_dir():
-        return {}, f"The images are not shown: the run's folder of images, {named}, is not here."
-    return {image_id(name): Path(named, name) for name in record.get("images", [])}, ""
+    if not Path(folder).is_dir():
+        return {}, f"The images are not shown: the run's folder of images, {folder}, is not here."
+    return {image_id(name): Path(folder, name) for name in record.get("images", [])}, ""
 
 
 def _card(
@@ -76,11 +74,11 @@ def _card(
 def _pieces(
     sentence: Mapping[str, Any],
 ) -> tuple[list[tuple[str, Kind | None]], list[tuple[str, Kind]]]:
-    """A caption's text in pieces, object words with their kind; and those with no place in it."""
-    text, last = sentence["caption"], 0
+    """The text of a caption in pieces, object words with their kind; and the words not in it."""
+    text, cursor = sentence["caption"], 0
     pieces: list[tuple[str, Kind | None]] = []
     marked = mark(sentence)
     for start, end, kind in marked.marks:
-        pieces += [(text[last:start], None), (text[start:end], kind)]
-        last = end
-    return [*pieces, (text[last:], None)], marked.unplaced
+        pieces += [(text[cursor:start], None), (text[start:end], kind)]
+        cursor = end
+    return [*pieces, (text[cursor:], None)], marked.unplaced

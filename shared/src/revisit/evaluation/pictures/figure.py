@@ -1,7 +1,7 @@
 """A figure for a paper or a talk: images beside their captions, as PDF, PNG or SVG.
 
-Words that name something are underlined and numbered, and the same number and colour stand in the
-image on the patch that the word came from.
+Words that name something are underlined and numbered; the patch that a word came from has the same
+number and colour in the image.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ _DPI, _WIDTH, _IMAGE, _MARGIN, _LINE = 100, 1000, 300, 20, 34
 _TEXT, _SMALL = 20, 15  # sizes of fonts
 _SAVED_DPI = 150
 
-# What would make a file of the same figure differ from day to day.
+# Without a date, the same figure is the same file.
 _UNDATED: dict[str, Any] = {
     ".pdf": {"CreationDate": None},
     ".png": {"Software": None},
@@ -42,7 +42,7 @@ class _Piece(NamedTuple):
 
 
 class _Placed(NamedTuple):
-    """A piece where it is drawn: its left end and base line."""
+    """A piece with its left end and base line."""
 
     x: float
     y: float
@@ -50,7 +50,7 @@ class _Placed(NamedTuple):
 
 
 def write_figure(pictures: Sequence[Picture], path: Path, note: str = "") -> None:
-    """Write the pictures one below the other, of each the first image, under the note.
+    """Write the first image of each picture, one below the other, under the note.
 
     Raises:
         EvaluationError: matplotlib is missing, the name does not end in one of `ENDINGS`, or the
@@ -91,7 +91,7 @@ def check_figure(path: Path) -> None:
 
 
 def _card(picture: Picture) -> tuple[list[_Placed], float]:
-    """The text beside an image, from the card's corner; and the card's height."""
+    """The text beside an image, from the top left of the card, and the height of the card."""
     left, y = 2 * _MARGIN + _IMAGE, 18.0
     placed = [_Placed(left, y, _Piece(picture.title, _SMALL, LIGHT["quiet"]))]
     for name, words in picture.shown.items():
@@ -109,7 +109,7 @@ def _image_height(picture: Picture) -> float:
 
 
 def _chunks(words: Sequence[Shown]) -> Iterator[list[_Piece]]:
-    """What no line is broken in: a word, greedy decoding's before it, and the marks behind it."""
+    """What stays on one line: a word, greedy decoding's before it, and the marks behind it."""
     chunk: list[_Piece] = []
     for word in words:
         if word.before and chunk:
@@ -121,16 +121,16 @@ def _chunks(words: Sequence[Shown]) -> Iterator[list[_Piece]]:
         wrong = word.kind == "wrong"
         colour = LIGHT["wrong"] if wrong else LIGHT["ink"]
         patch = None if word.look is None else word.look.patch
-        under = "" if patch is None else HUES[patch % len(HUES)]
-        chunk.append(_Piece(word.text, _TEXT, colour, wrong, wrong, under))
+        hue = "" if patch is None else HUES[patch % len(HUES)]
+        chunk.append(_Piece(word.text, _TEXT, colour, wrong, wrong, hue))
         if patch is not None:
-            chunk.append(_Piece(str(patch + 1), _SMALL * 0.8, under, bold=True, raised=8))
+            chunk.append(_Piece(str(patch + 1), _SMALL * 0.8, hue, bold=True, raised=8))
     if chunk:
         yield chunk
 
 
 def _flow(left: float, y: float, chunks: Iterable[list[_Piece]], right: float) -> list[_Placed]:
-    """Chunks one after another, in lines; `y` is the first base line."""
+    """Chunks in lines; `y` is the first base line."""
     placed: list[_Placed] = []
     x = left
     for chunk in chunks:
@@ -158,11 +158,10 @@ def _length(piece: _Piece) -> float:
 
 @cache
 def _renderer() -> Any:
-    """One that measures text."""
-    from matplotlib.backends import backend_agg
+    """Measures text."""
+    from matplotlib.backends.backend_agg import RendererAgg
 
-    make: Any = backend_agg.RendererAgg
-    return make(1, 1, _DPI)
+    return RendererAgg(1, 1, _DPI)  # type: ignore[no-untyped-call]
 
 
 def _draw(axis: Any, placed: Sequence[_Placed]) -> None:
@@ -187,7 +186,7 @@ def _draw_image(axis: Any, picture: Picture, top: float) -> None:
 
 
 def _draw_patch(axis: Any, number: int, box: Box, frame: tuple[float, float, float, float]) -> None:
-    """Its outline, and its number in a corner."""
+    """The outline of a patch, and its number in a corner."""
     from matplotlib.patches import Rectangle
 
     left, top, right, bottom = box

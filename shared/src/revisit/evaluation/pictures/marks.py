@@ -1,4 +1,4 @@
-"""Where in a caption its object words stand, and which of them are wrong or were said before."""
+"""The object words in the text of a caption, and which of them are wrong or repeated."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -32,15 +32,16 @@ class Marked(NamedTuple):
     """The object words of a caption."""
 
     marks: list[Mark]
-    """Those that were found in its text, in order."""
+    """Of the words that were found in the text, in order."""
     unplaced: list[tuple[str, Kind]]
-    """Those that the scorer's lemmatizer read out of words that do not spell them."""
+    """The words that are not in the text: the scorer's lemmatizer read them out of others."""
 
 
 def kinds(words: Sequence[str], truth: Collection[str]) -> list[Kind | None]:
-    """Of each word of a caption, white space before it included, what it is; None if no object's.
+    """The kind of each word of a caption; None of a word that is no object word.
 
     Args:
+        words: each with the white space before it.
         truth: names of the COCO objects in the image.
     """
     scored = score({0: "".join(words)}, {0: truth}, LEMMATIZERS["noun"]())
@@ -53,28 +54,28 @@ def kinds(words: Sequence[str], truth: Collection[str]) -> list[Kind | None]:
 
 
 def mark(sentence: Mapping[str, Any]) -> Marked:
-    """Mark a caption as it stands in `chair.Score.sentences`."""
+    """Mark a caption of `chair.Score.sentences`."""
     text = sentence["caption"]
     tokens = list(_TOKEN.finditer(text))
     lemmas = [singular(token[0].lower()) for token in tokens]
     wrong = {name for _, name in sentence["hallucinated"]}
     found = Marked([], [])
-    said: set[str] = set()
+    named: set[str] = set()
     cursor = 0
     for word, name in zip(sentence["words"], sentence["node_words"], strict=True):
-        kind: Kind = "wrong" if name in wrong else "again" if name in said else "right"
-        said.add(name)
-        place = _find(word, lemmas, cursor)
-        if place is None:
+        kind: Kind = "wrong" if name in wrong else "again" if name in named else "right"
+        named.add(name)
+        first, end = _find(word, lemmas, cursor)
+        if first == end:
             found.unplaced.append((word, kind))
             continue
-        first, cursor = place
-        found.marks.append(Mark(tokens[first].start(), tokens[cursor - 1].end(), kind))
+        found.marks.append(Mark(tokens[first].start(), tokens[end - 1].end(), kind))
+        cursor = end
     return found
 
 
-def _find(word: str, lemmas: Sequence[str], cursor: int) -> tuple[int, int] | None:
-    """The first and past the last token that are this object word, from `cursor` on."""
+def _find(word: str, lemmas: Sequence[str], cursor: int) -> tuple[int, int]:
+    """The slice of the lemmas that is this object word, from `cursor` on; empty where none is."""
     for at in range(cursor, len(lemmas)):
         if DOUBLE_WORDS.get(" ".join(lemmas[at : at + 2])) == word:
             return at, at + 2
@@ -83,4 +84,4 @@ def _find(word: str, lemmas: Sequence[str], cursor: int) -> tuple[int, int] | No
     for at in range(cursor, len(lemmas)):  # "skiing", which a tagger reads as the verb "ski"
         if lemmas[at].startswith(word):
             return at, at + 1
-    return None
+    return cursor, cursor

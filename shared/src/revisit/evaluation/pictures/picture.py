@@ -1,4 +1,4 @@
-"""What is shown of an image: its captions word by word, and the patch that each word came from."""
+"""An image with its captions word by word, and the patch that each word came from."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from revisit.core.trace import TraceStep
 from revisit.evaluation.pictures.marks import Kind, kinds
 from revisit.evaluation.pictures.templates import data_url, render
 from revisit.evaluation.pictures.words import Token, Word
@@ -20,30 +21,30 @@ GREEDY, REVISIT = "Greedy decoding", "With ReVisiT"
 
 _LONGEST_SIDE = 1024  # pixels of an image in a page
 
-# Words that name nothing to be seen; so do those with which captions speak of the image itself.
+# Words that name nothing to be seen, and words by which captions speak of the image itself.
 _QUIET = frozenset(
     (files("revisit.evaluation.pictures") / "quiet_words.txt").read_text("utf-8").split()
 )
 
 
 class Look(NamedTuple):
-    """Where in the image a word was seen."""
+    """The vision token that a word came from."""
 
     vision_token: int
-    patch: int | None  # its number among the patches of the captions, in the order of the words
-    fit: float  # exp(-D): 1 where the vision token says what the model expects
-    fits: Sequence[float]  # of every vision token; empty where that was not kept
-    said: str  # all of it in a sentence
+    patch: int | None  # its index in `Picture.patches`
+    fit: float  # exp(-D), D in nats: 1 where the vision token predicts what the model does
+    fits: Sequence[float]  # of every vision token; empty where they were not kept
+    sentence: str  # all of it in words
 
 
 class Shown(NamedTuple):
-    """A word of a caption, and what a reader sees of it."""
+    """A word of a caption, and how it is shown."""
 
     before: str  # white space
     text: str
-    kind: Kind | None  # of a word that names an object, where it is known what the image shows
-    instead: str  # what greedy decoding would have gone on with, where that is a word
-    last: bool  # of the words that name an object together, as "wine glass"
+    kind: Kind | None  # of an object word, where the objects in the image are known
+    instead: str  # the word of greedy decoding, where ReVisiT changed it
+    last: bool  # of the words that name one object together, as "wine glass"
     look: Look | None  # of a word that names something, and fits one vision token best
 
 
@@ -52,13 +53,13 @@ class Picture:
     """An image and its captions.
 
     Args:
-        title: what it is called, the image's file name or the like.
+        title: the image's file name or the like.
         images: the prompt's images in order, upright, RGB.
-        captions: the words of each (`words.join`), by what decoded it.
-        boxes: for each vision token of the prompt its image and the part of it that it shows, None
-            where it shows none; None altogether where that is not known.
+        captions: the words of each (`words.join`), by the name of the decoder.
+        boxes: for each vision token of the prompt its image and the part of it that the token
+            shows, None where it shows none; None altogether where that is not known.
         truth: names of the COCO objects in the image, where they are known.
-        note: what the reader must know besides: why the boxes are not known, and the like.
+        note: for the reader: why the boxes are not known, and the like.
     """
 
     title: str
@@ -70,9 +71,9 @@ class Picture:
 
     @cached_property
     def patches(self) -> list[tuple[int, Box]]:
-        """The parts of images that words came from, in the order of the words, each once."""
-        tokens = [_looked(word) for words in self.captions.values() for word in words]
-        found = [patch(self, token) for token in tokens if token is not None]
+        """The image and box of each patch that words came from, in the order of the words."""
+        tokens = [_looking(word) for words in self.captions.values() for word in words]
+        found = [self._patch(token.step) for token in tokens if token and token.step]
         return list(dict.fromkeys(each for each in found if each is not None))
 
     @cached_property
@@ -96,13 +97,53 @@ class Picture:
         ]
 
     def _look(self, word: Word) -> Look | None:
-        token = _looked(word)
+        token = _looking(word)
         if token is None or token.step is None:
             return None
-        there = patch(self, token)
-        number = None if there is None else self.patches.index(there)
-        said = describe(self, word, token)
-        return Look(token.step.vision_token, number, fit(token), token.fits, said)
+        step = token.step
+        patch = self._patch(step)
+        index = None if patch is None else self.patches.index(patch)
+        fit = math.exp(-max(step.divergence, 0.0))
+        sentence = (
+            f"“{word.text}”, one of {step.candidates} plausible tokens, fits "
+            f"{self._where(step)} best: {fit:.2f} of 1, by layer {step.layer}."
+        )
+        if word.instead:
+            sentence += f" Greedy decoding would have said “{word.instead}”."
+        return Look(step.vision_token, index, fit, token.fits, sentence)
+
+    def _box(self, step: TraceStep) -> tuple[int, Box | None] | None:
+        """The image and box of the vision token that was chosen, where boxes are known."""
+        if self.boxes is None:
+            return None
+        if not 0 <= step.vision_token < len(self.boxes):
+            raise ValueError(
+                f"the trace chose vision token {step.vision_token}, but boxes are given for "
+                f"{len(self.boxes)}"
+            )
+        return self.boxes[step.vision_token]
+
+    def _patch(self, step: TraceStep) -> tuple[int, Box] | None:
+        """The same, the part of the box that lies in the image."""
+        image, box = self._box(step) or (0, None)
+        if (inside := visible(box)) is None:
+            return None
+        if not 0 <= image < len(self.images):
+            raise ValueError(f"a box lies in image {image + 1} of {len(self.images)} images")
+        return image, inside
+
+    def _where(self, step: TraceStep) -> str:
+        known, token = self._box(step), f"vision token {step.vision_token + 1}"
+        if known is None:
+            return f"{token}, whose place in the image is not known,"
+        image, box = known
+        of_image = f" of image {image + 1}" if len(self.images) > 1 else ""
+        if visible(box) is None:
+            return f"{token}{of_image}, which shows padding,"
+        if step.patch is None:
+            return f"the patch{of_image}"
+        _, row, column = step.patch
+        return f"the patch in row {row + 1}, column {column + 1}{of_image}"
 
     @cached_property
     def summary(self) -> str:
@@ -113,41 +154,36 @@ class Picture:
             changed = sum(bool(word.instead) for word in self.shown[REVISIT])
             how_often = {0: "no word", 1: "one word"}.get(changed, f"{changed} words")
             return f"ReVisiT changed {how_often} of greedy decoding's."
-        wrong = [_wrong(words) for words in (self.shown[GREEDY], self.shown[REVISIT])]
-        gone = [word for word in wrong[0] if word not in wrong[1]]
-        if gone and not wrong[1]:
-            are = "is" if len(gone) == 1 else "are"
-            return (
-                f"Greedy decoding names {' and '.join(map(_quoted, gone))}, which {are} not in the "
-                "image. With ReVisiT every object that is named is there."
-            )
-        if not wrong[0] and not wrong[1]:
+        before, after = (_wrong(self.shown[name]) for name in (GREEDY, REVISIT))
+        if not before and not after:
             return "Neither names an object that is not there."
-        left = ", ".join(map(_quoted, wrong[1])) or "nothing"
+        if not after:
+            are = "is" if len(before) == 1 else "are"
+            return (
+                f"Greedy decoding names {' and '.join(before)}, which {are} not in the image. With "
+                "ReVisiT every object that is named is there."
+            )
         return (
-            f"Not in the image: by greedy decoding {', '.join(map(_quoted, wrong[0])) or 'nothing'}"
-            f"; with ReVisiT {left}."
+            f"Not in the image: by greedy decoding {', '.join(before) or 'nothing'}; with ReVisiT "
+            f"{', '.join(after)}."
         )
 
     def words_json(self) -> list[dict[str, Any]]:
-        """What `captions.js` shows of the captions while they come: where words were seen is left
-        out."""
+        """The captions for `captions.js` while the words come, without their patches."""
         return [
             {"name": name, "words": [each._replace(look=None)._asdict() for each in words]}
             for name, words in self.shown.items()
         ]
 
     def as_json(self) -> dict[str, Any]:
-        """What `captions.js` shows: as JSON, images inside; fits in percent."""
+        """The picture for `captions.js`: JSON values, images inside; `fits` in percent."""
+        inside = [(image, visible(box)) for image, box in self.boxes or ()]
         return {
             "title": self.title,
             "images": [data_url(each, _LONGEST_SIDE, 90) for each in self.images],
-            "boxes": [
-                [image, *(round(edge, 5) for edge in shown)] if (shown := visible(box)) else None
-                for image, box in self.boxes or ()
-            ],
+            "boxes": [box and [image, *(round(edge, 5) for edge in box)] for image, box in inside],
             "captions": [
-                {"name": name, "words": [_word(each) for each in words]}
+                {"name": name, "words": [_word_json(each) for each in words]}
                 for name, words in self.shown.items()
             ],
             "summary": self.summary,
@@ -155,8 +191,13 @@ class Picture:
         }
 
 
+def page(pictures: Sequence[Picture], title: str = "What each word saw") -> str:
+    """The pictures as one HTML file: point at a word to see how well each patch fits it."""
+    return render("captions.html", title=title, pictures=[each.as_json() for each in pictures])
+
+
 def replaced(word: Word) -> str:
-    """What greedy decoding would have gone on with; empty where neither names anything."""
+    """The word of greedy decoding; empty where neither it nor the word names anything."""
     return word.instead if _names(word.text) or _names(word.instead) else ""
 
 
@@ -168,54 +209,10 @@ def visible(box: Box | None) -> Box | None:
     return (left, top, right, bottom) if left < right and top < bottom else None
 
 
-def fit(token: Token) -> float:
-    """How well the chosen patch fits what the model expects: 1 if exactly, 0 if not at all.
+def _looking(word: Word) -> Token | None:
+    """The first token of a word that was chosen by its fit; None if the word names nothing.
 
-    exp(-D), D the divergence in nats that ReVisiT chose the vision token by.
-    """
-    return 0.0 if token.step is None else math.exp(-max(token.step.divergence, 0.0))
-
-
-def place(picture: Picture, token: Token) -> tuple[int, Box | None] | None:
-    """The image and box of the vision token that was chosen, where that is known."""
-    if picture.boxes is None or token.step is None:
-        return None
-    chosen = token.step.vision_token
-    if not 0 <= chosen < len(picture.boxes):
-        raise ValueError(
-            f"the trace chose vision token {chosen}, but boxes are given for {len(picture.boxes)}"
-        )
-    return picture.boxes[chosen]
-
-
-def patch(picture: Picture, token: Token) -> tuple[int, Box] | None:
-    """The same, the part that lies in the image."""
-    image, box = place(picture, token) or (0, None)
-    shown = visible(box)
-    if shown is None:
-        return None
-    if not 0 <= image < len(picture.images):
-        raise ValueError(f"a box lies in image {image + 1} of {len(picture.images)} images")
-    return image, shown
-
-
-def describe(picture: Picture, word: Word, token: Token) -> str:
-    """A sentence on a word: its patch, how sure the choice was, and what greedy would have said."""
-    assert token.step is not None
-    parts = [
-        f"“{word.text}”, one of {token.step.candidates} plausible tokens, fits "
-        f"{_where(picture, token)} best: {fit(token):.2f} of 1, by layer {token.step.layer}."
-    ]
-    if word.instead:
-        parts.append(f"Greedy decoding would have said “{word.instead}”.")
-    return " ".join(parts)
-
-
-def _looked(word: Word) -> Token | None:
-    """The token of a word that shows where it was seen.
-
-    None of a word that names nothing, and where all vision tokens fitted alike, since a single
-    candidate was left.
+    With a single candidate all vision tokens fit equally.
     """
     if not _names(word.text):
         return None
@@ -228,20 +225,7 @@ def _names(text: str) -> bool:
     return text[:1].isalnum() and text.lower() not in _QUIET
 
 
-def _where(picture: Picture, token: Token) -> str:
-    step, known = token.step, place(picture, token)
-    assert step is not None
-    if known is None:
-        return f"vision token {step.vision_token + 1}, whose place in the image is not known,"
-    image, box = known
-    named = f" of image {image + 1}" if len(picture.images) > 1 else ""
-    if visible(box) is None:
-        return f"vision token {step.vision_token + 1}{named}, which shows padding,"
-    row = "" if step.patch is None else f" in row {step.patch[1] + 1}, column {step.patch[2] + 1}"
-    return f"the patch{row}{named}"
-
-
-def _word(word: Shown) -> dict[str, Any]:
+def _word_json(word: Shown) -> dict[str, Any]:
     look = word.look and {
         **word.look._asdict(),
         "fit": round(word.look.fit, 3),
@@ -250,22 +234,13 @@ def _word(word: Shown) -> dict[str, Any]:
     return {**word._asdict(), "look": look}
 
 
-def page(pictures: Sequence[Picture], title: str = "What each word saw") -> str:
-    """The pictures as one HTML file: point at a word to see how well each patch fits it."""
-    return render("captions.html", title=title, pictures=[each.as_json() for each in pictures])
-
-
 def _wrong(words: Sequence[Shown]) -> list[str]:
-    """The objects that are not there, each once."""
+    """The objects that are not there, each once, in quotation marks."""
     found, name = [], ""
     for word in words:
         if word.kind == "wrong":
             name = f"{name} {word.text}".strip()
             if word.last:
-                found.append(name)
+                found.append(f"“{name}”")
                 name = ""
     return list(dict.fromkeys(found))
-
-
-def _quoted(text: str) -> str:
-    return f"“{text}”"

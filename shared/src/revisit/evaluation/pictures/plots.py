@@ -1,8 +1,8 @@
-"""Plots as SVG that stands in a page: in the page's colours, by day and by night."""
+"""Plots as SVG inside a page, in the page's colours by day and by night."""
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -14,14 +14,14 @@ from revisit.evaluation.pictures.templates import LIGHT, Cell
 _SIZE = (5.4, 3.6)  # inches of 72 pixels
 _SERIES = (("first", "o"), ("second", "s"), ("third", "^"), ("fourth", "D"))
 _LINES = ("-", "--", ":", "-.")
-_SHADES = ("ink", "quiet", "line", "card", *(colour for colour, _ in _SERIES))
+_COLOURS = ("ink", "quiet", "line", "card", *(colour for colour, _ in _SERIES))
 _FONT = 11
 
 
 class Point(NamedTuple):
     """A point of a plot."""
 
-    label: str  # what stands beside it, short
+    label: str  # short; drawn beside it
     series: str  # points of a series are joined in the order of x
     x: float
     y: float
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 class Axes(NamedTuple):
-    """What a plot shows."""
+    """The axes of a plot."""
 
     title: str
     x: str
@@ -41,42 +41,37 @@ class Axes(NamedTuple):
 
 
 def check_matplotlib(what: str) -> None:
-    """Raises `EvaluationError` where what is named cannot be drawn."""
+    """Raises `EvaluationError`, which names `what`, where matplotlib is missing."""
     if find_spec("matplotlib") is None:
         raise EvaluationError(f'{what} needs matplotlib: pip install "revisit-decoding[pictures]"')
 
 
 def plot(points: Sequence[Point], axes: Axes, key: str) -> dict[str, Any]:
-    """What `report.html` shows of a plot: an `svg` element, and its numbers as a table.
+    """The values of `report.html` for a plot: an `svg` element, and its numbers as a table.
 
     Args:
         points: at least one.
         key: begins the ids of its elements; each plot of a page has its own.
     """
     check_matplotlib("a plot")
-    named = any(each.label for each in points)
-    rows = [
-        [
-            *([Cell(each.label)] if named else []),
-            Cell(each.series, tag="th"),
-            Cell(f"{each.x:g}"),
-            Cell(f"{each.y:.1f}{_bar(each)}"),
-        ]
-        for each in points
-    ]
+    heads = ["series", axes.x, axes.y]
+    rows = []
+    for each in points:
+        bar = "" if each.low == each.high else f" [{each.low:.1f}, {each.high:.1f}]"
+        y = Cell(f"{each.y:.1f}{bar}")
+        rows.append([Cell(each.series, tag="th"), Cell(f"{each.x:g}"), y])
+    if any(each.label for each in points):
+        heads = ["point", *heads]
+        rows = [[Cell(each.label), *row] for each, row in zip(points, rows, strict=True)]
     line = f" The dashed line: {axes.line[0]}, {axes.line[1]:.1f}." if axes.line else ""
     return {
         "key": key,
         "title": axes.title,
         "caption": f"{axes.title}.{line}",
         "svg": Markup(_inline(_draw(points, axes), key)),  # matplotlib escapes what is text
-        "heads": [*(["point"] if named else []), "series", axes.x, axes.y],
+        "heads": heads,
         "rows": [{"cells": row} for row in rows],
     }
-
-
-def _bar(point: Point) -> str:
-    return "" if point.low == point.high else f" [{point.low:.1f}, {point.high:.1f}]"
 
 
 def _draw(points: Sequence[Point], axes: Axes) -> str:
@@ -91,7 +86,7 @@ def _draw(points: Sequence[Point], axes: Axes) -> str:
         _frame(axis, axes)
         names = list(dict.fromkeys(each.series for each in points))
         for number, name in enumerate(names):
-            below = len(names) - 1 - number  # series over this one, which it must be seen around
+            below = len(names) - 1 - number  # the series that are drawn over this one
             _series(axis, [each for each in points if each.series == name], number, below, axes)
         _scale(axis, points, axes)
         _label(axis, points)
@@ -120,27 +115,27 @@ def _frame(axis: Any, axes: Axes) -> None:
 
 
 def _scale(axis: Any, points: Sequence[Point], axes: Axes) -> None:
-    """The scale of x, and a tick at each point: once there is something to scale."""
+    """A logarithmic scale of x, with a tick at each point."""
     if not axes.logarithmic:
         return
-    places = sorted({each.x for each in points})
-    positive = [x for x in places if x > 0]
-    if len(positive) == len(places):
+    ticks = sorted({each.x for each in points})
+    positive = [x for x in ticks if x > 0]
+    if len(positive) == len(ticks):
         axis.set_xscale("log")
-    else:  # 0 stands left of all others
+    else:  # 0 is left of all others
         axis.set_xscale("symlog", linthresh=min(positive, default=1.0))
-    if len(places) == 1:  # else its neighbourhood has no width
-        around = positive[0] if positive else 1.0
-        axis.set_xlim(around / 10 if positive else -around, around * 10)
-    axis.set_xticks(places)
+    if len(ticks) == 1:  # the default limits would have no width
+        low, high = (positive[0] / 10, positive[0] * 10) if positive else (-1.0, 10.0)
+        axis.set_xlim(low, high)
+    axis.set_xticks(ticks)
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     axis.minorticks_off()
 
 
 def _series(axis: Any, points: Sequence[Point], number: int, below: int, axes: Axes) -> None:
-    """Wider where others follow: series that coincide are seen one around the other."""
-    again, place = divmod(number, len(_SERIES))
-    colour, marker = _SERIES[place]
+    """Wider below others, so that series that coincide are seen one around the other."""
+    again, style = divmod(number, len(_SERIES))
+    colour, marker = _SERIES[style]
     ordered = sorted(points, key=lambda each: each.x)
     axis.errorbar(
         [each.x for each in ordered],
@@ -161,17 +156,17 @@ def _series(axis: Any, points: Sequence[Point], number: int, below: int, axes: A
 
 
 def _label(axis: Any, points: Sequence[Point]) -> None:
-    """One label for points that lie upon each other."""
+    """One label for points that coincide."""
     axis.figure.canvas.draw()  # settles the limits
-    there: list[tuple[float, float, list[Point]]] = []
+    groups: list[tuple[float, float, list[Point]]] = []
     for each in points:
         x, y = axis.transData.transform((each.x, each.y))
-        upon = [one for left, low, one in there if abs(left - x) < 18 and abs(low - y) < 14]
-        if upon:
-            upon[0].append(each)
+        near = (group for left, low, group in groups if abs(left - x) < 18 and abs(low - y) < 14)
+        if group := next(near, None):
+            group.append(each)
         else:
-            there.append((x, y, [each]))
-    for _, _, together in there:
+            groups.append((x, y, [each]))
+    for _, _, together in groups:
         axis.annotate(
             ", ".join(dict.fromkeys(each.label for each in together if each.label)),
             (together[-1].x, max(each.y for each in together)),
@@ -184,21 +179,16 @@ def _label(axis: Any, points: Sequence[Point]) -> None:
 
 
 def _inline(svg: str, key: str) -> str:
-    """What matplotlib wrote as an element of a page: no prolog, own ids, the page's colours."""
+    """The file of matplotlib as an element of a page: unique ids, and the page's colours."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # A style element would count in the whole page.
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(?::\w+)?="[^"]*"', "", svg)
-    # A page's style element would be everybody's.
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%" aria-hidden="true"', svg)
     svg = re.sub(r'\bid="', f'id="{key}-', svg)
     svg = re.sub(r"url\(#", f"url(#{key}-", svg)
     svg = re.sub(r'xlink:href="#', f'href="#{key}-', svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: system-ui, sans-serif", svg)
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    return _by_name({LIGHT[name]: f"var(--{name})" for name in _SHADES}, svg)
-
-
-def _by_name(names: Mapping[str, str], svg: str) -> str:
-    return re.sub(r"#[0-9a-f]{6}\b", lambda found: names.get(found[0], found[0]), svg)
+    variables = {LIGHT[name]: f"var(--{name})" for name in _COLOURS}
+    return re.sub(r"#[0-9a-f]{6}\b", lambda found: variables.get(found[0], found[0]), svg)

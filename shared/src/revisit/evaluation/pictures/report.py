@@ -15,33 +15,40 @@ from revisit.evaluation.results.tables import comma_separated, latex
 
 _BARS = "with the intervals of the differences to run 1"
 
-Gaps = Mapping[str, Mapping[str, float]]
-"""The intervals of the differences between a run and its baseline (`chair.paired_bootstrap`)."""
-
 
 class Table(NamedTuple):
-    """A table of a report beside its own; the cells are text."""
+    """Another table of a report; the cells are text."""
 
     title: str
     note: str
-    rows: Sequence[Sequence[str]]  # the first is the head
+    rows: Sequence[Sequence[str]]  # the first is the header
 
 
 class Group(NamedTuple):
-    """Runs on the same images: the first is the baseline that the others are compared with."""
+    """Runs on the same images: the first is the baseline of the others."""
 
     title: str
     runs: Sequence[Run]
     plots: Sequence[tuple[Sequence[Point], Axes]] = ()
-    """Others than those of the runs."""
+    """Shown beside the plots of the runs."""
+
+
+class _Compared(NamedTuple):
+    """A run of a group with its metrics, in percent."""
+
+    number: int  # from 1
+    run: Run
+    values: Mapping[str, float]
+    gaps: Mapping[str, Sequence[float]]
+    """The difference to the baseline, and the ends of its interval; empty of the baseline."""
 
 
 def compare_report(path: Path, results: Sequence[Path], names: Sequence[str]) -> None:
     """Write the report of files of `revisit score chair --save_path`, the baseline first.
 
     Raises:
-        EvaluationError: a file that `revisit score chair` did not write, captions of other images,
-            no matplotlib, or `path` is no .html, is one of the results, or cannot be written.
+        EvaluationError: a file is of another program, or of other images; matplotlib is missing; or
+            `path` is no .html, is one of the results, or cannot be written.
     """
     if path.suffix.lower() != ".html":
         raise EvaluationError(f"--report {path}: its name must end in .html")
@@ -85,31 +92,41 @@ def report(
 
 
 def _group(group: Group, key: str) -> dict[str, Any]:
-    baseline, *others = group.runs
-    gaps = [paired_bootstrap(baseline.counts, each.counts) for each in others]
+    """The values of `report.html` for a group."""
+    compared = [_compare(group.runs[0], run, number) for number, run in enumerate(group.runs, 1)]
     heads = ["run", "", *METRICS, "Twice"]
-    rows = [list(_cells(run, number, gaps)) for number, run in enumerate(group.runs)]
+    rows = [_cells(each) for each in compared]
     plain = [heads, *([f"{cell.text} {cell.gap}".strip() for cell in row] for row in rows)]
-    drawn = list(_plots(group, gaps, key))
+    drawn = list(_plots(group, compared, key))
     return {
         "key": key,
         "title": group.title,
-        "conditions": _conditions(group.runs),
+        "conditions": _conditions(group.runs[0]),
         "heads": heads,
         "rows": [{"cells": row} for row in rows],
         "copies": {"LaTeX": latex(plain, "rl"), "CSV": comma_separated(plain)},
         "plots": [each for each in drawn if not isinstance(each, str)],
         "missing": [each for each in drawn if isinstance(each, str)],
         "changes": [
-            changes(baseline, each, number, f"{key}-r{number}")
-            for number, each in enumerate(others, 2)
+            changes(group.runs[0], run, number, f"{key}-r{number}")
+            for number, run in enumerate(group.runs[1:], 2)
         ],
     }
 
 
-def _conditions(runs: Sequence[Run]) -> str:
-    settings = runs[0].record.get("settings", {})
-    known = [f"{len(runs[0].counts)} images"]
+def _compare(baseline: Run, run: Run, number: int) -> _Compared:
+    values = {name: 100 * value for name, value in metrics(run.counts.sum(0)).items()}
+    if number == 1:
+        return _Compared(number, run, values, {})
+    found = paired_bootstrap(baseline.counts, run.counts)
+    ends = ("difference", "low", "high")
+    gaps = {name: [100 * gap[end] for end in ends] for name, gap in found.items()}
+    return _Compared(number, run, values, gaps)
+
+
+def _conditions(baseline: Run) -> str:
+    settings = baseline.record.get("settings", {})
+    known = [f"{len(baseline.counts)} images"]
     if "question" in settings:
         known.append(f"asked: “{settings['question']}”")
     if "max_new_tokens" in settings:
@@ -117,28 +134,23 @@ def _conditions(runs: Sequence[Run]) -> str:
     return "; ".join(known)
 
 
-def _cells(run: Run, number: int, gaps: Sequence[Gaps]) -> Iterator[Cell]:
-    yield Cell(str(number + 1), number)
-    yield Cell(run.name, tag="th")
-    values = metrics(run.counts.sum(0))
+def _cells(compared: _Compared) -> list[Cell]:
+    number, run, values, gaps = compared
+    cells = [Cell(str(number), number), Cell(run.name, tag="th")]
     for name in METRICS:
-        gap = _gap(gaps[number - 1][name]) if number else ""
-        yield Cell(f"{100 * values[name]:.1f}", values[name], gap)
+        gap = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*gaps[name]) if gaps else ""
+        cells.append(Cell(f"{values[name]:.1f}", values[name], gap))
     twice = [len(set(each["node_words"])) < len(each["node_words"]) for each in run.sentences]
-    share = sum(twice) / len(twice)
-    yield Cell(f"{100 * share:.1f}", share)
+    share = 100 * sum(twice) / len(twice)
+    return [*cells, Cell(f"{share:.1f}", share)]
 
 
-def _gap(gap: Mapping[str, float]) -> str:
-    difference, low, high = (100 * gap[name] for name in ("difference", "low", "high"))
-    return f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _plots(group: Group, gaps: Sequence[Gaps], key: str) -> Iterator[dict[str, Any] | str]:
+def _plots(group: Group, compared: Sequence[_Compared], key: str) -> Iterator[dict[str, Any] | str]:
     """The plots of a group; in the place of one that cannot be drawn, why."""
-    baseline = ("run 1", 100 * metrics(group.runs[0].counts.sum(0))["CHAIRs"])
-    if alphas := _against_alpha(group.runs, gaps):
-        axes = Axes(f"CHAIRs against alpha, {_BARS}", "alpha", "CHAIRs, %", True, baseline)
+    baseline = compared[0].values
+    if alphas := list(_against_alpha(compared)):
+        line = ("run 1", baseline["CHAIRs"])
+        axes = Axes(f"CHAIRs against alpha, {_BARS}", "alpha", "CHAIRs, %", True, line)
         yield plot(alphas, axes, f"{key}-alpha")
     else:
         yield "No run is of ReVisiT: there is no alpha to draw CHAIR against."
@@ -149,37 +161,35 @@ def _plots(group: Group, gaps: Sequence[Gaps], key: str) -> Iterator[dict[str, A
         yield f"Quality against cost is not drawn: {took}."
         return
     points = [
-        _point(group.runs, gaps, number, "F1", "runs", time)
-        for number, time in enumerate(took.relative)
+        _point(each, baseline, "F1", "runs", time)
+        for each, time in zip(compared, took.relative, strict=True)
     ]
     title = f"F1 against the time that the records tell, {_BARS}"
-    axes = Axes(title, f"time of {took.of}, run 1 = 1", "F1, %", joined=False)
+    axes = Axes(title, f"time of {took.unit}, run 1 = 1", "F1, %", joined=False)
     yield plot(points, axes, f"{key}-cost")
 
 
-def _against_alpha(runs: Sequence[Run], gaps: Sequence[Gaps]) -> list[Point]:
-    """Of the runs that are ReVisiT's; a series for each choice of layers and divergence."""
-    points = []
-    for number, run in enumerate(runs):
-        settings = run.record.get("settings", {})
-        if not settings.get("use_revisit"):
-            continue
-        named = f"{settings['early_exit_layers']}, {settings.get('revisit_divergence', 'ag')}"
-        points.append(_point(runs, gaps, number, "CHAIRs", named, settings["relative_top"]))
-    return points
+def _against_alpha(compared: Sequence[_Compared]) -> Iterator[Point]:
+    """The runs of ReVisiT; a series for each choice of layers and divergence."""
+    for each in compared:
+        settings = each.run.record.get("settings", {})
+        if settings.get("use_revisit"):
+            divergence = settings.get("revisit_divergence", "ag")
+            series = f"{settings['early_exit_layers']}, {divergence}"
+            alpha = settings["relative_top"]
+            yield _point(each, compared[0].values, "CHAIRs", series, alpha)
 
 
 def _point(
-    runs: Sequence[Run], gaps: Sequence[Gaps], number: int, metric: str, series: str, x: float
+    compared: _Compared, baseline: Mapping[str, float], metric: str, series: str, x: float
 ) -> Point:
     """The bar is the interval of the difference to the baseline, which itself has none."""
-    value = 100 * metrics(runs[number].counts.sum(0))[metric]
-    if not number:
-        return Point("1", series, x, value, value, value)
-    base = 100 * metrics(runs[0].counts.sum(0))[metric]
-    ends = (base + 100 * gaps[number - 1][metric][end] for end in ("low", "high"))
-    low, high = (min(max(end, 0.0), 100.0) for end in ends)  # no share is beyond
-    return Point(str(number + 1), series, x, value, low, high)
+    low = high = value = compared.values[metric]
+    if compared.gaps:
+        _, *ends = compared.gaps[metric]
+        # no share is beyond 0 or 100
+        low, high = (min(max(baseline[metric] + end, 0.0), 100.0) for end in ends)
+    return Point(str(compared.number), series, x, value, low, high)
 
 
 def _table(table: Table) -> dict[str, Any]:

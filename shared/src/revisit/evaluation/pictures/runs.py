@@ -1,4 +1,4 @@
-"""Scored captions, as a report takes them."""
+"""Scored captions for a report, and how long they took."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from revisit.evaluation import EvaluationError
-from revisit.evaluation.benchmarks.chair import Score
+from revisit.evaluation.benchmarks.objects.truth import count
 from revisit.evaluation.files import read_json
-
-# Of each start of a run: what moves its time besides the decoder.
-_PLACE = ("device", "processor", "threads", "processes", "batch_size")
+from revisit.evaluation.results.costs import OF_START
 
 
 class Run(NamedTuple):
@@ -24,7 +22,7 @@ class Run(NamedTuple):
     sentences: Sequence[Mapping[str, Any]]
     """As `chair.Score.sentences`."""
     record: Mapping[str, Any]
-    """What made the captions (`captions.jsonl.run.json`); empty where that is not known."""
+    """Of the run that made the captions (`captions.jsonl.run.json`); empty where there is none."""
 
 
 def read_run(path: Path, name: str) -> Run:
@@ -34,35 +32,21 @@ def read_run(path: Path, name: str) -> Run:
         sentences = sorted(saved["sentences"], key=lambda each: int(each["image_id"]))
         if not sentences:
             raise ValueError("no captions")
-        counts = np.array([_counts(each) for each in sentences], np.int64)
+        counts = [count(each, round(100 * each["metrics"]["Len"])) for each in sentences]
         record = saved["captions"]["run"] or {}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvaluationError(
             f"{path} is not a result of `revisit score chair --save_path` ({error!r}): a report "
             "shows captions that were scored by it"
         ) from error
-    return Run(name, counts, sentences, record)
-
-
-def _counts(sentence: Mapping[str, Any]) -> tuple[int, ...]:
-    """What `chair` counts of a caption, from what it saved."""
-    wrong, truth = sentence["hallucinated"], sentence["gt_objects"]
-    found = set(truth).intersection(sentence["node_words"])
-    words = round(100 * sentence["metrics"]["Len"])
-    return 1, bool(wrong), len(wrong), len(sentence["words"]), len(found), len(truth), words
-
-
-def scored_run(name: str, scored: Score, record: Mapping[str, Any]) -> Run:
-    """The same from what `chair.score` found."""
-    order = np.argsort(scored.image_ids)
-    return Run(name, scored.counts[order], [scored.sentences[at] for at in order], record)
+    return Run(name, np.array(counts, np.int64), sentences, record)
 
 
 def check_same_images(runs: Sequence[Run]) -> None:
     """Raises `EvaluationError` where runs captioned other images than the first."""
     images = [[int(each["image_id"]) for each in run.sentences] for run in runs]
-    for run, own in zip(runs, images, strict=True):
-        if own != images[0]:
+    for run, captioned in zip(runs, images, strict=True):
+        if captioned != images[0]:
             raise EvaluationError(
                 f"a report shows captions of the same images, and those of {runs[0].name!r} and "
                 f"of {run.name!r} are of others: give results of one --seed"
@@ -70,26 +54,27 @@ def check_same_images(runs: Sequence[Run]) -> None:
 
 
 class Times(NamedTuple):
-    """How long runs took, relative to the first."""
+    """How long runs took."""
 
-    of: str  # what each time is of
-    relative: list[float]
+    unit: str  # "a token" or "a caption"
+    relative: list[float]  # seconds a unit over those of the first run
 
 
-def times(runs: Sequence[Run]) -> Times | str:
-    """Of the runs of a report; or why they cannot be told."""
-    starts = [[each for each in run.record.get("runs", []) if each.get("seconds")] for run in runs]
-    for number, own in enumerate(starts, 1):
-        if not own:
+def times(compared: Sequence[Run]) -> Times | str:
+    """The times of the runs; or why they cannot be compared."""
+    records = [run.record.get("runs", []) for run in compared]
+    starts = [[start for start in record if start.get("seconds")] for record in records]
+    for number, run in enumerate(starts, 1):
+        if not run:
             return f"nothing tells how long run {number} took"
-    places = [{tuple(each.get(name) for name in _PLACE) for each in own} for own in starts]
-    if any(each != places[0] for each in places):
+    conditions = [{tuple(start.get(each) for each in OF_START) for start in run} for run in starts]
+    if any(each != conditions[0] for each in conditions):
         return "the runs were on other devices or with other batch sizes, so times do not compare"
-    told = all(each.get("tokens") for own in starts for each in own)
-    unit, of = ("tokens", "a token") if told else ("captions", "a caption")
-    taken = [sum(each["seconds"] for each in own) for own in starts]
-    made = [sum(each.get(unit, 0) for each in own) for own in starts]
+    counted = all(start.get("tokens") for run in starts for start in run)
+    units, unit = ("tokens", "a token") if counted else ("captions", "a caption")
+    seconds = [sum(start["seconds"] for start in run) for run in starts]
+    made = [sum(start.get(units, 0) for start in run) for run in starts]
     if not all(made):
         return "the records do not count captions"
-    each = [one / many for one, many in zip(taken, made, strict=True)]
-    return Times(of, [one / each[0] for one in each])
+    each = [one / many for one, many in zip(seconds, made, strict=True)]
+    return Times(unit, [one / each[0] for one in each])

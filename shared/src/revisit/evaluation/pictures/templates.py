@@ -10,20 +10,26 @@ from PIL import Image
 
 from revisit.evaluation import EvaluationError
 
-LIGHT = {
-    **{"paper": "#fbfaf7", "card": "#ffffff", "ink": "#1d1b18", "quiet": "#5f5a52"},
-    **{"line": "#ddd8ce", "focus": "#0b57d0", "soft": "#f1eee7"},
-    **{"wrong": "#b3261e", "right": "#1a6b40", "again": "#855800"},
-    **{"first": "#1d4ed8", "second": "#b45309", "third": "#0f766e", "fourth": "#9333ea"},
+COLOURS = {
+    "paper": ("#fbfaf7", "#14130f"),
+    "card": ("#ffffff", "#1e1c18"),
+    "ink": ("#1d1b18", "#f1ede4"),
+    "quiet": ("#5f5a52", "#aea79b"),
+    "line": ("#ddd8ce", "#3d3932"),
+    "focus": ("#0b57d0", "#8ab4f8"),
+    "soft": ("#f1eee7", "#2a2721"),
+    "wrong": ("#b3261e", "#ff8a80"),
+    "right": ("#1a6b40", "#6fd39b"),
+    "again": ("#855800", "#e9b949"),
+    "first": ("#1d4ed8", "#9db8ff"),
+    "second": ("#b45309", "#f5b26b"),
+    "third": ("#0f766e", "#5fd3c4"),
+    "fourth": ("#9333ea", "#d3a6ff"),
 }
-"""Colours of pages by day, and of figures: `first` to `fourth` are the series of plots."""
+"""Of pages by day and by night; `first` to `fourth` are the series of plots."""
 
-DARK = LIGHT | {
-    **{"paper": "#14130f", "card": "#1e1c18", "ink": "#f1ede4", "quiet": "#aea79b"},
-    **{"line": "#3d3932", "focus": "#8ab4f8", "soft": "#2a2721"},
-    **{"wrong": "#ff8a80", "right": "#6fd39b", "again": "#e9b949"},
-    **{"first": "#9db8ff", "second": "#f5b26b", "third": "#5fd3c4", "fourth": "#d3a6ff"},
-}
+LIGHT = {name: day for name, (day, _) in COLOURS.items()}
+"""Colours by day, and of figures."""
 
 HUES = ("#e8710a", "#1a73e8", "#188038", "#a142f4", "#d01884", "#00838b", "#a35c00", "#5c6bc0")
 """Of the patches that words came from, in the order of the words; then again from the first."""
@@ -41,15 +47,15 @@ class Cell(NamedTuple):
     """A cell of a table."""
 
     text: str
-    value: float | None = None  # that its row is sorted by; the text where there is none
+    value: float | None = None  # its row is sorted by; the text where there is none
     gap: str = ""  # below the text
     tag: str = "td"
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a file of `templates/` makes of these values, which are text and no markup."""
-    made = _ENVIRONMENT.get_template(template)
-    return made.render(light=LIGHT, dark=DARK, hues=HUES, **values)
+    """The page from a file of `templates/` and these values, which are text and no markup."""
+    page = _ENVIRONMENT.get_template(template)
+    return page.render(colours=COLOURS, hues=HUES, **values)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,7 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def data_url(image: Image.Image, longest_side: int, quality: int) -> str:
-    """The image as a JPEG that a page can hold, made smaller where it is larger."""
+    """The image as a JPEG inside a page, made smaller where it is larger."""
     small = image.convert("RGB")
     small.thumbnail((longest_side, longest_side))
     file = io.BytesIO()

@@ -1,7 +1,6 @@
-"""Quality against cost, drawn: a point for each decoder of a comparison."""
+"""The plot of quality against cost: a point for each decoder of a comparison."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.benchmark import Columns
+from revisit.evaluation.pictures.plots import check_matplotlib
 from revisit.evaluation.results.tables import Row
 
 _MARKERS = "osD^vP*X<>"
@@ -17,9 +17,9 @@ _MARKERS = "osD^vP*X<>"
 def write_tradeoff(rows: Sequence[Row], columns: Columns, path: Path) -> None:
     """Draw two metrics of each row over its seconds a token, those of the baseline being 1.
 
-    A bar is the 95% interval of the difference to the baseline, or the standard deviation of that
-    difference over samples, about the row's own value; the line is the baseline. Rows whose cost
-    is not known are left out.
+    A bar around a value is the 95% interval of the difference to the baseline, or the standard
+    deviation of the difference over samples; the line is the baseline. Rows without a cost are left
+    out.
 
     Args:
         path: ends in what Matplotlib writes: .png, .pdf, .svg.
@@ -28,10 +28,7 @@ def write_tradeoff(rows: Sequence[Row], columns: Columns, path: Path) -> None:
         EvaluationError: Matplotlib is missing, no cost is known but the baseline's, or the file
             cannot be written.
     """
-    if find_spec("matplotlib") is None:
-        raise EvaluationError(
-            '--plot needs matplotlib: pip install "revisit-decoding[pictures]"; the table does not'
-        )
+    check_matplotlib("--plot")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,11 +69,13 @@ def _draw(axis: Any, rows: Sequence[Row], metric: int) -> None:
 
 
 def _bar(row: Row, metric: int) -> Any:
-    """How far the bar reaches below and above the value, (2, 1) in percent."""
+    """The lengths of the bar below and above the value, (2, 1) in percent."""
     if row.gaps is None:
         return None
     gaps = 100 * row.gaps[:, metric]
     if row.interval is None:
         return np.full((2, 1), gaps.std(ddof=1))
     low, high = 100 * row.interval[:, metric]
-    return np.maximum([[gaps[0] - low], [high - gaps[0]]], 0)  # a percentile interval may be beside
+    return np.maximum(
+        [[gaps[0] - low], [high - gaps[0]]], 0
+    )  # an interval may lie beside its value

@@ -1,4 +1,4 @@
-"""The words of a caption, and the steps of the trace that made each."""
+"""The words of a caption, and the step of the trace that chose each of their tokens."""
 
 import re
 from bisect import bisect_left
@@ -19,7 +19,7 @@ class Token(NamedTuple):
 
     text: str  # what it added to the caption, white space included
     step: TraceStep | None  # None where no vision token was chosen
-    instead: str | None  # what greedy decoding would have gone on with, where that was changed
+    instead: str | None  # the text of greedy decoding's token, where ReVisiT changed it
     fits: Sequence[float] = ()  # of every vision token, exp(-D), where that was kept
 
 
@@ -32,17 +32,17 @@ class Word(NamedTuple):
 
     @property
     def instead(self) -> str:
-        """What greedy decoding would have gone on with; empty where ReVisiT changed nothing."""
+        """The text of greedy decoding; empty where ReVisiT changed nothing."""
         parts = [token.instead.strip() for token in self.tokens if token.instead is not None]
         return " … ".join(parts)
 
 
 def split(text: str) -> list[Word]:
-    """The words of a caption of which no more is known than its text."""
-    words, last = [], 0
+    """The words of a caption whose tokens are not known."""
+    words, end = [], 0
     for match in _WORD.finditer(text):
-        words.append(Word(match[0], text[last : match.start()], ()))
-        last = match.end()
+        words.append(Word(match[0], text[end : match.start()], ()))
+        end = match.end()
     return words
 
 
@@ -52,18 +52,18 @@ def join(
     decode: Decode,
     fits: Mapping[int, Sequence[float]] | None = None,
 ) -> list[Word]:
-    """The words of a caption in order.
+    """The words of a caption in order, with their tokens.
 
-    A word's tokens are those that gave one of its characters; a token that reaches into two words
-    belongs to both, one that gives no character (a part of a letter, an end) to the word that it
+    A word has the tokens that gave one of its characters. A token that reaches into two words
+    belongs to both; one that gives no character (a part of a letter, an end) to the word that it
     helps to spell, if any.
 
     Args:
         tokens: the generated ids.
         steps: of each token; as many.
-        decode: the tokenizer's. What the first tokens decode to must be how all of them begin,
+        decode: the tokenizer's. The text of the first tokens must begin the text of all of them,
             but for letters that are not whole yet.
-        fits: by the place of a token, how well each vision token fits it.
+        fits: by the position of a token, how well each vision token fits it.
 
     Raises:
         ValueError: there are not as many steps as tokens.
@@ -73,30 +73,34 @@ def join(
     text = decode(tokens)
     ends = _ends(tokens, decode, text)
     starts = [0, *ends[:-1]]
-    spans = list(zip(starts, ends, strict=True))
     made = [
         Token(
-            text[start:end],
+            text[starts[position] : ends[position]],
             step,
-            _instead(tokens, place, step, decode),
-            (fits or {}).get(place, ()),
+            _instead(tokens, position, step, decode),
+            (fits or {}).get(position, ()),
         )
-        for place, ((start, end), step) in enumerate(zip(spans, steps, strict=True))
+        for position, step in enumerate(steps)
     ]
-    words, last = [], 0
-    for match in _WORD.finditer(text):
-        near = range(bisect_left(ends, match.start()), bisect_left(starts, match.end()))
-        of_word = tuple(made[at] for at in near if _overlap(spans[at], match.span(), text))
-        words.append(Word(match[0], text[last : match.start()], of_word))
-        last = match.end()
+    words, end = [], 0
+    for word in split(text):
+        start = end + len(word.before)
+        end = start + len(word.text)
+        near = range(bisect_left(ends, start), bisect_left(starts, end))
+        of_word = [
+            made[position]
+            for position in near
+            if _overlap((starts[position], ends[position]), (start, end), text)
+        ]
+        words.append(word._replace(tokens=tuple(of_word)))
     return words
 
 
 def _ends(tokens: Sequence[int], decode: Decode, text: str) -> list[int]:
-    """Up to where of the text each token has brought it."""
+    """The length of the text up to and with each token."""
     ends: list[int] = []
-    for place in range(len(tokens)):
-        so_far = decode(tokens[: place + 1]).rstrip("�")
+    for count in range(1, len(tokens) + 1):
+        so_far = decode(tokens[:count]).rstrip("�")
         while not text.startswith(so_far):  # white space that a later token takes back
             so_far = so_far[:-1]
         ends.append(max(len(so_far), ends[-1] if ends else 0))
@@ -111,9 +115,9 @@ def _overlap(token: tuple[int, int], word: tuple[int, int], text: str) -> bool:
 
 
 def _instead(
-    tokens: Sequence[int], place: int, step: TraceStep | None, decode: Decode
+    tokens: Sequence[int], position: int, step: TraceStep | None, decode: Decode
 ) -> str | None:
-    if step is None or not step.changed or step.plain_token == tokens[place]:
+    if step is None or not step.changed or step.plain_token == tokens[position]:
         return None
-    before = decode(tokens[:place]).rstrip("�")
-    return decode([*tokens[:place], step.plain_token]).removeprefix(before) or "(the end)"
+    before = decode(tokens[:position]).rstrip("�")
+    return decode([*tokens[:position], step.plain_token]).removeprefix(before) or "(the end)"

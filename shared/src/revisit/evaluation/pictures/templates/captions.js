@@ -37,9 +37,9 @@ function showPicture(root, picture) {
   const why = make("p", { className: "why" });
   why.setAttribute("aria-live", "polite");
   const text = make("div", { className: "text" });
-  for (const { name, words: said } of picture.captions) {
+  for (const { name, words: ofCaption } of picture.captions) {
     const line = make("p", { className: "caption" });
-    for (const word of said) line.append(...pieces(word));
+    for (const word of ofCaption) line.append(...pieces(word));
     text.append(make("h3", { textContent: name }), line);
   }
   text.append(...(picture.summary ? [summary] : []), why);
@@ -86,7 +86,7 @@ function showPicture(root, picture) {
       halo.classList.toggle("off", patch !== one?.look.patch);
       drawn.classList.toggle("off", Boolean(one) && patch !== one.look.patch);
     }
-    why.textContent = one ? one.look.said
+    why.textContent = one ? one.look.sentence
       : words.length ? "Point at a coloured word to see where in the image it comes from." : "";
   }
 
