@@ -1,4 +1,4 @@
-"""`revisit compare`: what it tells of results, and which it does not compare."""
+"""`revisit compare`: its table, and the results that it refuses to compare."""
 
 import csv
 import json
@@ -9,53 +9,47 @@ import pytest
 from revisit.commands.main import main as program
 from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.results.result import name_of, read_result
+from scored_captions import score_captions
 
 OBJECTS = {1: ["dog"], 2: ["cat", "chair"], 3: ["pizza"]}
 GREEDY = {1: "A dog and a cat.", 2: "A cat on a chair.", 3: "A pizza, a pizza and a fork."}
 REFINED = {1: "A dog.", 2: "A cat on a chair.", 3: "A pizza on a plate."}
 START = {
-    **{"device": "cpu", "processor": "Z80", "threads": 1, "batch_size": 4},
-    **{"seconds": 6.0, "tokens": 300, "peak_bytes": 2**30},
+    "device": "cpu",
+    "processor": "Z80",
+    "threads": 1,
+    "batch_size": 4,
+    "seconds": 6.0,
+    "tokens": 300,
+    "peak_bytes": 2**30,
 }
 
 
 @pytest.fixture
 def result(tmp_path):
-    """Score captions by `revisit score chair`, as a run with these settings made them."""
+    """Scores captions that a run with these settings made."""
 
     def make(name, captions, settings=None, objects=OBJECTS, runs=()):
-        file = tmp_path / f"{name}.jsonl"
-        lines = [json.dumps({"image_id": i, "caption": text}) for i, text in captions.items()]
-        file.write_text("\n".join(lines))
-        if settings is not None:
-            record = {"settings": settings, "images": [], "runs": list(runs)}
-            (tmp_path / f"{name}.jsonl.run.json").write_text(json.dumps(record))
-        cache = tmp_path / f"{name}-objects.json"
-        cache.write_text(json.dumps({"objects": {str(i): o for i, o in objects.items()}}))
-        out = tmp_path / f"{name}.json"
-        flags = ["--cache", str(cache), "--save_path", str(out), "--lemmatizer", "noun"]
-        assert program(["score", "chair", "--cap_file", str(file), *flags]) == 0
-        return out
+        record = {"settings": settings, "images": [], "runs": list(runs)}
+        if settings is None:
+            record = None
+        return score_captions(tmp_path, name, captions, objects, record)
 
     return make
 
 
 @pytest.fixture
 def answered(tmp_path):
-    """Score answers by `revisit score pope`."""
+    """Scores answers by `revisit score pope`."""
 
-    def make(name, answers, questions=None, settings=None):
+    def make(name, answers, questions=None):
         labels = questions or {1: "yes", 2: "no", 3: "yes", 4: "no"}
-        asked, said = tmp_path / f"{name}-questions.jsonl", tmp_path / f"{name}.jsonl"
-        lines = [json.dumps({"question_id": i, "label": label}) for i, label in labels.items()]
-        asked.write_text("\n".join(lines))
-        lines = [json.dumps({"question_id": i, "answer": text}) for i, text in answers.items()]
-        said.write_text("\n".join(lines))
-        if settings is not None:
-            record = {"settings": settings, "runs": [START]}
-            (tmp_path / f"{name}.jsonl.run.json").write_text(json.dumps(record))
+        files = []
+        for flag, key, texts in (("questions", "label", labels), ("answers", "answer", answers)):
+            lines = [json.dumps({"question_id": i, key: text}) for i, text in texts.items()]
+            (tmp_path / f"{name}-{flag}.jsonl").write_text("\n".join(lines))
+            files += [f"--{flag}", str(tmp_path / f"{name}-{flag}.jsonl")]
         out = tmp_path / f"{name}.json"
-        files = ["--questions", str(asked), "--answers", str(said)]
         assert program(["score", "pope", *files, "--save_path", str(out)]) == 0
         return out
 
@@ -63,8 +57,20 @@ def answered(tmp_path):
 
 
 @pytest.fixture
+def refused(capsys):
+    """The error that `revisit compare` prints."""
+
+    def compare(*arguments):
+        capsys.readouterr()
+        assert program(["compare", *map(str, arguments)]) == 2
+        return capsys.readouterr().err
+
+    return compare
+
+
+@pytest.fixture
 def table(capsys):
-    """Compare results; the value is the CSV's rows by column, and what was printed."""
+    """Compares results; returns the rows of the CSV, and the printed table."""
 
     def compare(*files):
         capsys.readouterr()
@@ -93,8 +99,8 @@ def test_differences_are_those_of_the_paired_bootstrap(result, table):
     counts = [read_result(file).counts[:, :-1] for file in files]
     for metric, gap in chair.paired_bootstrap(*counts).items():
         numbers = [100 * gap[name] for name in ("difference", "low", "high")]
-        told = [float(second[f"{metric}{what}"]) for what in (" - baseline", " low", " high")]
-        assert told == pytest.approx(numbers, abs=1e-3)
+        cells = [float(second[f"{metric}{name}"]) for name in (" - baseline", " low", " high")]
+        assert cells == pytest.approx(numbers, abs=1e-3)
         assert "{:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers) in printed
     assert float(second["CHAIRs - baseline"]) == pytest.approx(-200 / 3, abs=1e-3)
     assert "3 images" in printed and "| refined" in printed
@@ -105,9 +111,8 @@ def test_answers_to_questions_are_compared_too(answered, table):
     after = answered("revisit", {4: "No", 3: "No", 2: "Yes", 1: "Yes"})
     (first, second), printed = table(before, after)
     assert printed.startswith("4 questions")
-    saved = json.loads(before.read_text())["overall_metrics"]
-    told = {name: float(first[name]) for name in saved}
-    assert told == pytest.approx({name: 100 * value for name, value in saved.items()}, abs=1e-3)
+    for name, value in json.loads(before.read_text())["overall_metrics"].items():
+        assert float(first[name]) == pytest.approx(100 * value, abs=1e-3)
     assert float(second["Accuracy - baseline"]) == 25
     assert float(second["Accuracy low"]) == 0 < float(second["Accuracy high"])
     assert float(second["Yes - baseline"]) == -25
@@ -116,7 +121,7 @@ def test_answers_to_questions_are_compared_too(answered, table):
 SETTINGS = {"decoder": "vcd", "vcd_alpha": 1.0, "dtype": "float32"}
 
 
-def test_a_decoder_s_cost_is_told_beside_the_baseline_s(result, table):
+def test_a_cost_is_relative_to_the_baseline_s(result, table):
     slow = START | {"seconds": 15.0, "tokens": 200, "peak_bytes": 2**31}
     (first, second), printed = table(
         result("greedy", GREEDY, {"dtype": "float32"}, runs=[START, START]),
@@ -128,7 +133,7 @@ def test_a_decoder_s_cost_is_told_beside_the_baseline_s(result, table):
     assert "Without a cost" not in printed
 
 
-OTHERWISE = [
+UNKNOWN_COSTS = [
     ([START | {"batch_size": 1}], {}, "batch_size 1, the baseline's 4"),
     ([START | {"processor": "6502"}], {}, "processor 6502, the baseline's Z80"),
     ([START | {"device": "cuda"}], {}, "device cuda, the baseline's cpu"),
@@ -140,8 +145,10 @@ OTHERWISE = [
 ]
 
 
-@pytest.mark.parametrize(("runs", "settings", "why"), OTHERWISE, ids=str)
-def test_a_cost_that_was_measured_otherwise_is_not_told_but_why(result, table, runs, settings, why):
+@pytest.mark.parametrize(("runs", "settings", "why"), UNKNOWN_COSTS, ids=str)
+def test_a_cost_that_cannot_be_compared_has_a_reason_in_its_place(
+    result, table, runs, settings, why
+):
     (first, second), printed = table(
         result("greedy", GREEDY, {"dtype": "float32"}, runs=[START]),
         result("vcd", REFINED, SETTINGS | settings, runs=runs),
@@ -152,7 +159,7 @@ def test_a_cost_that_was_measured_otherwise_is_not_told_but_why(result, table, r
     assert float(second["CHAIRs - baseline"]) == pytest.approx(-200 / 3, abs=1e-3)
 
 
-def test_without_the_baseline_s_cost_no_other_is_told(result, table):
+def test_without_the_baseline_s_cost_there_is_no_other(result, table):
     (first, second), printed = table(
         result("greedy", GREEDY, {"dtype": "float32"}),
         result("vcd", REFINED, SETTINGS, runs=[START]),
@@ -161,18 +168,16 @@ def test_without_the_baseline_s_cost_no_other_is_told(result, table):
     assert "- vcd (alpha 1.0): of the baseline, no run record says" in printed
 
 
-def sample(seed, captions):
-    """The same scenes under other ids, and the objects there."""
-    ids = {i: 10 * seed + i for i in captions}
-    return {ids[i]: text for i, text in captions.items()}, {ids[i]: OBJECTS[i] for i in captions}
-
-
 @pytest.fixture
 def seeded(result):
+    """Scores the same captions and scenes under the image ids of another sample."""
+
     def make(name, seed, captions, settings, **more):
-        texts, objects = sample(seed, captions)
-        given = settings | {"seed": seed}
-        return result(f"{name}{seed}", texts, given, objects, **more)
+        texts, objects = (
+            {10 * seed + image: each for image, each in of_image.items()}
+            for of_image in (captions, OBJECTS)
+        )
+        return result(f"{name}{seed}", texts, settings | {"seed": seed}, objects, **more)
 
     return make
 
@@ -204,17 +209,16 @@ def test_results_that_differ_by_their_seed_are_one_row(seeded, table):
     assert float(rows[1]["s/token sd"]) == pytest.approx(statistics.stdev([1, 1.5]), abs=1e-3)
 
 
-def test_a_mean_is_held_against_that_over_the_same_samples_only(seeded, capsys):
+def test_means_are_compared_over_the_same_samples_only(seeded, refused):
     files = [
         seeded("greedy", 42, GREEDY, {}),
         seeded("greedy", 43, GREEDY, {}),
         seeded("vcd", 42, REFINED, SETTINGS),
     ]
-    assert program(["compare", *map(str, files)]) == 2
-    assert "the seeds 42, 43, of the second's 42" in capsys.readouterr().err
+    assert "the seeds 42, 43, of the second's 42" in refused(*files)
 
 
-def test_the_same_settings_and_seed_a_second_time_are_a_row_of_their_own(result, table):
+def test_the_same_settings_and_seed_a_second_time_are_another_row(result, table):
     runs = [result(name, GREEDY, {"seed": 42}) for name in ("once", "again")]
     (_, second), _ = table(*runs)
     assert second["samples"] == "1" and float(second["CHAIRs - baseline"]) == 0
@@ -233,19 +237,18 @@ RUN = {"question": "What?", "max_new_tokens": 64}
         ({"settings": None}, "question is 'What?' in the first and None in the second"),
     ],
 )
-def test_what_moves_the_numbers_by_itself_has_to_be_the_same(result, capsys, other, message):
-    files = [
-        result("first", GREEDY, RUN),
-        result("second", **{"captions": REFINED, "settings": RUN} | other),
-    ]
-    assert program(["compare", *map(str, files)]) == 2
-    assert message in capsys.readouterr().err
+def test_settings_that_move_the_numbers_must_be_the_same(result, refused, other, message):
+    first = result("first", GREEDY, RUN)
+    second = result("second", **{"captions": REFINED, "settings": RUN} | other)
+    assert message in refused(first, second)
 
 
-def test_captions_and_answers_are_not_compared(result, answered, capsys):
-    both = [result("captions", GREEDY), answered("answers", dict.fromkeys(range(1, 5), "No"))]
-    assert program(["compare", *map(str, both)]) == 2
-    assert "one is of chair, the other of pope" in capsys.readouterr().err
+ALL_NO = dict.fromkeys(range(1, 5), "No")
+
+
+def test_captions_and_answers_are_not_compared(result, answered, refused):
+    both = [result("captions", GREEDY), answered("answers", ALL_NO)]
+    assert "one is of chair, the other of pope" in refused(*both)
 
 
 @pytest.mark.parametrize(
@@ -255,27 +258,27 @@ def test_captions_and_answers_are_not_compared(result, answered, capsys):
         ({1: "yes", 2: "yes", 3: "no", 4: "no"}, "the question files differ"),
     ],
 )
-def test_answers_to_other_questions_are_not_compared(answered, capsys, other, message):
-    said = dict.fromkeys(range(1, 5), "No")
-    first = answered("first", said)
-    second = answered("second", {each: "Yes" for each in other}, other)
-    assert program(["compare", str(first), str(second)]) == 2
-    assert message in capsys.readouterr().err
+def test_answers_to_other_questions_are_not_compared(answered, refused, other, message):
+    first = answered("first", ALL_NO)
+    second = answered("second", dict.fromkeys(other, "Yes"), other)
+    assert message in refused(first, second)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sentences": []}', "no json"])
-def test_what_revisit_chair_did_not_write_is_said(tmp_path, capsys, content):
+def test_a_file_that_is_no_result_is_named(tmp_path, refused, content):
     (tmp_path / "other.json").write_text(content)
-    assert program(["compare", str(tmp_path / "other.json")]) == 2
-    assert "other.json is not" in capsys.readouterr().err
+    assert "other.json is not" in refused(tmp_path / "other.json")
 
 
-def test_a_result_is_not_overwritten(result, capsys):
+@pytest.mark.parametrize("flag", ["--plot", "--report"])
+def test_files_that_must_not_or_cannot_be_written_are_refused_first(result, refused, flag):
     file = result("greedy", GREEDY)
     before = file.read_text()
-    assert program(["compare", str(file), "--report", str(file)]) == 2
-    assert program(["compare", str(file), "--plot", str(file)]) == 2
+    assert f"{flag} {file} would overwrite a result" in refused(file, flag, file)
     assert file.read_text() == before
+    assert f"{flag} /missing/out: there is no folder /missing" in refused(
+        file, flag, "/missing/out"
+    )
 
 
 @pytest.mark.parametrize(
@@ -297,45 +300,40 @@ def test_a_result_is_not_overwritten(result, capsys):
         ({"decoder": "vcd", "vcd_alpha": 1.0, "vcd_seed": 0}, "vcd (alpha 1.0, seed 0)"),
     ],
 )
-def test_a_run_is_called_by_its_model_and_decoder(settings, name):
+def test_a_run_is_named_by_its_model_and_decoder(settings, name):
     assert name_of(settings) == name
 
 
-def test_a_result_of_answers_to_other_questions_than_its_own_is_refused(answered, capsys):
-    file = answered("first", dict.fromkeys(range(1, 5), "No"))
+def test_a_result_of_answers_to_other_questions_than_its_run_s_is_refused(answered, refused):
+    file = answered("first", ALL_NO)
     saved = json.loads(file.read_text())
     saved["answers"]["run"] = {"settings": {"questions": "0" * 64, "split": "random"}, "runs": []}
     file.write_text(json.dumps(saved))
-    assert program(["compare", str(file)]) == 2
-    assert "answers to other questions" in capsys.readouterr().err
+    assert "answers to other questions" in refused(file)
 
 
-def test_a_result_of_captions_against_other_annotations_is_refused(result, capsys):
+def test_a_result_of_captions_against_other_annotations_is_refused(result, refused):
     file = result("first", GREEDY, RUN)
     saved = json.loads(file.read_text())
     saved["settings"]["ground_truth"]["source"] = {"instances_val2014.json": "1" * 64}
     saved["captions"]["run"]["annotations"] = {"instances_val2014.json": "0" * 64}
     file.write_text(json.dumps(saved))
-    assert program(["compare", str(file)]) == 2
-    assert "made for other annotations" in capsys.readouterr().err
+    assert "made for other annotations" in refused(file)
 
 
-def test_a_run_s_folder_stands_for_its_result_and_captions_are_not_compared(result, capsys):
-    file = result("chair", GREEDY)
-    folder = file.parent
+def test_the_folder_of_a_run_stands_for_its_result(result, table, refused):
+    folder = result("chair", GREEDY).parent
     (folder / "chair-objects.json").unlink()
-    assert program(["compare", str(folder)]) == 0
-    assert "3 images" in capsys.readouterr().out
-    assert program(["compare", str(folder / "chair.jsonl")]) == 2
-    assert "holds captions or answers, and no result: `revisit score`" in capsys.readouterr().err
+    _, printed = table(folder)
+    assert "3 images" in printed
+    message = "holds captions or answers, and no result: `revisit score`"
+    assert message in refused(folder / "chair.jsonl")
     (folder / "empty").mkdir()
-    assert program(["compare", str(folder / "empty")]) == 2
-    assert "has no result" in capsys.readouterr().err
+    assert "has no result" in refused(folder / "empty")
     for split in ("popular", "random"):
         (folder / "empty" / split).mkdir()
         (folder / "empty" / split / "pope.json").write_text("{}")
-    assert program(["compare", str(folder / "empty")]) == 2
-    assert "several results, name one" in capsys.readouterr().err
+    assert "several results, name one" in refused(folder / "empty")
 
 
 def test_the_formats_say_the_same(result, table, capsys):
@@ -351,14 +349,6 @@ def test_the_formats_say_the_same(result, table, capsys):
     assert r"greedy\_1 & " in latex and latex.count(r" \\") == 3
 
 
-def test_files_that_cannot_be_written_are_refused_first(result, capsys):
-    file = str(result("greedy", GREEDY))
-    for flag in ("--plot", "--report"):
-        assert program(["compare", file, flag, "/missing/out"]) == 2
-        err = capsys.readouterr().err
-        assert f"{flag} /missing/out: there is no folder /missing" in err
-
-
 def test_the_paper_s_figures_stand_beside_a_result_of_its_setting(result, capsys):
     model = {"model": {"name": "llava-v1.5-7b"}, "max_new_tokens": 512}
     settings = {**model, "question": "Please describe this image in detail."}
@@ -371,6 +361,11 @@ def test_the_paper_s_figures_stand_beside_a_result_of_its_setting(result, capsys
     assert "not the same setting: model tiny, the paper's" in capsys.readouterr().out
 
 
-def test_the_paper_is_refused_where_its_table_has_no_place(result, capsys):
-    assert program(["compare", str(result("greedy", GREEDY)), "--paper", "--format", "csv"]) == 2
-    assert "--format csv has no place" in capsys.readouterr().err
+def test_a_report_that_is_no_html_is_refused(result, refused, tmp_path):
+    message = refused(result("greedy", GREEDY), "--report", tmp_path / "out.txt")
+    assert "out.txt: its name must end in .html" in message
+
+
+def test_the_paper_s_table_is_refused_in_other_formats(result, refused):
+    message = refused(result("greedy", GREEDY), "--paper", "--format", "csv")
+    assert "--format csv has no place" in message

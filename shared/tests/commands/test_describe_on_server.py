@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from openai_server import GREEDY, REFINED, serving
+from page_server import page_server
 from revisit.commands import CommandError, page
 
 pytest.importorskip("openai", reason="the server is asked with OpenAI's client")
@@ -34,25 +35,27 @@ def photo(tmp_path):
     return file
 
 
-def asked(speaker, file, *, alpha=1e-3, divergence="js"):
-    settings = {"name": file.name, "alpha": str(alpha), "divergence": divergence, "layers": "last"}
-    return page.Page(speaker, made=False).answer(settings, file.read_bytes())
+def answer(describer, file, alpha=1e-3):
+    """The page's lines about an upload."""
+    settings = {"name": file.name, "alpha": str(alpha), "divergence": "js", "layers": "last"}
+    return page.Page(describer, made=False).answer(settings, file.read_bytes())
 
 
-def ask(speaker, file, **settings):
-    return list(asked(speaker, file, **settings))
+def last_line(describer, file, **settings):
+    *_, line = answer(describer, file, **settings)
+    return line
 
 
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:8000/v1", "ftp://there/v1", "http://", "", "file:/"]
 )
-def test_what_is_no_address_is_refused(address):
+def test_another_text_than_an_address_is_refused(address):
     with pytest.raises(CommandError, match="is no address; vLLM's is like http://"):
         ServerDescriber(address)
 
 
-def test_both_columns_stream_what_the_server_says(server, photo):
-    *seen, last = ask(ServerDescriber(server.base_url), photo)
+def test_both_columns_stream_the_server_s_words(server, photo):
+    *seen, last = answer(ServerDescriber(server.base_url), photo)
     for column, pieces in enumerate((GREEDY, REFINED)):
         shown = [text(line["captions"][column]) for line in seen if "captions" in line]
         assert len({*shown} - {""}) == len(pieces)
@@ -66,7 +69,7 @@ def text(caption):
 
 
 def test_the_image_and_the_settings_are_sent_as_vllm_takes_them(server, photo):
-    ask(ServerDescriber(server.base_url), photo)
+    last_line(ServerDescriber(server.base_url), photo)
     (refined,) = [each for each in server.asked if "vllm_xargs" in each]
     (greedy,) = [each for each in server.asked if "vllm_xargs" not in each]
     settings = {"alpha": 1e-3, "divergence": "js"}
@@ -80,8 +83,8 @@ def test_the_image_and_the_settings_are_sent_as_vllm_takes_them(server, photo):
     assert sent.tobytes() == Image.open(photo).tobytes()
 
 
-def test_a_model_is_asked_for_by_the_name_that_was_given(server, photo):
-    ask(ServerDescriber(server.base_url, "other"), photo)
+def test_a_model_is_requested_by_its_name(server, photo):
+    last_line(ServerDescriber(server.base_url, "other"), photo)
     assert {each["model"] for each in server.asked} == {"other"}
 
 
@@ -98,54 +101,51 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("manner", TROUBLE)
-def test_a_server_in_trouble_is_told_and_the_next_request_works(server, photo, manner, monkeypatch):
+def test_a_server_in_trouble_is_named_and_the_next_request_works(
+    server, photo, manner, monkeypatch
+):
     monkeypatch.setattr(describe_on_server, "SILENT", 0.5)
-    speaker = ServerDescriber(server.base_url)
+    describer = ServerDescriber(server.base_url)
     server.manner = manner
     before = threading.active_count()
-    last = ask(speaker, photo)[-1]["error"]
+    last = last_line(describer, photo)["error"]
     assert TROUBLE[manner] in last and server.base_url in last
     server.done.set()
     server.manner = "right"
-    assert "picture" in ask(speaker, photo)[-1]
+    assert "picture" in last_line(describer, photo)
     assert threading.active_count() <= before + 3  # the server's own, which wait for more
 
 
-def test_a_server_that_is_away_is_told_and_asked_again_once_it_is_there(photo):
+def test_a_server_that_comes_back_is_used_again(photo):
     with serving() as running:
         port = running.server_address[1]
-        speaker = ServerDescriber(running.base_url)
-    last = ask(speaker, photo)[-1]["error"]
+        describer = ServerDescriber(running.base_url)
+    last = last_line(describer, photo)["error"]
     assert "cannot be reached" in last and f"127.0.0.1:{port}" in last
     with serving(port):
-        assert "picture" in ask(speaker, photo)[-1]
+        assert "picture" in last_line(describer, photo)
 
 
 @pytest.mark.parametrize("model", [None, "tiny"])
-def test_an_address_without_v1_is_told(server, photo, model):
-    last = ask(ServerDescriber(server.base_url.removesuffix("/v1"), model), photo)[-1]["error"]
+def test_an_address_without_v1_is_refused(server, photo, model):
+    last = last_line(ServerDescriber(server.base_url.removesuffix("/v1"), model), photo)["error"]
     assert "(HTTP 404): no reason given; does --base_url end in /v1?" in last
 
 
-def test_a_caption_that_was_cut_is_told(server, photo):
-    server.manner = "long"
-    assert (
-        "cut at the limit of length or time"
-        in ask(ServerDescriber(server.base_url), photo)[-1]["picture"]["note"]
-    )
-
-
-def test_a_caption_ends_at_the_limit_of_time(server, photo, monkeypatch):
+@pytest.mark.parametrize("manner", ["long", "endless"])
+def test_a_caption_that_was_cut_by_the_server_or_by_time_has_a_note(
+    server, photo, manner, monkeypatch
+):
     monkeypatch.setattr(page, "MOST_SECONDS", 0.2)
-    server.manner = "endless"
-    last = ask(ServerDescriber(server.base_url), photo)[-1]
-    assert "cut at the limit of length or time" in last["picture"]["note"]
-    assert server.left.wait(5)
+    server.manner = manner
+    line = last_line(ServerDescriber(server.base_url), photo)
+    assert "cut at the limit of length or time" in line["picture"]["note"]
+    assert manner == "long" or server.left.wait(5)
 
 
-def test_who_has_gone_is_not_listened_for_any_longer(server, photo):
+def test_a_closed_request_closes_the_connection_to_the_server(server, photo):
     server.manner = "endless"
-    lines = asked(ServerDescriber(server.base_url), photo)
+    lines = answer(ServerDescriber(server.base_url), photo)
     next(lines)
     next(lines)
     lines.close()
@@ -157,8 +157,8 @@ def test_a_password_in_the_address_is_not_shown():
 
 
 def test_settings_are_checked_before_the_server_is_asked(server, photo):
-    (only,) = ask(ServerDescriber(server.base_url), photo, alpha=2)
-    assert "must be in [0, 1]" in only["error"] and not server.asked
+    line = last_line(ServerDescriber(server.base_url), photo, alpha=2)
+    assert "must be in [0, 1]" in line["error"] and not server.asked
 
 
 def test_transformers_is_not_loaded_for_a_model_elsewhere():
@@ -173,7 +173,7 @@ def test_transformers_is_not_loaded_for_a_model_elsewhere():
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_without_the_client_it_is_said_what_to_install(monkeypatch):
+def test_without_the_client_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(describe_on_server, "find_spec", lambda name: None)
     with pytest.raises(CommandError, match=r"pip install .revisit-decoding\[web\]"):
         ServerDescriber("http://127.0.0.1:8000/v1")
@@ -181,18 +181,11 @@ def test_without_the_client_it_is_said_what_to_install(monkeypatch):
 
 @pytest.fixture
 def address(server):
-    listening = page.Server("127.0.0.1", 0)
-    listening.page = page.Page(ServerDescriber(server.base_url), made=False)
-    listening.server_activate()
-    thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
-    thread.start()
-    yield listening.url
-    listening.shutdown()
-    listening.server_close()
-    thread.join()
+    with page_server(page.Page(ServerDescriber(server.base_url), made=False)) as url:
+        yield url
 
 
-def test_the_page_shows_both_answers_and_says_what_a_server_does_not_say(
+def test_the_page_shows_both_captions_and_that_a_server_gives_no_patches(
     visit, address, server, accessible
 ):
     view = visit(address, viewport={"width": 360, "height": 740})
@@ -207,7 +200,7 @@ def test_the_page_shows_both_answers_and_says_what_a_server_does_not_say(
     accessible(view)
 
 
-def test_the_page_says_that_it_was_refused_and_goes_on(visit, address, server):
+def test_the_page_shows_a_refusal_and_goes_on(visit, address, server):
     view = visit(address)
     view.get_by_text("Done.").wait_for(timeout=30_000)
     server.manner = "refuse"

@@ -14,6 +14,7 @@ pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs it")
 
 import transformers
 
+from page_server import page_server
 from releases import RELEASE
 from revisit import ReVisiTConfig
 from revisit.commands import CommandError, page
@@ -41,19 +42,8 @@ def shown(describer):
 
 @pytest.fixture
 def address(shown):
-    yield from serve(shown)
-
-
-def serve(shown):
-    server = page.Server("127.0.0.1", 0)
-    server.page = shown
-    server.server_activate()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server.url
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with page_server(shown) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +54,31 @@ def photo(tmp_path_factory):
     return file
 
 
+def examples():
+    return json.loads(page.EXAMPLES.read_text("utf-8"))["examples"]
+
+
 def scene(number):
-    return page.decode_image(
-        json.loads(page.EXAMPLES.read_text("utf-8"))["examples"][number]["image"]
-    )
+    return page.decode_image(examples()[number]["image"])
 
 
-def spoken(describer, image, config, **more):
+def generated(describer, image, config, **more):
     return describer.describe(image.convert("RGB"), config, **more).text
 
 
-def describe(view, status="Done."):
+def last_line(shown, **settings):
+    """The last line of the answer about an example."""
+    *_, line = shown.answer(SETTINGS | {"example": "0"} | settings, b"")
+    return line
+
+
+def press_describe(view, status):
     view.get_by_role("button", name="Describe", exact=True).click()
     view.get_by_text(status).first.wait_for(timeout=DONE)
 
 
-def said(view, title):
-    """A caption as it was said: without what greedy decoding would have said, or what is marked."""
+def caption(view, title):
+    """The text of a caption, without the words of greedy decoding and the marks in it."""
     line = view.locator(".text h3", has_text=title).locator("+ p")
     words = """line => {
         for (const each of line.querySelectorAll("del")) each.nextSibling.remove();
@@ -90,15 +88,14 @@ def said(view, title):
     return line.inner_text()
 
 
-def test_what_was_made_in_advance_is_what_the_demo_s_model_says(describer, shown):
+def test_the_captions_made_in_advance_are_those_of_the_demo_s_model(describer, shown):
     """`prerequisites/demo/examples.py` makes it."""
     for number in (0, len(shown.examples) - 1):
-        *_, last = shown.answer(SETTINGS | {"example": str(number)}, b"")
-        made = json.loads(page.EXAMPLES.read_text("utf-8"))["examples"][number]["picture"]
-        fresh = json.loads(json.dumps(last["picture"]))
-        assert [text(each) for each in fresh["captions"]] == [
-            text(each) for each in made["captions"]
-        ]
+        made = examples()[number]["picture"]
+        fresh = json.loads(json.dumps(last_line(shown, example=str(number))["picture"]))
+        assert words(fresh, "before", "text", "kind", "instead") == words(
+            made, "before", "text", "kind", "instead"
+        )
         assert fresh["summary"] == made["summary"] and fresh["boxes"] == made["boxes"]
         for one, two in zip(looks(fresh), looks(made), strict=True):
             assert one["vision_token"] == two["vision_token"]
@@ -106,15 +103,16 @@ def test_what_was_made_in_advance_is_what_the_demo_s_model_says(describer, shown
             assert one["fits"] == pytest.approx(two["fits"], abs=1)
 
 
-def text(caption):
+def words(picture, *names):
+    """These values of the words of both captions."""
     return [
-        (word["before"], word["text"], word["kind"], word["instead"]) for word in caption["words"]
+        [[word[name] for name in names] for word in caption["words"]]
+        for caption in picture["captions"]
     ]
 
 
-def looks(made):
-    words = (word for caption in made["captions"] for word in caption["words"])
-    return [word["look"] for word in words if word["look"]]
+def looks(picture):
+    return [look for of_caption in words(picture, "look") for (look,) in of_caption if look]
 
 
 def test_the_first_paint_shows_a_hallucination_that_is_gone_and_why(visit, address, shown):
@@ -146,11 +144,12 @@ def test_the_gallery_shows_every_kind(visit, address, shown):
         assert tile.inner_text() == example["label"] and tile.get_by_alt_text(example["title"])
         tile.click()
         assert view.locator("[aria-pressed=true]").count() == 1
-        words = example["picture"]["captions"][1]["words"]
-        whole = "".join(word["before"] + word["text"] for word in words).strip()
-        assert said(view, REVISIT) == whole
-        assert bool(view.locator(".caption").nth(0).locator(".wrong").count()) == any(
-            word["kind"] == "wrong" for word in example["picture"]["captions"][0]["words"]
+        _, refined = words(example["picture"], "before", "text")
+        whole = "".join(before + text for before, text in refined).strip()
+        assert caption(view, REVISIT) == whole
+        greedy, _ = words(example["picture"], "kind")
+        assert bool(view.locator(".caption").nth(0).locator(".wrong").count()) == (
+            ["wrong"] in greedy
         )
 
 
@@ -170,7 +169,7 @@ def test_words_and_patches_show_each_other(visit, address):
     assert view.locator(".word.on").count() == 1
 
 
-def test_an_own_image_and_question_and_settings(visit, address, describer, photo):
+def test_an_upload_with_another_question_and_settings(visit, address, describer, photo):
     view = visit(address)
     view.locator("#file").set_input_files(photo)
     assert view.get_by_text("drawn scenes only; for photographs").is_visible()  # before a word
@@ -182,12 +181,12 @@ def test_an_own_image_and_question_and_settings(visit, address, describer, photo
     view.get_by_label("js").check()
     view.locator("#alpha").press("ArrowRight")
     assert view.locator("output").inner_text() == "3.2e-5"
-    describe(view)
+    press_describe(view, "Done.")
     image = Image.open(photo)
     asked = {"question": "Is there a dog in the image?"}
     config = ReVisiTConfig(layers=[0, 2], alpha=10**-4.5, divergence="js")
-    assert said(view, GREEDY) == spoken(describer, image, None, **asked)
-    assert said(view, REVISIT) == spoken(describer, image, config, **asked)
+    assert caption(view, GREEDY) == generated(describer, image, None, **asked)
+    assert caption(view, REVISIT) == generated(describer, image, config, **asked)
     assert not view.locator(".wrong").count()  # nothing says what is there
 
 
@@ -197,12 +196,12 @@ def test_the_last_choice_wins(visit, address, describer, photo, shown):
     view.locator("#file").set_input_files(photo)
     view.get_by_role("button", name=shown.examples[1]["title"]).click()
     assert view.locator("#warning").is_hidden() and view.locator("#file").input_value() == ""
-    describe(view)
-    assert said(view, REVISIT) == spoken(describer, scene(1), USUAL)
+    press_describe(view, "Done.")
+    assert caption(view, REVISIT) == generated(describer, scene(1), USUAL)
     view.locator("#file").set_input_files(photo)
     assert not view.locator("[aria-pressed=true]").count()
-    describe(view)
-    assert said(view, REVISIT) == spoken(describer, Image.open(photo), USUAL)
+    press_describe(view, "Done.")
+    assert caption(view, REVISIT) == generated(describer, Image.open(photo), USUAL)
 
 
 def test_with_another_model_the_first_result_is_made_at_start(describer, monkeypatch):
@@ -217,51 +216,48 @@ def test_with_another_model_the_first_result_is_made_at_start(describer, monkeyp
         other.prepare()
 
 
-def test_an_example_that_nothing_was_made_of_is_described_when_it_is_chosen(visit, describer):
-    for address in serve(page.Page(describer, made=False)):
+def test_an_example_without_captions_is_described_when_it_is_chosen(visit, describer):
+    with page_server(page.Page(describer, made=False)) as address:
         view = visit(address)
         view.get_by_text("Done.").wait_for(timeout=DONE)
-        assert said(view, REVISIT) == spoken(describer, scene(0), USUAL)
+        assert caption(view, REVISIT) == generated(describer, scene(0), USUAL)
 
 
-def bad_uploads(folder):
-    def file(name, data):
-        (folder / name).write_bytes(data)
-        return folder / name
-
-    def saved(name, image, **settings):
-        image.save(folder / name, **settings)
-        return folder / name
-
-    whole = io.BytesIO()
-    Image.new("RGB", (64, 64), "red").save(whole, "PNG")
-    yield file("notes.txt", b"no image"), "notes.txt is not an image that can be read"
-    yield file("empty.png", b""), "empty.png is not an image that can be read"
-    yield file("cut.png", whole.getvalue()[:70]), "cut.png"
-    yield file("http:%2F%2Fa.b%2Fc.png", b"<svg/>"), "is not an image that can be read"
-    yield file("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "is not an image"
-    yield saved("thin.png", Image.new("RGB", (900, 3))), "the model cannot read this image"
-    yield saved("huge.png", Image.new("1", (9000, 9000))), "9000 x 9000 pixels"
+def png(image):
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
-def test_bad_uploads_are_said_and_the_next_request_works(visit, address, tmp_path):
+UPLOADS = [
+    ("notes.txt", b"no image", "notes.txt is not an image that can be read"),
+    ("empty.png", b"", "empty.png is not an image that can be read"),
+    ("cut.png", png(Image.new("RGB", (64, 64), "red"))[:70], "cut.png"),
+    ("http:%2F%2Fa.b%2Fc.png", b"<svg/>", "is not an image that can be read"),
+    ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
+    ("thin.png", png(Image.new("RGB", (900, 3))), "the model cannot read this image"),
+    ("huge.png", png(Image.new("1", (9000, 9000))), "9000 x 9000 pixels"),
+]
+
+
+def test_bad_uploads_and_settings_have_an_error_and_the_next_request_works(
+    visit, address, tmp_path
+):
     view = visit(address)
-    for file, message in bad_uploads(tmp_path):
-        view.locator("#file").set_input_files(file)
-        describe(view, message)
+    for name, data, message in UPLOADS:
+        (tmp_path / name).write_bytes(data)
+        view.locator("#file").set_input_files(tmp_path / name)
+        press_describe(view, message)
         assert view.get_by_role("alert").inner_text().count(message) == 1
         assert str(tmp_path) not in view.content()
     view.get_by_role("button", name="scene").first.click()
-    describe(view)
-    assert view.get_by_role("alert").inner_text() == ""
-
-
-def test_settings_out_of_range_are_said(visit, address):
-    view = visit(address)
     view.get_by_text("More settings").click()
     for layers, message in (("0,99", "99"), ("middle", "layers must be one of")):
         view.get_by_label("layers").fill(layers)
-        describe(view, message)
+        press_describe(view, message)
+    view.get_by_label("layers").fill("all")
+    press_describe(view, "Done.")
+    assert view.get_by_role("alert").inner_text() == ""
 
 
 def test_a_photograph_of_24_megapixels_is_made_smaller(shown):
@@ -340,11 +336,6 @@ def slow(describer, monkeypatch):
     made.quick.set()
 
 
-def begin(view):
-    view.get_by_role("button", name="Describe", exact=True).click()
-    view.get_by_text("Describing").wait_for()
-
-
 def wait_until(true):
     end = time.monotonic() + 30
     while not true():
@@ -354,19 +345,18 @@ def wait_until(true):
 
 def test_a_second_tab_says_that_it_waits(visit, address, slow):
     first, second = visit(address), visit(address)
-    begin(first)
-    second.get_by_role("button", name="Describe", exact=True).click()
-    second.get_by_text("Waiting: the model is describing for 1 other first.").wait_for()
+    press_describe(first, "Describing")
+    press_describe(second, "Waiting: the model is describing for 1 other first.")
     slow.quick.set()
     for view in (first, second):
         view.get_by_text("Done.").wait_for(timeout=DONE)
 
 
 @pytest.mark.parametrize("how", ["stop", "reload", "choose"])
-def test_what_is_stopped_ends_on_the_server_too(visit, address, slow, how, shown):
+def test_a_stopped_description_ends_on_the_server_too(visit, address, slow, how, shown):
     before = threading.active_count()
     view = visit(address)
-    begin(view)
+    press_describe(view, "Describing")
     slow.go.release(8)
     view.locator(".summary").wait_for(state="detached")  # what was made in advance has gone
     view.locator(".caption").nth(1).get_by_text("The").first.wait_for()
@@ -382,7 +372,7 @@ def test_what_is_stopped_ends_on_the_server_too(visit, address, slow, how, shown
     wait_until(lambda: not shown._queue)
     wait_until(lambda: threading.active_count() <= before + 2)  # the browser's connections
     slow.quick.set()
-    describe(view)
+    press_describe(view, "Done.")
 
 
 def test_too_many_requests_are_refused(shown, slow):
@@ -398,29 +388,22 @@ def test_too_many_requests_are_refused(shown, slow):
 
 
 def test_words_stream_in_both_captions(shown):
-    lines = [
-        line["captions"]
-        for line in shown.answer(SETTINGS | {"example": "0"}, b"")
-        if "captions" in line
-    ]
+    lines = list(shown.answer(SETTINGS | {"example": "0"}, b""))
     for column in (0, 1):
-        lengths = [len(each[column]["words"]) for each in lines]
+        lengths = [len(line["captions"][column]["words"]) for line in lines if "captions" in line]
         assert lengths == sorted(lengths) and len(set(lengths)) > 8
 
 
-def test_a_description_ends_at_the_limit_of_time_and_says_so(shown, monkeypatch):
+def test_a_description_that_ends_at_the_limit_of_time_has_a_note(shown, monkeypatch):
     monkeypatch.setattr(page, "MOST_SECONDS", 0.0)
-    *_, last = shown.answer(SETTINGS | {"example": "0"}, b"")
-    assert "cut at the limit of length or time" in last["picture"]["note"]
+    assert "cut at the limit of length or time" in last_line(shown)["picture"]["note"]
 
 
 def test_an_error_of_the_model_ends_its_request_only(shown, describer, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(describer.model, "generate", lambda **_: 1 / 0)
-        *_, last = shown.answer(SETTINGS | {"example": "0"}, b"")
-        assert "this failed" in last["error"] and "ZeroDivisionError" in caplog.text
-    *_, last = shown.answer(SETTINGS | {"example": "0"}, b"")
-    assert "picture" in last
+        assert "this failed" in last_line(shown)["error"] and "ZeroDivisionError" in caplog.text
+    assert "picture" in last_line(shown)
 
 
 def request(address, method, path, headers=None, body=b""):
@@ -464,7 +447,7 @@ def test_nothing_else_is_served(address, method, path, headers, status):
         ("name=/etc/passwd", "/etc/passwd is not an image"),  # what was sent is read, not the file
     ],
 )
-def test_a_request_that_asks_for_what_is_not_there_is_told(address, settings, message):
+def test_a_request_out_of_range_has_an_error(address, settings, message):
     path = f"/describe?layers=all&{'alpha=1e-5&' if 'alpha' not in settings else ''}{settings}"
     status, body = request(address, "POST", path, OURS)
     assert status == 200 and message in json.loads(body)["error"]

@@ -16,7 +16,7 @@ def no_model(monkeypatch):
     monkeypatch.setattr(web, "_describer", lambda *_: pytest.fail("the model was loaded"))
 
 
-def test_a_port_that_is_taken_is_said(capsys):
+def test_a_port_in_use_is_refused(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["web", "--port", str(port)]) == 2
@@ -33,12 +33,12 @@ def test_a_port_that_is_taken_is_said(capsys):
     ],
     ids=str,
 )
-def test_an_address_that_is_not_here_is_said(flags, message, capsys):
+def test_an_address_of_another_machine_is_refused(flags, message, capsys):
     assert main(["web", *flags]) == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_server_that_does_not_answer_is_said(monkeypatch, capsys):
+def test_a_server_that_does_not_answer_is_named(monkeypatch, capsys):
     monkeypatch.undo()
     pytest.importorskip("openai")
     with socket.create_server(("127.0.0.1", 0)) as closed:

@@ -29,8 +29,8 @@ def step(token, vision_token, *, plain=None, candidates=3, divergence=0.05):
 
 
 def picture(title="photo.jpg", truth=None, greedy="A sofa, a dog.", **changes):
-    """“A dog runs. </script><b>” after what greedy decoding says: dog was changed; it and runs are
-    from the second row's third patch, the last words from the second image."""
+    """“A dog runs. </script><b>”, and a greedy caption. ReVisiT changed dog; dog and runs came
+    from the third patch of the second row, the last words from the second image."""
     steps = [
         step(0, 32),
         step(1, 6, plain=4),
@@ -45,6 +45,5 @@ def picture(title="photo.jpg", truth=None, greedy="A sofa, a dog.", **changes):
         "images": [Image.new("RGB", (320, 160), BLUE), Image.new("RGB", (160, 320), GREEN)],
         "captions": {GREEDY: split(greedy), REVISIT: words},
         "boxes": boxes,
-        **changes,
     }
-    return Picture(title, truth=truth, **contents)
+    return Picture(title, truth=truth, **contents | changes)

@@ -10,13 +10,12 @@ REFINED = ["A", " dog", " and", " a", " meadow", "."]
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by its `manner`, and keeps what it was asked.
+    """Answers by its `manner`, and keeps the requests.
 
-    "right": GREEDY, or REFINED to those who ask for ReVisiT. "refuse": HTTP 400 to those. "cut":
-    closes the connection in the middle of an answer that says how long it is; "end": ends in the
-    middle. "fail": tells of an error in the stream; "error": ends so. "page": HTML.
-    "odd": JSON that is no answer. "long": was cut at the longest. "silent": says nothing.
-    "endless": goes on and on.
+    "right": GREEDY, or REFINED to a request for ReVisiT. "refuse": HTTP 400 to the latter. "cut":
+    closes the connection in the middle of an answer of known length; "end": ends in the middle.
+    "fail": an event with an error; "error": ends by an error. "page": HTML. "odd": JSON that is no
+    answer. "long": cut at the limit of tokens. "silent": no answer. "endless": never ends.
     """
 
     daemon_threads = True
@@ -24,8 +23,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, port=0):
         self.asked = []
-        self.done = threading.Event()  # ends those that are silent
-        self.left = threading.Event()  # an asker closed the connection
+        self.done = threading.Event()  # ends silent and endless answers
+        self.left = threading.Event()  # a client closed the connection
         super().__init__(("127.0.0.1", port), Handler)
 
     @property

@@ -66,6 +66,8 @@ def compare(
             if path.resolve() in [file.resolve() for file in files]:
                 raise CommandError(f"{flag} {path} would overwrite a result")
             check_folder(flag, path)
+    if report is not None and report.suffix.lower() != ".html":
+        raise CommandError(f"--report {report}: its name must end in .html")
     if plot is not None:
         check_matplotlib("--plot")
     found = tables.compare(files)

@@ -95,19 +95,8 @@ class Page:
 
     def html(self) -> str:
         """The page, with the captions that the examples have so far."""
-        data = {
-            "examples": self.examples,
-            "warning": self.describer.warning,
-            "most_bytes": MOST_BYTES,
-        }
-        return render(
-            "page.html",
-            title="ReVisiT: see where each word comes from",
-            describer=self.describer,
-            question=QUESTION,
-            about=self.about,
-            data=data,
-        )
+        title = "ReVisiT: see where each word comes from"
+        return render("page.html", title=title, page=self, question=QUESTION, most_bytes=MOST_BYTES)
 
     def read(self, settings: Mapping[str, str], body: bytes) -> Request:
         """A request from its settings and its body.

@@ -45,7 +45,7 @@ def test_patches_are_the_darker_the_less_they_fit(visit, address):
     assert {each.get_attribute("fill-opacity") for each in view.locator("rect.fit").all()} == {"0"}
 
 
-def test_the_patch_is_in_the_image_that_the_trace_tells(visit, address):
+def test_the_patch_is_in_the_image_of_the_trace(visit, address):
     view = visit(address)
     word(view, "script").hover()
     assert view.locator(".stage").nth(1).locator(".patch:not(.off)").count() == 1
@@ -104,7 +104,7 @@ def test_names_and_contrast_pass_axe(visit, address, accessible, scheme, width):
     assert (sum(map(int, re.findall(r"\d+", paper)[:3])) < 200) == (scheme == "dark")
 
 
-def test_what_a_caption_says_is_text_and_no_markup(visit, tmp_path):
+def test_a_caption_is_text_and_no_markup(visit, tmp_path):
     made = page([picture("<img src=x onerror=alert(1)>", note="<i>note</i>")])
     assert "<img src=x" not in made and "<i>note" not in made
     assert made.count("</script>") == 2

@@ -69,7 +69,7 @@ def test_a_dollar_is_no_formula(tmp_path):
     write_figure([picture("$x^{$", greedy="costs $5 and $6_")], tmp_path / "out.svg")
 
 
-def test_what_cannot_be_written_is_told(tmp_path):
+def test_a_figure_that_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(EvaluationError, match="cannot write"):
         write_figure([picture()], tmp_path / "missing" / "out.png")
     with pytest.raises(EvaluationError, match=r"ends in \.pdf, \.png, \.svg"):

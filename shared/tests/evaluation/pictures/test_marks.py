@@ -9,7 +9,7 @@ def marked(caption, objects, lemmatize=None):
     return [(caption[m.start : m.end], m.kind) for m in found.marks], found.unplaced
 
 
-def test_words_are_right_wrong_or_said_before():
+def test_words_are_right_wrong_or_repeated():
     caption = "A dog and a dogged man. Two Dogs, a puppy, a cat and a cat's dish."
     assert marked(caption, ["dog", "person"]) == (
         [
@@ -28,7 +28,7 @@ def test_two_words_that_name_one_object_are_one_mark():
     ]
 
 
-def test_what_a_tagger_reads_out_of_another_word_is_marked_or_told_apart():
+def test_a_word_that_a_tagger_reads_out_of_another_is_marked_or_listed():
     assert marked("He is skiing.", ["person"], lambda _: ["he", "be", "ski"]) == (
         [("skiing", "wrong")],
         [],

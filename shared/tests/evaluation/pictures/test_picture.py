@@ -5,20 +5,20 @@ from revisit.evaluation.pictures.picture import GREEDY, REVISIT, visible
 from revisit.evaluation.pictures.words import split
 
 
-def test_patches_are_those_that_words_came_from_each_once():
+def test_patches_of_words_are_listed_once_in_the_order_of_the_words():
     drawn = picture()
     assert drawn.patches == [(0, CELLS[6]), (1, CELLS[0])]
     looks = {word.text: word.look.patch for word in drawn.shown[REVISIT] if word.look}
     assert looks == {"dog": 0, "runs": 0, "script": 1, "b": 1}  # neither "A" nor the marks
 
 
-def test_a_sentence_says_which_patch_how_well_it_fits_and_what_greedy_would_have_said():
-    said = {word.text: word.look.sentence for word in picture().shown[REVISIT] if word.look}
-    assert said["dog"] == (
+def test_a_sentence_names_the_patch_its_fit_and_the_word_of_greedy_decoding():
+    sentences = {word.text: word.look.sentence for word in picture().shown[REVISIT] if word.look}
+    assert sentences["dog"] == (
         "“dog”, one of 3 plausible tokens, fits the patch in row 2, column 3 of image 1 best: 0.95 "
         "of 1, by layer 4. Greedy decoding would have said “sofa”."
     )
-    assert "Greedy" not in said["runs"]
+    assert "Greedy" not in sentences["runs"]
 
 
 def test_a_word_with_no_other_candidate_is_quiet():
@@ -29,22 +29,22 @@ def test_a_word_with_no_other_candidate_is_quiet():
     assert shown[0].look is None
 
 
+PADDED = [(0, (-0.5, -0.5, -0.1, -0.1))] * 33
+
+
 @pytest.mark.parametrize(
-    ("boxes", "said"),
+    ("boxes", "phrase"),
     [
         (None, "fits vision token 7, whose place in the image is not known, best"),
-        (
-            [(0, (-0.5, -0.5, -0.1, -0.1))] * 33,
-            "fits vision token 7 of image 1, which shows padding",
-        ),
+        (PADDED, "fits vision token 7 of image 1, which shows padding"),
     ],
     ids=["not known", "padding"],
 )
-def test_places_that_are_not_known_are_said_to_be(boxes, said):
+def test_a_token_without_a_patch_is_named_in_the_sentence(boxes, phrase):
     drawn = picture(boxes=boxes)
     assert not drawn.patches
     look = drawn.shown[REVISIT][1].look
-    assert said in look.sentence and look.patch is None
+    assert phrase in look.sentence and look.patch is None
 
 
 def test_boxes_of_another_prompt_are_refused():
@@ -60,7 +60,7 @@ def test_a_box_that_reaches_into_the_padding_is_cut_at_the_image():
 
 
 def test_only_changes_of_words_that_name_something_are_shown():
-    """Greedy decoding's other joint or article is no news."""
+    """Another article or mark of greedy decoding is not shown."""
     words = picture().captions[REVISIT]
     token = words[1].tokens[0]
     article = words[0]._replace(tokens=(token._replace(instead=" the"),))
@@ -70,7 +70,7 @@ def test_only_changes_of_words_that_name_something_are_shown():
 
 
 @pytest.mark.parametrize(
-    ("greedy", "refined", "truth", "said"),
+    ("greedy", "refined", "truth", "sentence"),
     [
         (
             "A wine glass, a dog, a wine glass and a vase.",
@@ -86,12 +86,12 @@ def test_only_changes_of_words_that_name_something_are_shown():
         ("A cat.", "A dog.", None, "ReVisiT changed no word of greedy decoding's."),
     ],
 )
-def test_the_summary_says_what_is_gone_and_what_is_left(greedy, refined, truth, said):
+def test_the_summary_names_the_wrong_words_of_both_captions(greedy, refined, truth, sentence):
     captions = {GREEDY: split(greedy), REVISIT: split(refined)}
-    assert said in picture(captions=captions, truth=truth).summary
+    assert sentence in picture(captions=captions, truth=truth).summary
 
 
-def test_words_while_they_come_lack_where_they_were_seen():
+def test_words_while_they_come_have_no_patches():
     drawn = picture(truth=["dog"])
     words = drawn.words_json()[1]["words"]
     assert [word["look"] for word in words] == [None] * len(words)

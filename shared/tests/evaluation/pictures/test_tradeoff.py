@@ -68,7 +68,7 @@ def test_over_several_samples_the_bar_is_the_standard_deviation(tmp_path, monkey
     assert lines.get_segments()[0] == pytest.approx(np.array([[2.5, 40 - sd], [2.5, 40 + sd]]))
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path, monkeypatch):
+def test_a_plot_that_cannot_be_drawn_is_refused(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     with pytest.raises(EvaluationError, match="no two costs to draw: device cuda, the baseline's"):
         write_tradeoff([row("greedy", 0.5), UNCOSTED], CHAIR, tmp_path / "plot.png")

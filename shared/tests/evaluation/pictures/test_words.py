@@ -52,14 +52,14 @@ def test_a_letter_in_several_tokens_keeps_them_all():
     assert [len(word.tokens) for word in words] == [3, 4]  # the space is of neither
 
 
-def test_what_greedy_would_have_said_stands_where_revisit_changed_it():
+def test_a_changed_word_has_the_word_of_greedy_decoding():
     words = joined([0, 1, 2], at1={"plain": 8})
     assert [word.instead for word in words] == ["", "red"]
     assert [token.instead for token in words[1].tokens] == ["red", None]
     assert joined([0], at0={"plain": 9})[0].tokens[0].instead == "(the end)"
 
 
-def test_a_sampled_token_is_not_said_to_be_a_change_of_revisit():
+def test_a_sampled_token_is_no_change_of_revisit():
     (same_as_greedy,) = joined([0], at0={"plain": 0, "refined": 1})
     (by_the_draw,) = joined([0], at0={"plain": 1, "refined": 1})
     assert not same_as_greedy.instead and not by_the_draw.instead

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from revisit.evaluation import EvaluationError
 from revisit.evaluation.benchmarks.chair import METRICS, metrics, paired_bootstrap
 from revisit.evaluation.pictures.changes import changes
 from revisit.evaluation.pictures.marks import MEANINGS
@@ -48,12 +47,8 @@ def compare_report(path: Path, results: Sequence[Path], names: Sequence[str]) ->
 
     Raises:
         EvaluationError: a file is of another program, or of other images; matplotlib is missing; or
-            `path` is no .html, is one of the results, or cannot be written.
+            the report cannot be written.
     """
-    if path.suffix.lower() != ".html":
-        raise EvaluationError(f"--report {path}: its name must end in .html")
-    if path.resolve() in [each.resolve() for each in results]:
-        raise EvaluationError(f"--report {path} would overwrite a result")
     runs = [read_run(file, name) for file, name in zip(results, names, strict=True)]
     check_same_images(runs)
     write_report([Group("Results", runs)], path)

@@ -1,91 +1,93 @@
 const { examples, warning, most_bytes } = JSON.parse(document.getElementById("data").textContent);
-const by = id => document.getElementById(id);
-const root = document.querySelector(".result"), tiles = [...document.querySelectorAll("[data-example]")];
-let chosen = null, running = null;
+const byId = id => document.getElementById(id);
+const result = document.querySelector(".result"), tiles = [...document.querySelectorAll("[data-example]")];
+let chosen = null, running = null;  // the number of an example or a File; the request's AbortController
 
-const alpha = () => Number(by("alpha").value) <= -9 ? 0 : 10 ** Number(by("alpha").value);
-function showAlpha() {
-  const power = Number(by("alpha").value), digits = power % 1 ? 1 : 0;
-  const text = power <= -9 ? "0" : power < -2 ? alpha().toExponential(digits) : String(Number(alpha().toPrecision(2)));
-  by("alpha-value").textContent = text;
-  by("alpha").setAttribute("aria-valuetext", text);
+function alpha() {
+  const power = Number(byId("alpha").value);
+  return power <= -9 ? 0 : 10 ** power;
 }
 
-function showNote(text) {
-  by("note").textContent = text;
-  by("note").hidden = !text;
+function showAlpha() {
+  const digits = Number(byId("alpha").value) % 1 ? 1 : 0;
+  const text = alpha() && alpha() < 0.01 ? alpha().toExponential(digits) : String(Number(alpha().toPrecision(2)));
+  byId("alpha-value").textContent = text;
+  byId("alpha").ariaValueText = text;
+}
+
+function showResult(picture) {
+  showPicture(result, picture);
+  byId("note").textContent = picture.note;
+  byId("note").hidden = !picture.note;
+}
+
+function showCaptions(image, captions) {
+  const title = chosen.name ?? examples[chosen].title;
+  showResult({ title, images: [image], boxes: [], summary: "", note: "", captions });
 }
 
 function stop() {
   running?.abort();
   running = null;
-  by("stop").disabled = true;
+  byId("stop").disabled = true;
 }
 
-/* The last choice wins: an example by its number, or a file. */
-function choose(what) {
+/* The last choice wins. */
+function choose(choice) {
   stop();
-  chosen = what;
-  const own = typeof what !== "number";
-  tiles.forEach((tile, at) => tile.setAttribute("aria-pressed", at === what));
-  document.querySelector(".own").classList.toggle("chosen", own);
-  by("warning").hidden = !own || !warning;
-  by("alert").textContent = by("status").textContent = "";
-  if (!own) by("file").value = "";
-  const made = own ? null : examples[what].picture;
-  by("about").textContent = made ? ABOUT : "";
-  if (made) return showResult(made);
-  const source = own ? URL.createObjectURL(what) : examples[what].image;
-  const title = own ? what.name : examples[what].title;
-  showResult({ title, images: [source], boxes: [], summary: "", note: "", captions: [] });
-}
-
-function showResult(made) {
-  showPicture(root, made);
-  showNote(made.note);
+  chosen = choice;
+  const example = examples[choice];
+  tiles.forEach((tile, number) => tile.setAttribute("aria-pressed", number === choice));
+  document.querySelector(".upload").classList.toggle("chosen", !example);
+  byId("warning").hidden = Boolean(example) || !warning;
+  byId("alert").textContent = byId("status").textContent = "";
+  if (example) byId("file").value = "";
+  byId("about").textContent = example?.picture ? ABOUT : "";
+  if (example?.picture) showResult(example.picture);
+  else showCaptions(example ? example.image : URL.createObjectURL(choice), []);
 }
 
 function fail(text) {
-  by("status").textContent = "";
-  by("alert").textContent = text;
+  byId("status").textContent = "";
+  byId("alert").textContent = text;
 }
 
 async function describe() {
   stop();
-  const own = typeof chosen !== "number", mine = new AbortController();
-  if (own && chosen.size > most_bytes) return fail(`an image of at most ${most_bytes >> 20} MiB is taken`);
-  const settings = { question: by("question").value, alpha: alpha(), layers: by("layers")?.value ?? "last",
+  const file = chosen instanceof File ? chosen : null, request = new AbortController();
+  if (file?.size > most_bytes) return fail(`an image of at most ${most_bytes >> 20} MiB is taken`);
+  const settings = { question: byId("question").value, alpha: alpha(), layers: byId("layers")?.value ?? "last",
     divergence: document.querySelector("[name=divergence]:checked").value,
-    ...(own ? { name: chosen.name } : { example: chosen }) };
-  running = mine;
-  by("stop").disabled = false;
-  by("alert").textContent = by("about").textContent = "";
-  by("status").textContent = "Describing …";
-  const title = own ? chosen.name : examples[chosen].title;
-  const images = [root.querySelector("img").src];
+    ...(file ? { name: file.name } : { example: chosen }) };
+  running = request;
+  byId("stop").disabled = false;
+  byId("alert").textContent = byId("about").textContent = "";
+  byId("status").textContent = "Describing …";
+  const image = result.querySelector("img").src;
   try {
     const answer = await fetch(`describe?${new URLSearchParams(settings)}`, {
-      method: "POST", body: own ? chosen : "", signal: mine.signal,
+      method: "POST", body: file ?? "", signal: request.signal,
       headers: { "Content-Type": "application/octet-stream" } });
     for await (const line of lines(answer.body)) {
-      if (mine.signal.aborted) return;
+      if (request.signal.aborted) return;
       if (line.error) fail(line.error);
       if (line.waiting) {
-        by("status").textContent = `Waiting: the model is describing for ${line.waiting} other${line.waiting > 1 ? "s" : ""} first.`;
+        const others = line.waiting > 1 ? "others" : "other";
+        byId("status").textContent = `Waiting: the model is describing for ${line.waiting} ${others} first.`;
       }
       if (line.captions) {
-        by("status").textContent = "Describing …";
-        showPicture(root, { title, images, boxes: [], summary: "", note: "", captions: line.captions });
+        byId("status").textContent = "Describing …";
+        showCaptions(image, line.captions);
       }
       if (line.picture) {
-        by("status").textContent = "Done.";
+        byId("status").textContent = "Done.";
         showResult(line.picture);
       }
     }
   } catch (error) {
-    if (!mine.signal.aborted) fail("the server cannot be reached: is it still running?");
+    if (!request.signal.aborted) fail("the server cannot be reached: is it still running?");
   } finally {
-    if (running === mine) stop();
+    if (running === request) stop();
   }
 }
 
@@ -99,15 +101,17 @@ async function* lines(body) {
   }
 }
 
-tiles.forEach((tile, at) => tile.addEventListener("click", () => {
-  choose(at);
-  if (!examples[at].picture) describe();
-}));
-by("file").addEventListener("change", () => { if (by("file").files.length) choose(by("file").files[0]); });
-by("alpha").addEventListener("input", showAlpha);
-by("stop").addEventListener("click", () => {
+function chooseExample(number) {
+  choose(number);
+  if (!examples[number].picture) describe();
+}
+
+tiles.forEach((tile, number) => tile.addEventListener("click", () => chooseExample(number)));
+byId("file").addEventListener("change", event => { if (event.target.files.length) choose(event.target.files[0]); });
+byId("alpha").addEventListener("input", showAlpha);
+byId("stop").addEventListener("click", () => {
   stop();
-  by("status").textContent = "Stopped.";
+  byId("status").textContent = "Stopped.";
 });
 document.querySelector("form").addEventListener("submit", event => { event.preventDefault(); describe(); });
 for (const kind of ["dragover", "dragleave", "drop"]) {
@@ -118,5 +122,4 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 showAlpha();
-choose(0);
-if (!examples[0].picture) describe();
+chooseExample(0);
