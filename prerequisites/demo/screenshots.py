@@ -15,7 +15,8 @@ from typing import Any
 from examples import COCO
 from revisit.commands.describe import Describer, demo_model
 from revisit.commands.main import main as revisit
-from revisit.commands.page import Page, Server
+from revisit.commands.page import Page
+from revisit.commands.page_server import Server
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCENE = COCO / "val2014" / "COCO_val2014_000000000012.jpg"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from openai_server import GREEDY, REFINED, serving
-from page_server import page_server
 from revisit.commands import CommandError, page
+from web_server import serving_page
 
 pytest.importorskip("openai", reason="the server is asked with OpenAI's client")
 
@@ -181,7 +181,7 @@ def test_without_the_client_the_error_says_what_to_install(monkeypatch):
 
 @pytest.fixture
 def address(server):
-    with page_server(page.Page(ServerDescriber(server.base_url), made=False)) as url:
+    with serving_page(page.Page(ServerDescriber(server.base_url), made=False)) as url:
         yield url
 
 

@@ -85,26 +85,8 @@ class ServerDescriber:
             yield
         except CommandError:
             raise
-        except openai.APIStatusError as error:
-            message = _message(error.body) or "no reason given; does --base_url end in /v1?"
-            raise CommandError(
-                f"the server {self.origin} refuses this (HTTP {error.status_code}): {message}"
-            ) from error
-        except openai.APITimeoutError as error:
-            raise CommandError(f"the server {self.origin} does not answer in time") from error
-        except openai.APIConnectionError as error:
-            raise CommandError(
-                f"the server {self.origin} cannot be reached, or broke off: is it running, and "
-                "--base_url right?"
-            ) from error
-        except openai.APIError as error:  # an event of the stream
-            message = _message(error.body) or error.message[:_LONGEST_MESSAGE]
-            raise CommandError(f"the server {self.origin} failed: {message}") from error
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CommandError(
-                f"the server {self.origin} says what is no answer of OpenAI's API: is it vLLM's, "
-                "and does --base_url end in /v1?"
-            ) from error
+        except (openai.APIError, ValueError, TypeError, AttributeError) as error:
+            raise CommandError(f"the server {self.origin} {_problem(error)}") from error
 
     def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
         """Always ValueError: a server does not say which vision tokens it chose."""
@@ -159,7 +141,20 @@ class ServerDescriber:
         return Description(text.strip(), split(text), None, reason != "stop")
 
 
-def _message(body: object) -> str:
-    """The message in the body of an error of OpenAI's API, cut; empty for another body."""
-    message = body.get("message", "") if isinstance(body, dict) else ""
-    return str(message)[:_LONGEST_MESSAGE]
+def _problem(error: Exception) -> str:
+    """What an error of OpenAI's client means, after the name of the server."""
+    import openai
+
+    if isinstance(error, openai.APITimeoutError):
+        return "does not answer in time"
+    if isinstance(error, openai.APIConnectionError):
+        return "cannot be reached, or broke off: is it running, and --base_url right?"
+    if not isinstance(error, openai.APIError):
+        return (
+            "says what is no answer of OpenAI's API: is it vLLM's, and does --base_url end in /v1?"
+        )
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    if isinstance(error, openai.APIStatusError):
+        message = message or "no reason given; does --base_url end in /v1?"
+        return f"refuses this (HTTP {error.status_code}): {str(message)[:_LONGEST_MESSAGE]}"
+    return f"failed: {str(message or error.message)[:_LONGEST_MESSAGE]}"  # an event of the stream

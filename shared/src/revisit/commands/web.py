@@ -1,4 +1,4 @@
-"""`revisit web`: starts the server of the page (`revisit.commands.page`)."""
+"""`revisit web`: starts the server of the page."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -39,7 +39,8 @@ def web(
 
     Serves until Ctrl-C.
     """
-    from revisit.commands.page import Page, Server
+    from revisit.commands.page import Page
+    from revisit.commands.page_server import Server
 
     server = Server(host, port)
     describer = _describer(model, base_url)

@@ -70,7 +70,7 @@ def plot(points: Sequence[Point], axes: Axes, key: str) -> dict[str, Any]:
         "caption": f"{axes.title}.{line}",
         "svg": Markup(_inline(_draw(points, axes), key)),  # matplotlib escapes what is text
         "heads": heads,
-        "rows": [{"cells": row} for row in rows],
+        "rows": rows,
     }
 
 

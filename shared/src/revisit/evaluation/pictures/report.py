@@ -98,7 +98,7 @@ def _group(group: Group, key: str) -> dict[str, Any]:
         "title": group.title,
         "conditions": _conditions(group.runs[0]),
         "heads": heads,
-        "rows": [{"cells": row} for row in rows],
+        "rows": rows,
         "copies": {"LaTeX": latex(plain, "rl"), "CSV": comma_separated(plain)},
         "plots": [each for each in drawn if not isinstance(each, str)],
         "missing": [each for each in drawn if isinstance(each, str)],
@@ -190,5 +190,4 @@ def _point(
 def _table(table: Table) -> dict[str, Any]:
     heads, *rows = table.rows
     cells = [[Cell(row[0], tag="th"), *map(Cell, row[1:])] for row in rows]
-    rest = {"heads": heads, "rows": [{"cells": row} for row in cells]}
-    return {"title": table.title, "note": table.note, **rest}
+    return {"title": table.title, "note": table.note, "heads": heads, "rows": cells}

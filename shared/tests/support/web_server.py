@@ -3,11 +3,11 @@
 import threading
 from contextlib import contextmanager
 
-from revisit.commands.page import Server
+from revisit.commands.page_server import Server
 
 
 @contextmanager
-def page_server(page):
+def serving_page(page):
     """Gives the address of the page."""
     server = Server("127.0.0.1", 0)
     server.page = page
