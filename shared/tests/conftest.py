@@ -37,9 +37,9 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """Open a page by its address; at the end of the test, nothing of it may have gone wrong.
+    """Open a page by its address.
 
-    No error in the console, none thrown, and no request to another host.
+    An error in its console, an exception, or a request to another host fails the test.
     """
     contexts, wrong = [], []
 
@@ -51,9 +51,9 @@ def visit(chromium):
             if message.type == "error":
                 wrong.append(message.text)
 
-        def request(asked):
-            if not asked.url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:", "about:")):
-                wrong.append(asked.url)
+        def request(sent):
+            if not sent.url.startswith(("file:", "data:", "blob:", "http://127.0.0.1:", "about:")):
+                wrong.append(sent.url)
 
         page.on("console", console)
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -61,7 +61,6 @@ def visit(chromium):
         page.goto(str(url))
         return page
 
-    open_page.wrong = wrong
     yield open_page
     for context in contexts:
         context.close()
@@ -70,7 +69,7 @@ def visit(chromium):
 
 @pytest.fixture
 def accessible():
-    """Check a page, or a frame of it, by axe-core: what it finds wrong is an error."""
+    """Check a page, or a frame of it, by axe-core; each of its findings is an error."""
     if find_spec("axe_core_python") is None:
         pytest.skip("needs axe-core: pip install axe-core-python")
     script = (files("axe_core_python") / "axe.min.js").read_text()
@@ -78,11 +77,11 @@ def accessible():
     def check(page):
         page.evaluate(script)
         found = page.evaluate("axe.run()")["violations"]
-        told = [
+        messages = [
             f"{each['id']}: {node['html']}: {node['failureSummary']}"
             for each in found
             for node in each["nodes"]
         ]
-        assert not told, "\n".join(told)
+        assert not messages, "\n".join(messages)
 
     return check

@@ -82,7 +82,7 @@ def table(capsys):
     return compare
 
 
-def test_counts_are_those_that_were_scored(result):
+def test_the_counts_of_a_result_give_its_saved_metrics(result):
     out = result("greedy", GREEDY)
     read = read_result(out)
     *found, twice = read.columns.measure(read.counts.sum(0))
@@ -90,7 +90,7 @@ def test_counts_are_those_that_were_scored(result):
     assert twice == pytest.approx(1 / 3)
 
 
-def test_differences_are_those_of_the_paired_bootstrap(result, table):
+def test_differences_equal_the_paired_bootstrap(result, table):
     files = [result("greedy", GREEDY), result("refined", dict(reversed(REFINED.items())))]
     (first, second), printed = table(*files)
     assert first[""] == "greedy" and first["CHAIRs - baseline"] == first["CHAIRs low"] == ""
@@ -336,7 +336,7 @@ def test_the_folder_of_a_run_stands_for_its_result(result, table, refused):
     assert "several results, name one" in refused(folder / "empty")
 
 
-def test_the_formats_say_the_same(result, table, capsys):
+def test_all_formats_have_the_same_numbers(result, table, capsys):
     files = [str(result("greedy_1", GREEDY)), str(result("refined", REFINED))]
     rows, _ = table(*files)
     assert program(["compare", *files, "--format", "json"]) == 0
@@ -349,7 +349,7 @@ def test_the_formats_say_the_same(result, table, capsys):
     assert r"greedy\_1 & " in latex and latex.count(r" \\") == 3
 
 
-def test_the_paper_s_figures_stand_beside_a_result_of_its_setting(result, capsys):
+def test_the_paper_s_figures_are_printed_beside_a_result(result, capsys):
     model = {"model": {"name": "llava-v1.5-7b"}, "max_new_tokens": 512}
     settings = {**model, "question": "Please describe this image in detail."}
     greedy = result("greedy", GREEDY, settings)

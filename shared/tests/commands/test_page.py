@@ -86,7 +86,7 @@ def caption(view, title):
     return line.inner_text()
 
 
-def test_the_captions_made_in_advance_are_those_of_the_demo_s_model(describer, shown):
+def test_the_demo_s_model_gives_the_captions_made_in_advance(describer, shown):
     """`prerequisites/demo/examples.py` makes it."""
     for number in (0, len(shown.examples) - 1):
         made = examples()[number]["picture"]

@@ -64,7 +64,7 @@ def runs(folder):
     ]
 
 
-def test_differences_in_the_table_are_those_of_the_bootstrap(runs):
+def test_differences_in_the_table_equal_the_bootstrap(runs):
     page = report([Group("Results", runs)])
     gap = chair.paired_bootstrap(runs[0].counts, runs[1].counts)["CHAIRs"]
     ends = [f"{100 * gap[name]:+.1f}" for name in ("difference", "low", "high")]
@@ -148,7 +148,7 @@ def test_the_plot_of_a_single_alpha_has_its_point_and_tick_inside(runs):
     assert ">1e-05</text>" in svg
 
 
-def test_no_bar_leaves_what_a_share_can_be(runs):
+def test_no_bar_leaves_0_to_100_percent(runs):
     page = report([Group("Results", runs[:2])])
     low, high = map(float, re.search(r"\[(.*), (.*)\]", numbers(page, "g0-alpha")[0][3]).groups())
     gap = chair.paired_bootstrap(runs[0].counts, runs[1].counts)["CHAIRs"]
@@ -268,12 +268,6 @@ def test_a_table_is_copied(visit, address):
     assert view.evaluate("navigator.clipboard.readText()").startswith("run,,CHAIRs,CHAIRi")
 
 
-def test_numbers_open_by_touch_on_a_phone(visit, address):
-    view = visit(address, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
-    view.get_by_text("Numbers of this plot").first.tap()
-    assert view.get_by_role("region", name=re.compile("Numbers: CHAIRs")).first.is_visible()
-
-
 @pytest.fixture
 def results(tmp_path, folder):
     """Files of `revisit score chair`, the baseline first."""
@@ -293,7 +287,7 @@ def test_revisit_compare_writes_the_report_of_its_results(results, tmp_path, run
     assert out.read_text("utf-8") == report([Group("Results", group)])
 
 
-def test_times_are_those_of_tokens_where_all_records_count_them(runs):
+def test_times_are_of_a_token_where_all_records_count_tokens(runs):
     for number, each in enumerate(runs, 1):
         each.record["runs"][0]["tokens"] = 50 * number
     page = report([Group("Results", runs)])
