@@ -11,7 +11,7 @@ from dense_generation import ALPHA, STEPS, check, decode
 from families import softcap, text, unchanged
 from revisit import ReVisiTConfig
 from revisit.transformers.model_parts import is_tied
-from tiny_configs import IMAGE, LAYERS, VOCABULARY, language_model
+from tiny_configs import LAYERS, VOCABULARY, language_model
 
 CONFIG = ReVisiTConfig(alpha=ALPHA)
 PRODUCT = r"are not its LM head's product(?s:.)*Pass lm_head=revisit\.LMHead"
@@ -119,7 +119,6 @@ def wrong_head(**changes):
     return lambda model: {"lm_head": head(model, **changes)}
 
 
-MASK = text()["input_ids"] == IMAGE
 OTHER = torch.randn(VOCABULARY, 32)
 # What makes the model, the arguments of `attach` and `generate`, the error.
 WRONG = {
@@ -144,21 +143,6 @@ WRONG = {
     "scale: 3% too large": (language_model, wrong_head(scale=1.03), PRODUCT),
     "cap: another number": (HEADS["soft-capped"][0], wrong_head(softcap=3.3), PRODUCT),
     "norm: after the decoder": (norm_in_the_head, lambda model: {}, PRODUCT),
-    "mask: of another length": (
-        language_model,
-        lambda model: {"vision_mask": MASK[:, 1:]},
-        "pass vision_mask for the sequence",
-    ),
-    "mask: of other rows": (
-        language_model,
-        lambda model: {"vision_mask": MASK.expand(2, -1)},
-        "with 1 rows",
-    ),
-    "mask: nothing marked": (
-        language_model,
-        lambda model: {"vision_mask": torch.zeros_like(MASK)},
-        "hold no vision token",
-    ),
 }
 
 

@@ -31,13 +31,21 @@ def test_a_mask_is_read_where_the_config_names_no_token(expected):
     assert attached(other, PROMPTS, vision_mask=mask) == expected
 
 
+@pytest.mark.parametrize("layers", ["last", "all"])
 @pytest.mark.parametrize(
-    "mask", [torch.ones(1, 3, dtype=torch.bool), torch.ones(1, 7), torch.ones(7, dtype=torch.bool)]
+    ("mask", "message"),
+    [
+        (torch.ones(1, 3).bool(), "pass vision_mask for the sequence"),
+        (torch.ones(1, 7), "vision_mask must be bool"),
+        (torch.ones(7).bool(), "vision_mask must be bool of shape"),
+        (torch.ones(2, 7).bool(), "with 1 rows"),
+        (torch.zeros(1, 7).bool(), "hold no vision token"),
+    ],
 )
-def test_a_mask_of_another_shape_or_type_is_refused(model, mask):
+def test_a_wrong_mask_is_refused(model, mask, message, layers):
     before = hooks(model)
-    with pytest.raises(ValueError, match="vision_mask"):
-        attached(model, PROMPTS[:1], vision_mask=mask)
+    with pytest.raises(ValueError, match=message):
+        attached(model, PROMPTS[:1], ReVisiTConfig(layers=layers), vision_mask=mask)
     assert hooks(model) == before
 
 

@@ -152,12 +152,12 @@ class HiddenStatesLogitsProcessor(DecoderLogitsProcessor):
     def __init__(
         self,
         model: Model,
-        config: DecoderConfig,
+        config: DecoderConfig | None = None,
         *,
         lm_head: LMHead | None = None,
         decoder: nn.Module | None = None,
     ) -> None:
-        super().__init__(model, config)
+        super().__init__(model, ReVisiTConfig() if config is None else config)
         self.lm_head = lm_head
         self.decoder = text_decoder(model) if decoder is None else decoder_of(model, decoder)
         self.layers = self.chosen_layers()

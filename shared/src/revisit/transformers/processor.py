@@ -5,7 +5,7 @@ from itertools import repeat
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from revisit.config import ReVisiTConfig
 from revisit.core.columns import Cache
@@ -21,7 +21,7 @@ from revisit.transformers.generation import (
     refuse_second_inputs,
 )
 from revisit.transformers.kernels import Kernels, kernels_run
-from revisit.transformers.model_parts import Model, calibrated, modules_with_logits
+from revisit.transformers.model_parts import calibrated, modules_with_logits
 from revisit.transformers.recorder import Recorder
 from revisit.transformers.vision_positions import VisionPositions, locate
 
@@ -54,17 +54,7 @@ class ReVisiTLogitsProcessor(HiddenStatesLogitsProcessor):
     name = "ReVisiT"
     config: ReVisiTConfig
     latest: "ReVisiTGeneration | None"
-
-    def __init__(
-        self,
-        model: Model,
-        config: ReVisiTConfig | None = None,
-        *,
-        lm_head: LMHead | None = None,
-        decoder: nn.Module | None = None,
-    ) -> None:
-        super().__init__(model, config or ReVisiTConfig(), lm_head=lm_head, decoder=decoder)
-        self.prompts = 0  # decoded so far: the next prompt's number
+    prompts = 0  # decoded so far: the next prompt's number
 
     def open(self, prompts: Prompts) -> "ReVisiTGeneration":
         refuse_second_inputs(prompts, self.name)
