@@ -53,11 +53,11 @@ class ReVisiTConfig:
             the paper's text names. The two choose different vision tokens now and then.
         selection: `"min"` takes the vision token that diverges least; `"max"` and `"random"` are
             the paper's ablations.
-        seed: of `selection="random"`. Each prompt draws from a generator of its own, which follows
+        seed: of `selection="random"`. Each prompt has a separate generator, which follows
             from the seed and from how many prompts were decoded before it.
         no_vision: what a prompt without a vision token gets: an error, or plain decoding.
         cache_bytes: upper bound in bytes of the vision-token logits that a generation keeps. Past
-            it those not used for longest are computed again when needed, with the same result.
+            it, the least recently used logits are computed again when needed, with the same result.
         trace: keep, for each step, which vision token was chosen (see `revisit.core.trace`).
 
     Raises:
@@ -84,8 +84,7 @@ class ReVisiTConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         _check_seed(self.seed)
-        if type(self.cache_bytes) is not int or self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes must be an integer >= 0, got {self.cache_bytes!r}")
+        _check_whole("cache_bytes", self.cache_bytes, least=0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class VCDConfig:
     """How VCD decodes (`revisit.decoders.vcd` has its formula).
 
     Args:
-        alpha: >= 0, how much the image is held against the image with noise; 0 does not.
+        alpha: >= 0, the weight of the difference to the logits for the image with noise; 0 is none.
         beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
         noise_step: 0 to 999, how much noise the second image has.
         seed: of the noise.
@@ -110,8 +109,7 @@ class VCDConfig:
     def __post_init__(self) -> None:
         _check_weight("alpha", self.alpha)
         _check_share("beta", self.beta)
-        if type(self.noise_step) is not int or not 0 <= self.noise_step < 1000:
-            raise ValueError(f"noise_step must be an integer in 0..999, got {self.noise_step!r}")
+        _check_whole("noise_step", self.noise_step, least=0, most=999)
         _check_seed(self.seed)
 
 
@@ -119,13 +117,13 @@ class VCDConfig:
 class RITUALConfig:
     """How RITUAL decodes (`revisit.decoders.ritual` has its formula).
 
-    `generate` is given the second image's inputs, `second_inputs`, made from
-    `revisit.decoders.transformations.second_image(image, seed)` by the model's processor.
+    `generate` takes the second image's inputs, `second_inputs`, which the model's processor makes
+    from `revisit.decoders.transformations.second_image(image, seed)`.
 
     Args:
         alpha: >= 0, the weight of the logits for the transformed image.
         beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
-        seed: of the transformations, for who makes the second images.
+        seed: of the transformations, for the code that makes the second images.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -166,10 +164,10 @@ class DoLaConfig:
     """How DoLa decodes (`revisit.decoders.dola` has its formula).
 
     Args:
-        layers: the candidates, as `ReVisiTConfig` names layers. The last hidden state is what they
-            are held against, and none of them: "low" and "high" leave it out.
-        relative_top: in [0, 1]: tokens less than so many times as probable as the likeliest are
-            left out.
+        layers: the candidates, as `ReVisiTConfig` names layers. The last hidden state, with which
+            they are compared, is no candidate: "low" and "high" leave it out.
+        relative_top: in [0, 1]: tokens less than relative_top times as probable as the likeliest
+            are left out.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -189,13 +187,13 @@ class DoLaConfig:
 class CODEConfig:
     """How CODE decodes (`revisit.decoders.code` has its formula).
 
-    `generate` is given the prompts with a description in place of their images, `second_inputs`,
-    made by `revisit.transformers.other_prompts.with_descriptions`.
+    `generate` takes the prompts with a description in place of their images, `second_inputs`, made
+    by `revisit.transformers.other_prompts.described`.
 
     Args:
-        k: >= 0, how much a difference of probabilities counts; 0 does not hold the description
-            against the image.
-        description: what stands in place of the image; by default the model describes it itself.
+        k: >= 0, the power of a difference of probabilities in the divergence; 0 gives greedy's
+            tokens.
+        description: the text in place of the image; by default the model describes the image.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -214,11 +212,11 @@ class CODEConfig:
 class ICDConfig:
     """How ICD decodes (`revisit.decoders.icd` has its formula).
 
-    `generate` is given the prompts with the instruction as their system message, `second_inputs`,
-    made by `revisit.transformers.other_prompts.with_instruction`.
+    `generate` takes the prompts with the instruction as their system message, `second_inputs`, made
+    by `revisit.transformers.other_prompts.instructed`.
 
     Args:
-        alpha: >= 0, how much the instructed logits are held against the model's; 0 does not.
+        alpha: >= 0, the weight of the difference to the logits with the instruction; 0 is none.
         beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
         prefix: the disturbing instruction, which takes the place of the system message.
 
@@ -245,10 +243,10 @@ class DeCoConfig:
 
     Args:
         alpha: >= 0, the weight of the chosen layer's logits.
-        top_p: in [0, 1]: the candidates are the likeliest tokens that add up to this probability.
+        top_p: in [0, 1]: the candidates are the likeliest tokens whose sum is this probability.
         top_k: >= 1, how many candidates there are at most.
         layers: indices of hidden states below the last one, or "published": 20 to 28 of 32 layers,
-            scaled to the model's own number.
+            scaled to the model's number.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -262,8 +260,7 @@ class DeCoConfig:
     def __post_init__(self) -> None:
         _check_weight("alpha", self.alpha)
         _check_share("top_p", self.top_p)
-        if type(self.top_k) is not int or self.top_k < 1:
-            raise ValueError(f"top_k must be an integer >= 1, got {self.top_k!r}")
+        _check_whole("top_k", self.top_k, least=1)
         object.__setattr__(self, "layers", _layers(self.layers, get_args(PublishedLayers)))
 
 
@@ -272,10 +269,10 @@ class VISTAConfig:
     """How VISTA decodes (`revisit.decoders.vista` has its formulas).
 
     Args:
-        weight: in [0, 1], the share of the logits of inner layers; 0 is none.
+        weight: in [0, 1], the share of inner layers in the logits; 0 is none.
         layers: indices of hidden states below the last one, or "published": 26 to 31 of 32 layers,
-            scaled to the model's own number.
-        steering: >= 0, how far each layer is turned towards what the image adds; 0 is not at all.
+            scaled to the model's number.
+        steering: >= 0, how far each MLP's output is turned towards the image; 0 is not at all.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -296,8 +293,8 @@ class PAIConfig:
     """How PAI decodes (`revisit.decoders.pai` has its formulas).
 
     Args:
-        gamma: >= 0, the weight of the model's log-probabilities; what it has above 1 those without
-            the image lose.
+        gamma: >= 0, the weight of the model's log-probabilities; those without the image have the
+            weight 1 - gamma.
         alpha: >= 0, how much the last position's attention to the image is raised; 0 is not at all.
         beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
 
@@ -320,12 +317,11 @@ class SIDConfig:
     """How SID decodes (`revisit.decoders.sid` has its formulas).
 
     Args:
-        alpha: >= 0, how much the second stream, which sees the least attended vision tokens alone,
-            is held against the model; 0 does not.
+        alpha: >= 0, the weight of the difference to the logits of the second stream; 0 is none.
         beta: in [0, 1]: tokens less than beta times as probable as the likeliest are left out.
-        layer: 1 to 31, the first layer, from 0, that sees only those vision tokens in a model of 32
-            layers; scaled to the model's own number. The layer before it chooses them.
-        rank: >= 0, how many vision tokens the later layers see.
+        layer: 1 to 31, of 32 layers counted from 0; scaled to the model's number. From this layer
+            on, the second stream sees few vision tokens; the layer before it chooses them.
+        rank: >= 0, how many vision tokens these layers see: the least attended ones.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -339,10 +335,8 @@ class SIDConfig:
     def __post_init__(self) -> None:
         _check_weight("alpha", self.alpha)
         _check_share("beta", self.beta)
-        if type(self.layer) is not int or not 1 <= self.layer < 32:
-            raise ValueError(f"layer must be an integer in 1..31, got {self.layer!r}")
-        if type(self.rank) is not int or self.rank < 0:
-            raise ValueError(f"rank must be an integer >= 0, got {self.rank!r}")
+        _check_whole("layer", self.layer, least=1, most=31)
+        _check_whole("rank", self.rank, least=0)
 
 
 OtherConfig = (
@@ -396,8 +390,14 @@ def _check_weight(name: str, value: object) -> None:
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
+def _check_whole(name: str, value: object, least: int, most: float = math.inf) -> None:
+    if type(value) is not int or not least <= value <= most:
+        allowed = f">= {least}" if most == math.inf else f"in {least}..{most}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}")
+
+
 def _is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is one; Python's True would be taken as 1."""
+    """Whether it is a number; Python's True would pass for 1."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -26,7 +26,7 @@ from revisit.transformers.second_stream import SecondStream
 from revisit.transformers.vision_positions import locate
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
-_FUNCTION = "sdpa"  # the one that is intercepted: those of a GPU's kernels have no mask to read
+_FUNCTION = "sdpa"  # the one that is intercepted: the kernels of a GPU take no mask
 
 # What some attentions add to the scores, or to the softmax.
 _NOT_COMPUTED = ("softcap", "s_aux", "position_bias")
@@ -79,7 +79,7 @@ class AttentionCall(NamedTuple):
     def hiding(self, hidden: Tensor) -> "AttentionCall":
         """The call with keys hidden where `hidden` (rows, Q, keys) is true.
 
-        A position that would see no key at all sees those that it saw.
+        A position that would see no key at all sees what it saw.
         """
         seen = self._seen()
         hidden = hidden.unsqueeze(1) & seen
@@ -210,8 +210,10 @@ class AttentionGeneration(SecondStreamGeneration):
         raise NotImplementedError
 
     def scores(self, call: AttentionCall) -> Tensor:
-        """(rows, heads, count, keys) before the softmax, of those positions of a pass that end a
-        step: the last one, or without a KV cache the last one of each step so far."""
+        """(rows, heads, count, keys) before the softmax, of the positions that end a step.
+
+        These are the last position of a pass; without a KV cache, the last one of each step so far.
+        """
         if others := [name for name in _NOT_COMPUTED if call.settings.get(name) is not None]:
             raise ValueError(
                 f"{self.processor.name} cannot compute attention with {others}: pass alpha=0"
@@ -226,7 +228,7 @@ class AttentionGeneration(SecondStreamGeneration):
 def at_keys(values: Tensor, keys: int) -> Tensor:
     """Values (..., T) of the sequences' positions, for the keys of a layer: (..., keys).
 
-    Static caches have room behind the positions; those of a sliding window hold the latest alone.
+    Static caches have room behind the positions; sliding windows hold the latest positions alone.
     """
     return pad(values, (0, max(0, keys - values.shape[-1])))[..., -keys:]
 

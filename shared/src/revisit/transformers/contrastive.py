@@ -32,7 +32,7 @@ from revisit.transformers.vision_positions import locate
 
 
 class SecondStreamLogitsProcessor(DecoderLogitsProcessor):
-    """Combines the model's logits with those of a second stream (`second_stream.py`).
+    """Combines the model's logits with a second stream's (`second_stream.py`).
 
     `second_inputs` of `generate`, or of `generation`, replaces the inputs of the same names in
     the second stream.
@@ -49,13 +49,6 @@ class SecondStreamLogitsProcessor(DecoderLogitsProcessor):
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         """The decoder's scores (rows, V) of step `step`, from 0."""
         raise NotImplementedError
-
-
-class TextOnlyLogitsProcessor(SecondStreamLogitsProcessor):
-    """The second stream reads the prompts without their images."""
-
-    def stream(self, prompts: Prompts) -> SecondStream:
-        return text_only_stream(self, prompts)
 
 
 class VCDLogitsProcessor(SecondStreamLogitsProcessor):
@@ -78,7 +71,7 @@ class VCDLogitsProcessor(SecondStreamLogitsProcessor):
         return vcd.combine(logits, second, self.config.alpha, self.config.beta)
 
     def _distort(self, name: str, values: Any, inputs: Mapping[str, Any]) -> Any:
-        """The pixel values with noise, image by image, however the model's processor lays them."""
+        """The pixel values with noise, image by image, in any layout of a model's processor."""
         step, seed = self.config.noise_step, self.config.seed
         if not isinstance(values, Tensor):
             return [vcd.distort(each, step, seed) for each in values]
@@ -127,11 +120,14 @@ class RITUALLogitsProcessor(SecondStreamLogitsProcessor):
         return ritual.combine(logits, second, self.config.alpha, self.config.beta)
 
 
-class M3IDLogitsProcessor(TextOnlyLogitsProcessor):
-    """Corrects the model's logits by those that it gives without the images."""
+class M3IDLogitsProcessor(SecondStreamLogitsProcessor):
+    """The second stream reads the prompts without their images."""
 
     name = "M3ID"
     config: M3IDConfig
+
+    def stream(self, prompts: Prompts) -> SecondStream:
+        return text_only_stream(self, prompts)
 
     def combine(self, logits: Tensor, second: Tensor, step: int) -> Tensor:
         return m3id.combine(logits, second, step, self.config.gamma, self.config.beta)
@@ -258,7 +254,7 @@ def _with_second_images(
 
 
 def text_only_stream(processor: DecoderLogitsProcessor, prompts: Prompts) -> OtherPrompt:
-    """The second stream with the prompts without their images, or those that the caller gives."""
+    """The second stream that reads the prompts without their images, or the caller's prompts."""
     if prompts.second_inputs is not None:
         return _other_prompt(processor, prompts.inputs, prompts.second_inputs)
     inputs = prompts.inputs
@@ -289,8 +285,8 @@ def _other_prompt(
     if hasattr(model, "vision_tokens"):  # it expands its placeholders, and pads anew
         vision = locate(model, second, None).mask
         counts = ((ids >= 0) & mask.bool()).sum(1, keepdim=True) + vision.sum(1, keepdim=True)
-        places = torch.arange(vision.shape[1], device=vision.device)
-        return OtherPrompt(model, second, places >= vision.shape[1] - counts, processor.name)
+        length = vision.shape[1]
+        mask = torch.arange(length, device=vision.device) >= length - counts
     return OtherPrompt(model, second, mask, processor.name)
 
 

@@ -63,7 +63,7 @@ def describe(model: Model, processor: Any, inputs: Mapping[str, Any], **settings
 
     Args:
         processor: the model's processor or tokenizer.
-        inputs: what `generate` is given of the images and `revisit.decoders.code.QUESTION`; a row
+        inputs: of `generate`, for the images and `revisit.decoders.code.QUESTION`; a row
             for each description in `input_ids`, padded on the left.
         settings: further arguments of `generate`; by default at most 512 new tokens, as published.
     """
@@ -84,15 +84,15 @@ def described(
 ) -> dict[str, Tensor]:
     """CODE's `second_inputs`: the prompts with the descriptions' tokens in place of the images'.
 
-    All else stays as it is, marks around the image included. A description is tokenized as a text
-    of its own, with a beginning where the tokenizer writes one, as published. Of a prompt with
-    several images it takes the place of the first one, and the others' tokens are left out. A
-    prompt without an image stays.
+    All other tokens stay, also the marks around the image. A description is tokenized as a separate
+    text, with a beginning token where the tokenizer writes one, as published. In a prompt with
+    several images it replaces the first one, and the others' tokens are left out. A prompt without
+    an image stays.
 
     Args:
         model: the model that generates.
         processor: its processor or tokenizer.
-        inputs: what `generate` is given for the P prompts, `input_ids` (P, T) among it.
+        inputs: of `generate`, for the P prompts, with `input_ids` (P, T).
         descriptions: one for each prompt.
         vision_mask: as `generate` takes it.
 
@@ -115,8 +115,8 @@ def described(
             ids, seen = ids[mask[row].bool()], seen[mask[row].bool()]
         if seen.any():
             first = int(seen.byte().argmax())
-            told = ids.new_tensor(tokenizer(description).input_ids)
-            ids = torch.cat([ids[:first], told, ids[first:][~seen[first:]]])
+            tokens = ids.new_tensor(tokenizer(description).input_ids)
+            ids = torch.cat([ids[:first], tokens, ids[first:][~seen[first:]]])
         texts.append(ids)
     ids, mask = pad_left(texts)
     return {"input_ids": ids, "attention_mask": mask}

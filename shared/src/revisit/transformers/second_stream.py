@@ -22,10 +22,11 @@ from revisit.transformers.model_parts import Model
 Call = dict[str, Any]
 
 # Inputs that are no image's, though they are tensors too.
-_TEXT = {
-    *("input_ids", "inputs", "attention_mask", "position_ids", "inputs_embeds", "cache_position"),
-    *("labels", "negative_prompt_ids", "negative_prompt_attention_mask", *CACHES),
-}
+_TEXT = (
+    {"input_ids", "inputs", "attention_mask", "position_ids", "inputs_embeds", "cache_position"}
+    | {"labels", "negative_prompt_ids", "negative_prompt_attention_mask"}
+    | set(CACHES)
+)
 
 _POSITIONS = ("position_ids", "cache_position")
 
@@ -61,7 +62,7 @@ class SecondStream:
         cache = next((call[key] for key in CACHES if call.get(key) is not None), None)
         if self.before is None and not self.calls:
             refuse_prefilled_cache(call, self.name)
-            self.cache = self._own_cache(cache)
+            self.cache = self._new_cache(cache)
         elif cache is None and call.get("use_cache"):
             raise ValueError(
                 f"{self.name} finds no KV cache among {sorted(call)}, which "
@@ -95,7 +96,7 @@ class SecondStream:
         names = list(inspect.signature(self.model.forward).parameters) if args else []
         return {**dict(zip(names, args, strict=False)), **kwargs}
 
-    def _own_cache(self, cache: Any) -> Any:
+    def _new_cache(self, cache: Any) -> Any:
         """The second stream's cache, like the first's, which is empty."""
         return copy.deepcopy(cache)
 
@@ -210,8 +211,8 @@ class OtherImages(SecondStream):
 class OtherPrompt(SecondStream):
     """Other prompts, of any length and maybe with images, that go on with the same tokens.
 
-    They are read by the arguments that `generate` would call the model with. Later passes have
-    those of the first stream, but for tokens, masks and positions.
+    They are read with the arguments by which `generate` would call the model. Later passes have
+    the first stream's arguments, except tokens, masks and positions.
 
     Args:
         second: what `generate` would be given for the prompts, `input_ids` (P, T) among it.
@@ -226,10 +227,10 @@ class OtherPrompt(SecondStream):
         self.prompt: Call = {}  # the arguments with which the second prompts are read
         self._last: Call = {}  # positions of the last token of the first stream's prompts
 
-    def _own_cache(self, cache: Any) -> Any:
+    def _new_cache(self, cache: Any) -> Any:
         """Of a length that may grow: a static one is as long as the first stream's sequences."""
         if not getattr(cache, "is_compileable", False):
-            return super()._own_cache(cache)
+            return super()._new_cache(cache)
         from transformers import DynamicCache
 
         try:
@@ -299,10 +300,10 @@ class OtherPrompt(SecondStream):
         """New tokens are as far behind the second prompt's last as they are behind the first's."""
         prompt = self.prompt.get(name)
         if prompt is None or name not in self._last:
-            counted = mask.cumsum(1) - 1
-            whole = torch.arange(mask.shape[1], device=mask.device)
-            own = counted.clamp(min=0) if name == "position_ids" else whole
-            return own[..., -1:] if cached else own
+            positions = torch.arange(mask.shape[1], device=mask.device)
+            if name == "position_ids":
+                positions = (mask.cumsum(1) - 1).clamp(min=0)
+            return positions[..., -1:] if cached else positions
         new = prompt[..., -1:] + first[..., -1 if cached else self.length :] - self._last[name]
         return new if cached else torch.cat([prompt, new], -1)
 

@@ -1,7 +1,9 @@
 """SID in `generate`: later layers of the second stream see the least attended vision tokens."""
 
+from functools import cached_property
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from revisit.config import SIDConfig
@@ -15,7 +17,7 @@ from revisit.transformers.attention import (
     at_keys,
 )
 from revisit.transformers.generation import Prompts
-from revisit.transformers.second_stream import OtherImages, SecondStream
+from revisit.transformers.second_stream import OtherImages
 
 
 class HidingGeneration(AttentionGeneration):
@@ -24,16 +26,12 @@ class HidingGeneration(AttentionGeneration):
     changes_second = True
     processor: "SIDLogitsProcessor"
 
-    def __init__(
-        self,
-        processor: AttentionLogitsProcessor,
-        stream: SecondStream,
-        vision: Tensor,
-        attentions: list[nn.Module],
-    ) -> None:
-        super().__init__(processor, stream, vision, attentions)
-        self.hides = bool((vision.sum(1) > self.processor.config.rank).any())
-        self._hidden: Tensor | None = None  # (rows, Q, T) bool, of the pass that runs
+    _hidden: Tensor  # (rows, Q, T) bool, of the pass that runs
+
+    @cached_property
+    def hides(self) -> bool:
+        """Whether a prompt has more vision tokens than the later layers see."""
+        return bool((self.vision.sum(1) > self.processor.config.rank).any())
 
     def attend(self, call: AttentionCall) -> Output:
         if not self.hides:
@@ -41,7 +39,6 @@ class HidingGeneration(AttentionGeneration):
         if call.module is self.attentions[0]:
             self._hidden = self._choose(call)
             return call.run()
-        assert self._hidden is not None
         hidden = at_keys(self._hidden, call.key.shape[2])
         return call.hiding(hidden.to(call.query.device)).run()
 
@@ -74,7 +71,7 @@ class SIDLogitsProcessor(AttentionLogitsProcessor):
     def first_layer(self, count: int) -> int:
         return scaled_layer(self.config.layer, count, self.name) - 1
 
-    def stream(self, prompts: Prompts) -> SecondStream:
+    def stream(self, prompts: Prompts) -> OtherImages:
         if prompts.second_inputs is not None:
             raise ValueError("SID's second stream reads the same inputs: leave out second_inputs")
         return OtherImages(self.model, prompts.inputs, {}, self.name)

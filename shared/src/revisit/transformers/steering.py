@@ -145,7 +145,7 @@ class SteeredGeneration(LayerLogitsGeneration):
                 outputs.append(torch.stack([each.to(ids.device) for each in self._outputs], 1))
             finally:
                 self._outputs = None
-        self.streams = []  # their caches have served
+        self.streams = []  # their caches are not needed again
         rows = len(outputs[0]) // len(self.seen)
         seen = self.seen.to(outputs[0].device).repeat_interleave(rows)
         return vista.directions(*outputs) * seen[:, None, None]

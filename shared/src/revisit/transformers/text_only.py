@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 # The config's fields for the tokens around an image or video, which say nothing without it.
-_MARKS = (
-    *("vision_start_token_id", "vision_end_token_id", "image_start_token_id", "image_end_token_id"),
-    *("video_start_token_id", "video_end_token_id", "boi_token_id", "eoi_token_id"),
-    *("boi_token_index", "eoi_token_index"),
-)
+_MARKS = [
+    f"{kind}_{end}_token_id" for kind in ("vision", "image", "video") for end in ("start", "end")
+]
+_MARKS += ["boi_token_id", "eoi_token_id", "boi_token_index", "eoi_token_index"]
 
 
 def without_images(
@@ -19,8 +18,8 @@ def without_images(
 ) -> tuple[Tensor, Tensor]:
     """The prompts without vision tokens and the marks around them, padded on the left anew.
 
-    All else stays, word for word: the chat template's roles and the question. Marks are those that
-    the config names; others, that only a tokenizer knows, are text here.
+    All other tokens stay: the chat template's roles and the question. Marks are tokens that the
+    config names; others, which only a tokenizer knows, are text here.
 
     Args:
         config: the model's.
