@@ -1,25 +1,13 @@
 """Other decoders than ReVisiT on LLaVA-1.5, against whole passes without caches."""
 
-from contextlib import nullcontext
-from functools import partial
-
 import pytest
 import torch
 
 import revisit
+import whole_passes
 from llava import IMAGE_TOKEN_INDEX, pad_prompts
 from revisit import PAIConfig, RITUALConfig, SIDConfig
-from whole_passes import (
-    ASKED,
-    CONFIGS,
-    added,
-    expected,
-    formula,
-    inner_logits,
-    premature,
-    steered,
-    with_noise,
-)
+from whole_passes import ASKED, CONFIGS, with_noise
 
 IMAGE = IMAGE_TOKEN_INDEX
 PROMPTS = [
@@ -39,7 +27,7 @@ def described(prompt):
     return [*prompt[:first], 60, 61, 62, *(word for word in prompt[first:] if word != IMAGE)]
 
 
-# The prompts of the second streams that are given: ICD's have the images too.
+# The second prompts of ICD, which have the images too, and of CODE.
 SECOND = {"ICD": lambda prompt: [1, 70, 71, 72, 73, *prompt[1:]], "CODE": described}
 
 
@@ -51,65 +39,42 @@ def images_of(pixels):
 def decode(model, name, prompts, images, **settings):
     """New tokens of each row of a padded batch."""
     ids, mask = pad_prompts(prompts, 0)
-    stacked = torch.cat(list(images))
-    given = {"images": stacked} if len(stacked) else {}
-    if name == "RITUAL" and given:
-        given["second_inputs"] = {"images": -0.6 * stacked}
+    pixels = torch.cat(list(images))
+    inputs = {"images": pixels} if len(pixels) else {}
+    second = {"images": -0.6 * pixels} if name == "RITUAL" and inputs else None
     if name in SECOND:
-        second, second_mask = pad_prompts([SECOND[name](prompt) for prompt in prompts], 0)
-        seen = given if name == "ICD" else {}
-        given = {**given, "second_inputs": {**seen, "input_ids": second}}
-        given["second_inputs"]["attention_mask"] = second_mask
-    settings = {"attention_mask": mask, **ASKED, **given, **settings}
+        second = dict(inputs) if name == "ICD" else {}
+        others = pad_prompts([SECOND[name](prompt) for prompt in prompts], 0)
+        second["input_ids"], second["attention_mask"] = others
+    if second:
+        inputs["second_inputs"] = second
+    settings = {"attention_mask": mask, **ASKED, **inputs, **settings}
     with revisit.attach(model, CONFIGS[name]):
         return model.generate(ids, **settings)[:, ids.shape[1] :].tolist()
 
 
-def reference(model, name, prompt, images, **settings):
-    """The same of one prompt, by whole passes."""
+class Reference(whole_passes.Reference):
+    """The decoder of a prompt and its images (n, 3, H, W)."""
 
-    @torch.no_grad()
-    def whole(words, tokens, pixels):
-        ids = torch.cat([torch.tensor(words), tokens]).unsqueeze(0)
-        given = pixels if len(pixels) else None
-        output = model(ids, images=given, use_cache=False, output_hidden_states=True)
-        return output.logits[0, -1].double(), output.hidden_states
+    def __init__(self, model, name, prompt, images):
+        super().__init__(model, name, image=len(images) > 0)
+        self.prompt = prompt
+        self.images = images
 
-    layers, nothing = model.model.layers, torch.zeros(0, dtype=torch.long)
-    text = [word for word in prompt if word != IMAGE]
-    steering = nullcontext
-    if name == "VISTA" and len(images):
-        directions = added(
-            layers,
-            lambda: whole(prompt, nothing, images),
-            lambda: whole(text, nothing, images[:0]),
-        )
-        steering = partial(steered, layers, directions)
-
-    def decide(tokens):
-        with steering():
-            logits, states = whole(prompt, tokens, images)
-        if name == "VCD":
-            noisy = [with_noise(image) for image in images]
-            second, _ = whole(prompt, tokens, torch.stack(noisy) if noisy else images)
-        elif name == "RITUAL":
-            second, _ = whole(prompt, tokens, -0.6 * images)
-        elif name == "ICD":
-            second, _ = whole(SECOND[name](prompt), tokens, images)
-        elif name == "CODE":
-            second, _ = whole(SECOND[name](prompt), tokens, images[:0])
-        elif name in ("DeCo", "VISTA"):
-            last = [state[0, -1] for state in states]
-            second = inner_logits(name, last, model.model.norm, model.lm_head.weight)
-        elif name in ("M3ID", "PAI"):
-            second, _ = whole(text, tokens, images[:0])
-        else:
-            weight = model.lm_head.weight.double()
-            layers = range(0, max(1, model.config.num_hidden_layers // 2), 2)
-            second = premature(logits, [weight @ states[k][0, -1].double() for k in layers])
-        return formula(name, logits, second, len(tokens))
-
-    return expected(decide, model.config.vocab_size, **settings)
+    def run(self, stream, tokens):
+        prompt, images = self.prompt, self.images
+        if stream == "noisy" and len(images):
+            images = torch.stack([with_noise(image) for image in images])
+        elif stream == "transformed":
+            images = -0.6 * images
+        elif stream == "text":
+            prompt, images = [word for word in prompt if word != IMAGE], images[:0]
+        elif stream == "rewritten":
+            prompt = SECOND[self.name](prompt)
+            images = images if self.name == "ICD" else images[:0]
+        ids = torch.cat([torch.tensor(prompt), tokens]).unsqueeze(0)
+        images = images if len(images) else None
+        return self.model(ids, images=images, use_cache=False, output_hidden_states=True)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -117,17 +82,17 @@ def reference(model, name, prompt, images, **settings):
 def test_tokens_are_those_of_two_whole_passes_a_step(small_model, pixels, name, settings):
     images = images_of(pixels)
     rows = list(zip(PROMPTS, images, strict=True))
-    wanted = [reference(small_model, name, *row, **settings) for row in rows]
+    wanted = [Reference(small_model, name, *row).generate(**settings) for row in rows]
     together = decode(small_model, name, PROMPTS, images, **settings)
     assert together == [tokens for row in wanted for tokens in row]
-    alone = [decode(small_model, name, [prompt], [own], **settings) for prompt, own in rows]
+    alone = [decode(small_model, name, [prompt], [its], **settings) for prompt, its in rows]
     assert alone == wanted
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_golden_model_s_too(golden_model, golden_images, name):
     prompt, image = [1, 5, 7, 9, IMAGE, 11, 13], golden_images["image_21"]
-    wanted = reference(golden_model, name, prompt, image)
+    wanted = Reference(golden_model, name, prompt, image).generate()
     assert decode(golden_model, name, [prompt], [image]) == wanted
 
 
@@ -145,7 +110,7 @@ def test_sampling_draws_from_the_reference_s_distribution(small_model, pixels, n
     torch.manual_seed(3)
     tokens = decode(small_model, name, PROMPTS[:1], [pixels[:1]], **asked)
     torch.manual_seed(3)
-    assert tokens == reference(small_model, name, PROMPTS[0], pixels[:1], **asked)
+    assert tokens == Reference(small_model, name, PROMPTS[0], pixels[:1]).generate(**asked)
 
 
 @pytest.mark.parametrize("name", ["VCD", "RITUAL"])

@@ -1,25 +1,13 @@
 """Other decoders than ReVisiT on Qwen2.5-VL, against whole passes without caches."""
 
-from contextlib import nullcontext
-from functools import partial
-
 import pytest
 import torch
 
 import revisit
+import whole_passes
 from prompts import BOTH, END, FILM, IMAGE, NOTHING, ONE, PAD, START, THREE, VIDEO, batch
 from revisit import PAIConfig, SIDConfig
-from whole_passes import (
-    ASKED,
-    CONFIGS,
-    added,
-    expected,
-    formula,
-    inner_logits,
-    premature,
-    steered,
-    with_noise,
-)
+from whole_passes import ASKED, CONFIGS, with_noise
 
 PROMPTS = [NOTHING, ONE, THREE, FILM, BOTH]
 BEAMS = [{}, {"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}]
@@ -29,13 +17,13 @@ PIXELS = ("pixel_values", "pixel_values_videos")
 def decode(model, name, prompts, **settings):
     """New tokens of each row of a padded batch."""
     inputs = batch(prompts)
-    second = {key: -0.6 * inputs[key] for key in PIXELS if key in inputs}
-    given = {"second_inputs": second} if name == "RITUAL" and second else {}
+    pixels = {key: -0.6 * inputs[key] for key in PIXELS if key in inputs}
+    second = {"second_inputs": pixels} if name == "RITUAL" and pixels else {}
     if name in SECOND:
-        given = {"second_inputs": batch([SECOND[name](prompt) for prompt in prompts])}
+        second = {"second_inputs": batch([SECOND[name](prompt) for prompt in prompts])}
     settings = {"do_sample": False, "pad_token_id": PAD, **ASKED, **settings}
     with revisit.attach(model, CONFIGS[name]):
-        output = model.generate(**inputs, **given, **settings)
+        output = model.generate(**inputs, **second, **settings)
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -43,74 +31,50 @@ def described(prompt):
     """One description in place of all images and videos."""
     words = [word for word in prompt[0] if word not in (IMAGE, VIDEO)]
     first = next((n for n, word in enumerate(prompt[0]) if word in (IMAGE, VIDEO)), 0)
-    told = [60, 61, 62] if len(words) < len(prompt[0]) else []
-    return [*words[:first], *told, *words[first:]], [], []
+    description = [60, 61, 62] if len(words) < len(prompt[0]) else []
+    return [*words[:first], *description, *words[first:]], [], []
 
 
-# The prompts of the second streams that are given: ICD's have the images too.
+# The second prompts of ICD, which have the images too, and of CODE.
 SECOND = {"ICD": lambda prompt: ([70, 71, 72, 73, *prompt[0]], *prompt[1:]), "CODE": described}
 
 
 def noisy(inputs):
     """The pixel values with noise, image by image."""
-    told = {}
+    pixels = {}
     for name, grids in zip(PIXELS, ("image_grid_thw", "video_grid_thw"), strict=True):
         if name in inputs:
             images = inputs[name].split(inputs[grids].prod(1).tolist())
-            told[name] = torch.cat([with_noise(image) for image in images])
-    return told
+            pixels[name] = torch.cat([with_noise(image) for image in images])
+    return pixels
 
 
-def reference(model, name, prompt, **settings):
-    """The same of one prompt, by whole passes."""
-    inputs = batch([prompt])
+class Reference(whole_passes.Reference):
+    """The decoder of a prompt with its images and videos."""
 
-    @torch.no_grad()
-    def whole(tokens, words=None, **pixels):
-        given = pixels if "input_ids" in pixels else {**inputs, **pixels}
-        if words is not None:
-            given = {"input_ids": torch.tensor([words])}
-        ids = torch.cat([given["input_ids"][0], tokens]).unsqueeze(0)
-        given.update(input_ids=ids, attention_mask=torch.ones_like(ids))
-        model.rope_deltas = None
-        output = model(**given, use_cache=False, output_hidden_states=True)
-        return output.logits[0, -1].double(), output.hidden_states
+    def __init__(self, model, name, prompt):
+        self.text = [word for word in prompt[0] if word not in (IMAGE, VIDEO, START, END)]
+        super().__init__(model, name, image=self.text != prompt[0])
+        self.prompt = prompt
 
-    layers, nothing = model.model.layers, torch.zeros(0, dtype=torch.long)
-    text = [word for word in prompt[0] if word not in (IMAGE, VIDEO, START, END)]
-    steering = nullcontext
-    if name == "VISTA" and text != prompt[0]:
-        directions = added(layers, lambda: whole(nothing), lambda: whole(nothing, words=text))
-        steering = partial(steered, layers, directions)
-
-    def decide(tokens):
-        with steering():
-            logits, states = whole(tokens)
-        if name == "VCD":
-            second, _ = whole(tokens, **noisy(inputs))
-        elif name == "RITUAL":
-            turned = {key: -0.6 * inputs[key] for key in PIXELS if key in inputs}
-            second, _ = whole(tokens, **turned)
-        elif name in SECOND:
-            second, _ = whole(tokens, **batch([SECOND[name](prompt)]))
-        elif name in ("DeCo", "VISTA"):
-            last = [state[0, -1] for state in states]
-            second = inner_logits(name, last, model.model.norm, model.lm_head.weight)
-        elif name in ("M3ID", "PAI"):
-            second, _ = whole(tokens, words=text)
-        else:
-            weight = model.lm_head.weight.double()
-            layers = range(0, model.config.num_hidden_layers // 2, 2)
-            second = premature(logits, [weight @ states[k][0, -1].double() for k in layers])
-        return formula(name, logits, second, len(tokens))
-
-    return expected(decide, model.config.vocab_size, **settings)
+    def run(self, stream, tokens):
+        inputs = batch([SECOND[self.name](self.prompt) if stream == "rewritten" else self.prompt])
+        if stream == "noisy":
+            inputs |= noisy(inputs)
+        elif stream == "transformed":
+            inputs |= {key: -0.6 * inputs[key] for key in PIXELS if key in inputs}
+        elif stream == "text":
+            inputs = {"input_ids": torch.tensor([self.text])}
+        ids = torch.cat([inputs["input_ids"][0], tokens]).unsqueeze(0)
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        self.model.rope_deltas = None
+        return self.model(**inputs, use_cache=False, output_hidden_states=True)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("settings", BEAMS, ids=str)
 def test_tokens_are_those_of_two_whole_passes_a_step(golden_model, name, settings):
-    wanted = [reference(golden_model, name, prompt, **settings) for prompt in PROMPTS]
+    wanted = [Reference(golden_model, name, prompt).generate(**settings) for prompt in PROMPTS]
     together = decode(golden_model, name, PROMPTS, **settings)
     assert together == [tokens for row in wanted for tokens in row]
     alone = [decode(golden_model, name, [prompt], **settings) for prompt in PROMPTS]
@@ -130,7 +94,7 @@ def test_sampling_draws_from_the_reference_s_distribution(golden_model, name):
     torch.manual_seed(3)
     tokens = decode(golden_model, name, [THREE], **asked)
     torch.manual_seed(3)
-    assert tokens == reference(golden_model, name, THREE, **asked)
+    assert tokens == Reference(golden_model, name, THREE).generate(**asked)
 
 
 @pytest.mark.parametrize("kind", [PAIConfig, SIDConfig])

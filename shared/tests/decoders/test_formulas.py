@@ -22,7 +22,7 @@ def draw(seed, *shape):
 
 
 def plausible(logits, share):
-    """Row by row, the words at least `share` times as probable as the likeliest."""
+    """Row by row, the tokens at least `share` times as probable as the likeliest."""
     z = logits.double().numpy()
     probability = np.exp(z - z.max(-1, keepdims=True))
     return probability >= share * (1 - 1e-6)
@@ -72,7 +72,7 @@ def test_dola_contrasts_the_layer_of_largest_divergence_row_by_row(seed, layers)
     assert layers == 1 or seed or len(chosen) > 1
 
 
-def test_words_that_the_model_rules_out_stay_out():
+def test_tokens_that_the_model_rules_out_stay_out():
     logits, other = draw(1, 1, 6), draw(2, 1, 6)
     logits[0, 2] = other[0, 2] = -math.inf
     for decided in (
@@ -180,10 +180,11 @@ def test_the_second_image_follows_from_seed_and_number():
     assert again == [second_image(image, 2, number).tobytes() for number in range(20)]
     assert again != [second_image(image, 3, number).tobytes() for number in range(20)]
     # Without a number its pixels tell.
-    own = [second_image(image, seed).tobytes() for seed in range(20)]
-    assert own == [second_image(image.copy(), seed).tobytes() for seed in range(20)]
+    seconds = [second_image(image, seed).tobytes() for seed in range(20)]
+    assert seconds == [second_image(image.copy(), seed).tobytes() for seed in range(20)]
     other = ImageOps.invert(image)
-    assert own != [ImageOps.invert(second_image(other, seed)).tobytes() for seed in range(20)]
+    inverted = [ImageOps.invert(second_image(other, seed)).tobytes() for seed in range(20)]
+    assert seconds != inverted
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])

@@ -10,15 +10,13 @@ import torch
 from revisit.decoders import code, deco, icd, pai, sid, vista
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
-FORMULAS = {
-    "CODE": lambda logits, second, told: code.combine(logits, second, told["cd_alpha"]),
-    "PAI": lambda logits, second, told: pai.combine(logits, second, told["gamma"], told["cutoff"]),
-    "ICD": lambda logits, second, told: icd.combine(logits, second, told["alpha"], told["beta"]),
-    "SID": lambda logits, second, told: sid.combine(logits, second, told["alpha"], told["beta"]),
-    "DeCo": lambda logits, inner, told: deco.combine(
-        logits, inner, told["alpha"], told["top_p"], told["top_k"]
-    ),
-    "VISTA_SLA": lambda logits, inner, told: vista.combine(logits, inner, told["alpha"]),
+FORMULAS = {  # and the published names of their settings
+    "CODE": (code.combine, ["cd_alpha"]),
+    "PAI": (pai.combine, ["gamma", "cutoff"]),
+    "ICD": (icd.combine, ["alpha", "beta"]),
+    "SID": (sid.combine, ["alpha", "beta"]),
+    "DeCo": (deco.combine, ["alpha", "top_p", "top_k"]),
+    "VISTA_SLA": (vista.combine, ["alpha"]),
 }
 CASES = [(name, number) for name in FORMULAS for number in range(len(GOLDEN[name]["cases"]))]
 
@@ -34,7 +32,9 @@ def test_scores_are_those_of_the_published_function(name, number):
         second = tensor(case["l2"])
     else:
         second = torch.stack([tensor(rows) for rows in case["layers"].values()], 1)
-    scores = FORMULAS[name](tensor(case["l"]), second, GOLDEN[name]["settings"])
+    combine, names = FORMULAS[name]
+    settings = [GOLDEN[name]["settings"][each] for each in names]
+    scores = combine(tensor(case["l"]), second, *settings)
     torch.testing.assert_close(scores, tensor(case["expected"]), atol=1e-5, rtol=1e-5)
     assert scores.isneginf().any() == (name != "VISTA_SLA")
 

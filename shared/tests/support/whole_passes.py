@@ -2,7 +2,7 @@
 
 import math
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -19,6 +19,7 @@ from revisit import (
     VCDConfig,
     VISTAConfig,
 )
+from revisit.transformers.model_parts import is_tied, text_decoder
 
 SHARE = 0.02
 CONFIGS = {
@@ -36,8 +37,94 @@ SUPPRESSED = [0, 1, 2]  # so that no sequence ends
 ASKED = {"max_new_tokens": 5, "suppress_tokens": SUPPRESSED}
 
 
+# What the second streams read.
+SECOND = {
+    "VCD": "noisy",
+    "RITUAL": "transformed",
+    "M3ID": "text",
+    "PAI": "text",
+    "CODE": "rewritten",
+    "ICD": "rewritten",
+    "SID": "first",
+}
+
+
+class Reference:
+    """A decoder of one prompt, by whole passes of another copy of the model.
+
+    Args:
+        model: what makes the passes.
+        name: of the decoder.
+        image: whether the prompt has one.
+    """
+
+    def __init__(self, model, name, image):
+        self.model = model
+        self.name = name
+        self.image = image
+        self.decoder = text_decoder(model)
+        self.weight = model.get_output_embeddings().weight.double()
+        self.directions = None  # VISTA's
+
+    def run(self, stream, tokens):
+        """The output with hidden states after a stream's prompt and then `tokens` (t,).
+
+        The stream is "first" or one of `SECOND`.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def scores(self, tokens):
+        """The decoder's float64 scores (V,) after tokens (t,)."""
+        with self.changes("first"):
+            output = self.run("first", tokens)
+        logits = output.logits[0, -1].double()
+        if self.name in SECOND:
+            with self.changes("second"):
+                second = self.run(SECOND[self.name], tokens).logits[0, -1].double()
+        else:
+            second = self.layer_logits(logits, [state[0, -1] for state in output.hidden_states])
+        return formula(self.name, logits, second, len(tokens))
+
+    def changes(self, stream):
+        """What the decoder does in a pass: VISTA, where there is an image."""
+        if self.name != "VISTA" or not self.image:
+            return nullcontext()
+        layers, nothing = self.decoder.layers, torch.zeros(0, dtype=torch.long)
+        if self.directions is None:
+            self.directions = added(
+                layers, lambda: self.run("first", nothing), lambda: self.run("text", nothing)
+            )
+        return steered(layers, self.directions)
+
+    def layer_logits(self, logits, states):
+        """float64 logits (J, V) of the layers that DeCo or VISTA reads; for DoLa (V,), of the one
+        that diverges most. `states` are the hidden states (d) of the last position."""
+        count = len(self.decoder.layers)
+        if self.name.startswith("DoLa"):
+            start = 2 if is_tied(self.model) else 0
+            layers = range(start, max(1, count // 2) + (start == 2), 2)
+            if self.name == "DoLa, high":
+                layers = range(count // 2, count, 2)
+            return premature(logits, [self.weight @ states[k].double() for k in layers])
+        last = min(round(28 / 32 * count), count - 1)
+        layers = range(round(20 / 32 * count), last + 1)
+        if self.name == "VISTA":
+            layers = range(min(round(26 / 32 * count), count - 1), count)
+        norm = self.decoder.module.norm if self.name == "DeCo" else torch.nn.Identity()
+        return torch.stack([self.weight @ norm(states[k]).double() for k in layers])
+
+    def generate(self, suppressed=SUPPRESSED, **settings):
+        """New tokens of each row of the prompt."""
+        ids = torch.ones(1, 3, dtype=torch.long)
+        processors = LogitsProcessorList([Decided(self.scores, ids.shape[1], suppressed)])
+        settings = {"do_sample": False, "max_new_tokens": ASKED["max_new_tokens"], **settings}
+        host = text_host(len(self.weight))
+        return host.generate(input_ids=ids, logits_processor=processors, **settings)[:, 3:].tolist()
+
+
 class Decided(LogitsProcessor):
-    """Puts a host's scores aside for those that `decide` gives of the tokens so far."""
+    """Replaces a host's scores by what `decide` gives for the tokens so far."""
 
     def __init__(self, decide, length, suppressed):
         self.decide = decide
@@ -53,7 +140,7 @@ class Decided(LogitsProcessor):
 
 @cache
 def text_host(vocabulary):
-    """A language model whose own scores are put aside."""
+    """A language model whose scores are replaced."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=8,
@@ -63,25 +150,16 @@ def text_host(vocabulary):
         pad_token_id=0,
         eos_token_id=None,
     )
-    with torch.random.fork_rng():  # draws are those of the sampling alone
+    with torch.random.fork_rng():  # so that only the sampling draws
         host = LlamaForCausalLM(config).eval()
     host.generation_config.eos_token_id = None
     return host
 
 
-def expected(decide, vocabulary, suppressed=SUPPRESSED, **settings):
-    """New tokens of one prompt; `decide` gives float64 scores (V,) after tokens (t,)."""
-    ids = torch.ones(1, 3, dtype=torch.long)
-    processors = LogitsProcessorList([Decided(decide, ids.shape[1], suppressed)])
-    settings = {"do_sample": False, "max_new_tokens": ASKED["max_new_tokens"], **settings}
-    host = text_host(vocabulary)
-    return host.generate(input_ids=ids, logits_processor=processors, **settings)[:, 3:].tolist()
-
-
 def formula(name, logits, second, step):
     """The decoder's scores in float64, from both streams' logits (V,).
 
-    DoLa's second ones are those of one layer, DeCo's and VISTA's (J, V) those of several.
+    DoLa's second logits are of one layer, DeCo's and VISTA's (J, V) of several layers.
     """
     share = SHARE
     if name in ("VCD", "ICD"):
@@ -124,24 +202,8 @@ def corrected(logits, inner):
     return scores
 
 
-@torch.no_grad()
-def inner_logits(name, states, norm, weight):
-    """float64 logits (J, V) of the layers that DeCo or VISTA reads.
-
-    `states` are the hidden states (d) of the last position, `norm` is the final norm, `weight` the
-    LM head's.
-    """
-    count = len(states) - 1
-    last = min(round(28 / 32 * count), count - 1)
-    layers = range(round(20 / 32 * count), last + 1)
-    if name == "VISTA":
-        layers = range(min(round(26 / 32 * count), count - 1), count)
-    read = [norm(states[k]) if name == "DeCo" else states[k] for k in layers]
-    return torch.stack([weight.double() @ state.double() for state in read])
-
-
 def premature(logits, candidates):
-    """Of candidate logits (V,) those whose distribution diverges most, by Jensen-Shannon."""
+    """Of candidate logits (V,), the ones whose distribution diverges most, by Jensen-Shannon."""
     p = logits.softmax(0)
 
     def divergence(other):

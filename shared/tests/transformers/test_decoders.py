@@ -8,7 +8,6 @@ import copy
 import math
 import threading
 import time
-from contextlib import nullcontext
 from functools import cache, partial
 from itertools import chain
 
@@ -37,10 +36,9 @@ from revisit import (
 )
 from revisit.core.head import LMHead
 from revisit.transformers.layer_logits import _layer_logits
-from revisit.transformers.model_parts import is_tied, text_decoder
 from small_llama import hooks
 from tiny_configs import IMAGE, VISION_END, VISION_START
-from whole_passes import SHARE, formula, inner_logits, premature, with_noise
+from whole_passes import SHARE, with_noise
 
 CONFIGS = {
     **whole_passes.CONFIGS,
@@ -71,19 +69,19 @@ def without_image(row):
     """A prompt of text, with the inputs that are as long as its tokens."""
     ids = torch.tensor([[1, 24, 40, 41, 43]])
     same = [name for name in row if row[name].shape == row["input_ids"].shape]
-    told = {name: torch.zeros_like(ids) for name in same}
-    return {**told, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    types = {name: torch.zeros_like(ids) for name in same}
+    return {**types, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def together(rows):
-    """The prompts as one batch; images are of those that have some."""
+    """The prompts as one batch; not all have images."""
     seeing = [row for row in rows if len(row) == len(rows[0])]
     texts = [{name: row[name] for name in rows[-1]} for row in rows]
     return {**batch(seeing), **batch(texts)}
 
 
 def second(name, inputs):
-    """The second inputs that a decoder is given; any other pixels do for RITUAL."""
+    """The second inputs of a decoder; any other pixels do for RITUAL."""
     pixels = [key for key in inputs if key.startswith("pixel_values")]
     if name == "RITUAL" and pixels:
         return {"second_inputs": {key: -0.6 * inputs[key] for key in pixels}}
@@ -109,10 +107,10 @@ def rewritten(inputs, rewrite):
         for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
     ]
     texts = [torch.tensor([rewrite(row)]) for row in rows]
-    told = batch([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in texts])
+    padded = batch([{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in texts])
     same = [key for key in inputs if inputs[key].shape == inputs["input_ids"].shape]
-    types = {key: (told["input_ids"] == IMAGE).long() for key in same}
-    return {**inputs, **types, **told}
+    types = {key: (padded["input_ids"] == IMAGE).long() for key in same}
+    return {**inputs, **types, **padded}
 
 
 def decode(model, name, inputs, **settings):
@@ -123,91 +121,49 @@ def decode(model, name, inputs, **settings):
     return output[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-class Reference:
-    """The decoder of one prompt alone, by whole passes of another copy of the model."""
+class Reference(whole_passes.Reference):
+    """The decoder of the inputs of one prompt."""
 
     def __init__(self, model, name, inputs):
-        self.model = model
-        self.name = name
-        self.inputs = inputs
-        self.length = inputs["input_ids"].shape[1]
         self.vision = inputs["input_ids"][0] == IMAGE
-        self.directions = None  # VISTA's
+        super().__init__(model, name, image=bool(self.vision.any()))
+        self.inputs = inputs
 
-    def whole(self, tokens, inputs=None):
-        """float64 logits (V,) after the prompt and `tokens`, and hidden states of the last one."""
-        inputs = dict(self.inputs if inputs is None else inputs)
+    def run(self, stream, tokens):
+        inputs = dict(self.inputs)
+        if stream == "text":
+            inputs = {"input_ids": self.without_images()}
+        elif stream == "noisy":
+            inputs |= {key: noise(inputs, key) for key in inputs if key.startswith("pixel_values")}
+        elif stream != "first":
+            other = second(self.name, inputs).get("second_inputs", {})
+            inputs = dict(other) if "input_ids" in other else {**inputs, **other}
         ids = torch.cat([inputs["input_ids"], tokens.unsqueeze(0)], 1)
         for key in ("token_type_ids", "mm_token_type_ids"):
             if key in inputs:
                 inputs[key] = torch.nn.functional.pad(inputs[key], (0, len(tokens)))
-        inputs.update(input_ids=ids, attention_mask=torch.ones_like(ids))
-        self.forget()
-        with torch.no_grad():
-            output = self.model(**inputs, use_cache=False, output_hidden_states=True)
-        return output.logits[0, -1].double(), [state[0, -1] for state in output.hidden_states]
-
-    def without_images(self):
-        told = self.model.config.to_dict()
-        marks = {told.get("vision_start_token_id"), told.get("boi_token_index")}
-        gone = {IMAGE, VISION_START, VISION_END} if VISION_START in marks else {IMAGE}
-        words = [word for word in self.inputs["input_ids"][0].tolist() if word not in gone]
-        return {"input_ids": torch.tensor([words])}
-
-    def forget(self):
+        inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         for part in self.model.modules():
             if hasattr(part, "rope_deltas"):
                 part.rope_deltas = None
+        return self.model(**inputs, use_cache=False, output_hidden_states=True)
 
-    def changes(self):
-        """What VISTA and PAI do in each pass; VISTA nothing where there is no image."""
-        if self.name == "PAI":
-            layers, alpha = text_decoder(self.model).layers[2:], CONFIGS["PAI"].alpha
-            return whole_passes.raised(layers, self.vision, self.length - 1, alpha)
-        if self.name != "VISTA" or IMAGE not in self.inputs["input_ids"]:
-            return nullcontext()
-        layers, nothing = text_decoder(self.model).layers, torch.zeros(0, dtype=torch.long)
-        if self.directions is None:
-            self.directions = whole_passes.added(
-                layers,
-                lambda: self.whole(nothing),
-                lambda: self.whole(nothing, self.without_images()),
-            )
-        return whole_passes.steered(layers, self.directions)
+    def without_images(self):
+        """The tokens (1, T) of the prompt's text."""
+        fields = self.model.config.to_dict()
+        marks = {fields.get("vision_start_token_id"), fields.get("boi_token_index")}
+        gone = {IMAGE, VISION_START, VISION_END} if VISION_START in marks else {IMAGE}
+        words = self.inputs["input_ids"][0].tolist()
+        return torch.tensor([[word for word in words if word not in gone]])
 
-    def row(self, tokens):
-        with self.changes():
-            logits, states = self.whole(tokens)
-        name = self.name.split(",")[0]
-        if name in ("DoLa", "DeCo", "VISTA"):
-            other = self.layer_logits(name, logits, states)
-        elif name in ("M3ID", "PAI"):
-            other, _ = self.whole(tokens, self.without_images())
-        elif name == "SID":
-            layers, rank = text_decoder(self.model).layers, CONFIGS["SID"].rank
-            with whole_passes.least_attended(layers, self.vision, self.length - 1, rank):
-                other, _ = self.whole(tokens)
-        elif name == "VCD":
-            pixels = [key for key in self.inputs if key.startswith("pixel_values")]
-            noisy = {key: noise(self.inputs, key) for key in pixels}
-            other, _ = self.whole(tokens, {**self.inputs, **noisy})
-        else:
-            told = second(name, self.inputs).get("second_inputs", {})
-            inputs = told if "input_ids" in told else {**self.inputs, **told}
-            other, _ = self.whole(tokens, inputs)
-        return formula(name, logits, other, len(tokens))
-
-    def layer_logits(self, name, logits, states):
-        """The logits of the layers that count: for DoLa, of the one that diverges most."""
-        decoder = text_decoder(self.model)
-        weight = self.model.get_output_embeddings().weight.double()
-        count = len(decoder.layers)
-        if name in ("DeCo", "VISTA"):
-            return inner_logits(name, states, decoder.module.norm, weight)
-        start = 2 if is_tied(self.model) else 0
-        low = range(start, count // 2 + (start == 2), 2)
-        layers = range(count // 2, count, 2) if self.name == "DoLa, high" else low
-        return premature(logits, [weight @ states[layer].double() for layer in layers])
+    def changes(self, stream):
+        """What VISTA, PAI and SID do in a pass."""
+        layers, start = self.decoder.layers, len(self.vision) - 1
+        if (self.name, stream) == ("PAI", "first"):
+            return whole_passes.raised(layers[2:], self.vision, start, CONFIGS["PAI"].alpha)
+        if (self.name, stream) == ("SID", "second"):
+            return whole_passes.least_attended(layers, self.vision, start, CONFIGS["SID"].rank)
+        return super().changes(stream)
 
 
 def noise(inputs, name):
@@ -222,12 +178,8 @@ def noise(inputs, name):
 
 
 def expected(model, name, inputs, **settings):
-    """The reference's new tokens, in a generation without a cache of its own."""
-    reference, vocabulary = (
-        Reference(model, name, inputs),
-        len(model.get_output_embeddings().weight),
-    )
-    return whole_passes.expected(reference.row, vocabulary, ASKED["suppress_tokens"], **settings)
+    """The reference's new tokens."""
+    return Reference(model, name, inputs).generate(ASKED["suppress_tokens"], **settings)
 
 
 @pytest.fixture(params=NAMES)
@@ -236,7 +188,7 @@ def family(request):
 
 
 def repeated(name, settings):
-    """What `made` gives, and of its prompts those that this release repeats whole in rows."""
+    """As `made`, without the prompts whose images this release does not repeat as a whole."""
     model, other, rows = made(name)
     count = max(settings.get(key, 1) for key in ("num_beams", "num_return_sequences"))
     return model, other, [row for row in rows if count == 1 or not mixed_up(model, row, count)]
@@ -261,8 +213,8 @@ def mixed_up(model, row, count):
 @pytest.mark.parametrize("asked", [{"num_beams": 3}, SAMPLED], ids=str)
 @pytest.mark.parametrize("name", [*CONFIGS, "ReVisiT"])
 def test_rows_whose_images_the_release_mixes_up_are_refused(family, name, asked):
-    """Releases 4.x repeat each image by itself, and not those of a prompt together, unless a model
-    counts its images or holds them by row: plain decoding is wrong there as well."""
+    """Releases 4.x repeat each image by itself, and not the images of a prompt together, unless a
+    model counts its images or holds them by row: plain decoding is wrong there as well."""
     model, _, rows = made(family)
     several = [len(row.get("pixel_values", ())) > 1 for row in rows]
     mixed = [mixed_up(model, row, 3) for row in rows]
@@ -384,7 +336,7 @@ def test_a_generation_inside_another_does_not_mix_with_it(outer, inner):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_hook_and_no_offset_is_left(name):
     model, _, rows = made("qwen2_5_vl")
-    model.generate(**rows[1], **ASKED)  # some releases leave hooks of their own on first use
+    model.generate(**rows[1], **ASKED)  # some releases leave hooks on first use
     before, offsets = hooks(model), model.model.rope_deltas.tolist()
     decode(model, name, rows[1])
     assert hooks(model) == before
@@ -413,6 +365,32 @@ def test_what_a_process_sets_for_pytorch_changes_no_token(name):
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float16, 0.1), (torch.bfloat16, 0.5), (torch.float64, 1e-4)]
+)
+@pytest.mark.parametrize("name", ["PAI", "SID"])
+def test_changed_attention_is_about_the_same_in_another_precision(name, dtype, tolerance):
+    model, _, rows = made("gemma3")
+    scores = []
+    for each in (model, copy.deepcopy(model).to(dtype)):
+        inputs = {
+            key: value.to(each.dtype) if value.is_floating_point() else value
+            for key, value in together(rows).items()
+        }
+        with revisit.attach(each, CONFIGS[name]):
+            output = each.generate(
+                **inputs,
+                **ASKED,
+                do_sample=False,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        assert all(not step.isnan().any() for step in output.scores)
+        scores.append(output.scores[0].double())
+    kept = (torch.stack(scores) > -1e4).all(0)  # others are left out
+    torch.testing.assert_close(scores[1][kept], scores[0][kept], atol=tolerance, rtol=0)
 
 
 def test_dola_projects_in_the_head_s_dtype_under_mixed_precision():
@@ -505,9 +483,9 @@ def test_second_inputs_must_be_as_large_and_known():
     refused(model, RITUALConfig(), rows[1], "as many vision tokens", **grids)
     unknown = {"second_inputs": {"pixels": rows[1]["pixel_values"]}}
     refused(model, VCDConfig(), rows[1], "has pixels, which is not among the arguments", **unknown)
-    given = {"second_inputs": {"pixel_values": rows[1]["pixel_values"]}}
-    refused(model, ReVisiTConfig(), rows[1], "no second stream", **given)
-    refused(model, DoLaConfig(), rows[1], "no second stream", **given)
+    known = {"second_inputs": {"pixel_values": rows[1]["pixel_values"]}}
+    refused(model, ReVisiTConfig(), rows[1], "no second stream", **known)
+    refused(model, DoLaConfig(), rows[1], "no second stream", **known)
 
 
 @pytest.mark.skipif(RELEASE < (4, 51), reason="this release cannot read a prompt in chunks")
@@ -518,20 +496,20 @@ def test_second_images_in_chunks_are_refused_before_anything_runs(config, route)
     asked = {"prefill_chunk_size": 3}
     if route == "generation config":
         asked = {"generation_config": transformers.GenerationConfig(**asked)}
-    ran, given = [], second("RITUAL", rows[0])
+    ran, images = [], second("RITUAL", rows[0])
     handle = model.register_forward_pre_hook(lambda *_: ran.append(1))
-    refused(model, config, rows[0], "leave out prefill_chunk_size", **given, **asked)
+    refused(model, config, rows[0], "leave out prefill_chunk_size", **images, **asked)
     handle.remove()
     assert not ran
 
 
-def test_a_second_prompt_of_one_s_own_is_read():
+def test_a_second_prompt_of_the_caller_is_read():
     model, _, rows = made("qwen2_5_vl")
     prompt = torch.tensor(
         [[word for word in rows[1]["input_ids"][0].tolist() if word > 8 or word == 1]]
     )
-    own = {"second_inputs": {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}}
-    assert decode(model, "M3ID", rows[1]) == decode(model, "M3ID", rows[1], **own)
+    same = {"second_inputs": {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}}
+    assert decode(model, "M3ID", rows[1]) == decode(model, "M3ID", rows[1], **same)
     short = {"second_inputs": {"input_ids": prompt[:, :2]}}
     assert decode(model, "M3ID", rows[1]) != decode(model, "M3ID", rows[1], **short)
 
@@ -562,7 +540,7 @@ def test_a_model_inside_another_is_never_decoded_plainly_in_silence(config, rout
             call(**text, **settings)
     model.generate(**row, **settings)
     with revisit.attach(inner, M3IDConfig()), pytest.raises(ValueError, match="vision"):
-        inner.generate(**text, **settings)  # its own settings count
+        inner.generate(**text, **settings)  # the settings of the inner model count
     if route == "enable":
         revisit.disable(model)
     else:

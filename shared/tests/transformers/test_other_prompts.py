@@ -14,7 +14,7 @@ QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "te
 
 
 class Template:
-    """A processor whose template takes a system message as told: a list, a text, or none."""
+    """A processor whose template takes a system message in one form: a list, a text, or none."""
 
     def __init__(self, takes):
         self.takes = takes
