@@ -135,13 +135,15 @@ class AttentionLogitsProcessor(SecondStreamLogitsProcessor):
 
     def _attentions(self) -> list[nn.Module]:
         """The attention of each layer, all of which go through the interface."""
-        layers = text_decoder(self.model).layers
-        attentions: list[Any] = [getattr(layer, "self_attn", None) for layer in layers]
-        for attention in attentions:
-            kind = type(attention)
-            has_interface = hasattr(sys.modules[kind.__module__], _INTERFACE)
+        attentions = []
+        for layer in text_decoder(self.model).layers:
+            attention: Any = getattr(layer, "self_attn", None)
+            kind = type(layer if attention is None else attention)
+            module = sys.modules[kind.__module__]
+            has_interface = attention is not None and hasattr(module, _INTERFACE)
             function = getattr(getattr(attention, "config", None), "_attn_implementation", None)
             if has_interface and function == _FUNCTION:
+                attentions.append(attention)
                 continue
             what, advice = f"does not go through {_INTERFACE}", ""
             if has_interface:
