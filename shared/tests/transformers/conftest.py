@@ -13,10 +13,13 @@ from routes import attached, plain
 from small_llama import PROMPTS, make_model
 
 OF_FAMILIES = [
+    "test_attention.py",
     "test_check.py",
+    "test_contrastive.py",
     "test_decoders.py",
     "test_families.py",
     "test_image_regions.py",
+    "test_layer_logits.py",
     "test_lm_heads.py",
 ]
 newer = "custom_generate" in inspect.signature(GenerationMixin.generate).parameters
