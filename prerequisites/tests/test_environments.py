@@ -24,19 +24,20 @@ PIN = re.compile(r"([A-Za-z0-9_.-]+)==(\S+?)(; .*)?")
 by_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def read(family: str) -> dict:
-    return yaml.safe_load(FAMILIES[family][1].read_text())
-
-
 def requirements(family: str) -> list[str]:
     lines = (FAMILIES[family][1].parent / "requirements.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
 @by_family
-def test_the_environment_has_the_name_that_the_instructions_activate(family):
+def test_conda_makes_the_environment_of_the_instructions_with_the_pins_that_nox_reads(family):
     name, path = FAMILIES[family]
-    assert read(family)["name"] == name
+    content = yaml.safe_load(path.read_text())
+    assert set(content) == {"name", "channels", "dependencies"} and content["name"] == name
+    assert content["channels"] == ["conda-forge"]  # conda takes any other word for a channel
+    (pip,) = [entry["pip"] for entry in content["dependencies"] if isinstance(entry, dict)]
+    assert pip == ["-r requirements.txt"]  # conda reads it relative to the file: the family's list
+    assert f'"{path.parent.name}/requirements.txt"' in (ROOT / "noxfile.py").read_text()
     instructions = (ROOT / "docs" / "reproducing.md").read_text()
     assert f"conda env create -f {path.relative_to(ROOT)}" in instructions
     assert f"conda activate {name}" in instructions
@@ -45,29 +46,14 @@ def test_the_environment_has_the_name_that_the_instructions_activate(family):
 @by_family
 def test_its_conda_packages_are_specs_that_conda_reads(family):
     rattler = pytest.importorskip("rattler")
-    content = read(family)
-    assert set(content) == {"name", "channels", "dependencies"}
-    specs = [spec for spec in content["dependencies"] if isinstance(spec, str)]
-    read_specs = {spec.name.normalized: spec for spec in map(rattler.MatchSpec, specs)}
-    assert set(read_specs) == {"python", "pip"}  # all else is pip's, from the one list
+    dependencies = yaml.safe_load(FAMILIES[family][1].read_text())["dependencies"]
+    parsed = [rattler.MatchSpec(spec) for spec in dependencies if isinstance(spec, str)]
+    specs = {spec.name.normalized: spec for spec in parsed}
+    assert set(specs) == {"python", "pip"}  # all else is pip's, from the one list
+    build = {"build": rattler.BuildString("0"), "build_number": 0, "subdir": "linux-64"}
     for version, fits in (("3.11.9", True), ("3.12.0", False), ("3.10.1", False)):
-        record = rattler.PackageRecord(
-            name="python",
-            version=version,
-            build=rattler.BuildString("0"),
-            build_number=0,
-            subdir="linux-64",
-        )
-        assert read_specs["python"].matches(record) == fits
-    assert content["channels"] == ["conda-forge"]  # conda takes any other word for a channel
-
-
-@by_family
-def test_pip_installs_the_pins_of_the_virtualenv(family):
-    (pip,) = [entry["pip"] for entry in read(family)["dependencies"] if isinstance(entry, dict)]
-    assert pip == ["-r requirements.txt"]  # conda reads it relative to the file: the family's list
-    session = (ROOT / "noxfile.py").read_text()
-    assert f'"{FAMILIES[family][1].parent.name}/requirements.txt"' in session
+        record = rattler.PackageRecord(name="python", version=version, **build)
+        assert specs["python"].matches(record) == fits
 
 
 @by_family
@@ -81,41 +67,38 @@ def test_every_requirement_is_pinned_once(family):
 @pytest.fixture
 def scratch(tmp_path):
     """A copy of what nox needs of the repository."""
-    for file in ("noxfile.py", "LLaVA1.5/requirements.txt", "shared/pyproject.toml"):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "shared").mkdir()
+    for file in ("noxfile.py", "shared/pyproject.toml"):
         shutil.copy(ROOT / file, tmp_path / file)
-    shutil.copytree(
-        ROOT / "LLaVA1.5",
-        tmp_path / "LLaVA1.5",
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("data", "tests", "__pycache__"),
-    )
+    unneeded = shutil.ignore_patterns("data", "tests", "__pycache__")
+    shutil.copytree(ROOT / "LLaVA1.5", tmp_path / "LLaVA1.5", ignore=unneeded)
     return tmp_path
 
 
 def nox(folder: Path, *path: Path, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    environment = {
-        name: value for name, value in os.environ.items() if name == BACKEND or "NOX" not in name
+    variables = {
+        name: os.environ[name] for name in os.environ if name == BACKEND or "NOX" not in name
     }
-    environment["PATH"] = os.pathsep.join(map(str, path))
-    return subprocess.run(
-        [sys.executable, "-m", "nox", "-s", "llava", "--install-only", *flags],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    variables["PATH"] = os.pathsep.join(map(str, path))
+    command = [sys.executable, "-m", "nox", "-s", "llava", "--install-only", *flags]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+
+
+def failing_tool(folder: Path, name: str, command: str = "") -> Path:
+    """A folder with one program, which runs a command and fails."""
+    tools = folder / "tools"
+    tools.mkdir()
+    (tools / name).write_text(f"#!/bin/sh\n{command}\nexit 1\n")
+    (tools / name).chmod(0o755)
+    return tools
 
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_nox_asks_the_tool_that_is_there_for_python_3_11(scratch, tool):
     """As far as it goes without a channel: the tool notes what it was asked, and fails."""
     pytest.importorskip("nox")
-    tools, asked = scratch / "tools", scratch / "asked"
-    tools.mkdir()
-    recorder = f'#!/bin/sh\nprintf "%s\\n" "$@" >> "{asked}"\nexit 1\n'
-    (tools / tool).write_text(recorder)
-    (tools / tool).chmod(0o755)
+    asked = scratch / "asked"
+    tools = failing_tool(scratch, tool, f'printf "%s\\n" "$@" >> "{asked}"')
     run = nox(scratch, tools, Path("/usr/bin"), Path("/bin"))
     assert run.returncode != 0 and f"Creating {tool} env" in run.stderr, run.stderr
     environment = str(scratch / ".nox" / "llava")
@@ -130,10 +113,7 @@ def test_conda_s_channel_is_not_given_to_another_tool_that_is_asked_for(
     scratch, asked, monkeypatch
 ):
     pytest.importorskip("nox")
-    tools = scratch / "tools"
-    tools.mkdir()
-    (tools / "conda").write_text("#!/bin/sh\nexit 1\n")
-    (tools / "conda").chmod(0o755)
+    tools = failing_tool(scratch, "conda")
     (scratch / "LLaVA1.5" / "requirements.txt").write_text("nothing is installed\n")
     flags = ["--default-venv-backend", "virtualenv"] if asked == "flag" else []
     if asked == "variable":
