@@ -76,9 +76,8 @@ def scratch(tmp_path):
 
 
 def nox(folder: Path, *path: Path, flags: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    variables = {
-        name: os.environ[name] for name in os.environ if name == BACKEND or "NOX" not in name
-    }
+    kept = [name for name in os.environ if name == BACKEND or "NOX" not in name]
+    variables = {name: os.environ[name] for name in kept}
     variables["PATH"] = os.pathsep.join(map(str, path))
     command = [sys.executable, "-m", "nox", "-s", "llava", "--install-only", *flags]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
