@@ -1,4 +1,4 @@
-"""What .ci/run takes and runs; the commands themselves are run by it, not here."""
+"""The arguments and the commands of .ci/run; the commands themselves are not run here."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / ".ci" / "run"
 
 @pytest.fixture
 def run(tmp_path):
-    """Call it with arguments; the value is what it says, and the commands that it ran by name."""
+    """Call it with arguments; it returns the finished process, and the commands that it ran."""
     noted = tmp_path / "noted"
     for tool in ("python", "nox", "chromium", "apt-get"):
         (tmp_path / tool).write_text(f'#!/bin/sh\necho {tool} "$@" >> "{noted}"\n')

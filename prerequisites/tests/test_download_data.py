@@ -24,7 +24,7 @@ FILES = {
     "annotations": {f"annotations/{name}": LISTED for name in JSONS},
     "val2014": {f"val2014/{name}": name.encode() * 500 for name in IMAGES},
 }
-FOLDERS = {"annotations": "annotations", "images": "val2014"}  # flag -> what it fills
+FOLDERS = {"annotations": "annotations", "images": "val2014"}  # flag -> folder
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def coco(server, tmp_path):
 
 
 class Coco:
-    """`arguments` name the server's archives, their hashes, and where they go."""
+    """A folder for COCO; `arguments` are the flags for the server's archives."""
 
     def __init__(self, server, folder: Path) -> None:
         self.server, self.folder = server, folder
@@ -135,7 +135,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(coco, start, kill, status):
         coco.server.resume.set()
         assert again.wait(20) == 0
     assert coco.run() == 0 and coco.is_whole
-    whole = len(coco.server.files["/val2014.zip"])  # asks for what follows: there is nothing
+    whole = len(coco.server.files["/val2014.zip"])  # a request for the bytes after the last one
     expected = r"bytes=[12]\d{4}-" if kill == signal.SIGINT else f"bytes={whole}-"
     assert re.fullmatch(expected, coco.server.ranges_asked("/val2014.zip")[1])
 
@@ -171,7 +171,7 @@ def test_single_files_come_as_published_and_the_user_s_are_left_alone(
 
 @pytest.fixture
 def nltk(server, tmp_path):
-    """Call it with what an index says of every package in place of the truth."""
+    """Call it with wrong attributes that the index has for every package."""
 
     def call(**wrong: str) -> int:
         entries = ""

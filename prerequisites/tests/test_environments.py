@@ -66,7 +66,7 @@ def test_every_requirement_is_pinned_once(family):
 
 @pytest.fixture
 def scratch(tmp_path):
-    """A copy of what nox needs of the repository."""
+    """A copy of the files that nox needs."""
     (tmp_path / "shared").mkdir()
     for file in ("noxfile.py", "shared/pyproject.toml"):
         shutil.copy(ROOT / file, tmp_path / file)
@@ -94,7 +94,7 @@ def failing_tool(folder: Path, name: str, command: str = "") -> Path:
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_nox_asks_the_tool_that_is_there_for_python_3_11(scratch, tool):
-    """As far as it goes without a channel: the tool notes what it was asked, and fails."""
+    """There is no channel here: the tool records its arguments, and fails."""
     pytest.importorskip("nox")
     asked = scratch / "asked"
     tools = failing_tool(scratch, tool, f'printf "%s\\n" "$@" >> "{asked}"')

@@ -36,13 +36,11 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
     return info.name
 """
 FILES = {
-    f"{TOP}/PKG-INFO": "Metadata-Version: 2.1\nName: sample\nVersion: 1.0\n",
     f"{TOP}/pyproject.toml": (
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     ),
     f"{TOP}/backend.py": BACKEND,
     f"{TOP}/src/sample.egg-info/PKG-INFO": "the release's\n",
-    f"{TOP}/src/sample/other.py": "other = 1\n",
     SOURCE: "first = 1\nvalue = 1\n",
 }
 PATCHED = "first = 1\nvalue = 2\n"
@@ -179,35 +177,34 @@ def test_check_tells_the_state_and_changes_nothing(family):
     assert family.source.read_text() == "mine\n"
 
 
-def test_a_changed_patch_makes_it_again(made):
-    made.pin(value=3)
+def another_patch(family):
+    family.pin(value=3)
+    return "made from another patch", "first = 1\nvalue = 3\n"
+
+
+def a_lost_file(family):
+    family.source.unlink()
+    return "missing: src/sample/value.py", PATCHED
+
+
+@pytest.mark.parametrize("change", [another_patch, a_lost_file])
+def test_a_change_makes_it_again(made, change):
+    message, expected = change(made)
     status, printed = made.run()
-    assert status == 0 and "another patch" in printed
-    assert made.source.read_text() == "first = 1\nvalue = 3\n" and made.left() == [TOP]
+    assert status == 0 and message in printed
+    assert made.source.read_text() == expected and made.left() == [TOP]
 
 
-def test_a_lost_file_makes_it_again(made):
-    made.source.unlink()
-    status, printed = made.run()
-    assert status == 0 and "missing: src/sample/value.py" in printed
-    made.assert_made()
-
-
-def test_edits_are_replaced_and_kept_beside_it(made):
+def test_edits_are_replaced_and_kept_beside_it(family):
+    family.source.parent.mkdir(parents=True)  # a folder that this program did not make
     for number in (1, 2):
-        made.source.write_text(f"mine = {number}\n")
-        status, printed = made.run()
-        assert status == 0 and made.source.read_text() == PATCHED
-        assert "changed: src/sample/value.py" in printed and f"{TOP}.edited-{number}" in printed
-        kept = made.data / f"{TOP}.edited-{number}/src/sample/value.py"
+        family.source.write_text(f"mine = {number}\n")
+        status, printed = family.run()
+        assert status == 0 and family.source.read_text() == PATCHED
+        assert f"{TOP}.edited-{number}" in printed
+        kept = family.data / f"{TOP}.edited-{number}/src/sample/value.py"
         assert kept.read_text() == f"mine = {number}\n"
-
-
-def test_a_folder_that_somebody_else_made_is_kept_beside_it(family):
-    family.source.parent.mkdir(parents=True)
-    family.source.write_text("theirs\n")
-    assert family.run()[0] == 0 and family.source.read_text() == PATCHED
-    assert (family.data / f"{TOP}.edited-1/src/sample/value.py").read_text() == "theirs\n"
+    assert "changed: src/sample/value.py" in printed
 
 
 def another_archive(family):

@@ -1,9 +1,9 @@
 """A patch: the release it is for, and the hash of each of its files before and after.
 
-It is what `git diff --full-index -U0` writes, named after the release, `transformers-4.31.0.patch`,
-below a preamble with the line `sdist-sha256: <64 hex digits>`, the source archive's. git's `index`
-lines have the hashes, which tell on what side of the patch a file is and prove what `git apply`
-makes of it. `patches/README.md` says how a patch is made.
+Its file is named after the release, `transformers-4.31.0.patch`. It has a preamble with the line
+`sdist-sha256: <64 hex digits>`, the hash of the source archive, and then the output of `git diff
+--full-index -U0`. git's `index` lines have the hashes of each file: they show whether a file is
+patched, and prove that `git apply` made the right one. `patches/README.md` says how one is made.
 """
 
 import hashlib
