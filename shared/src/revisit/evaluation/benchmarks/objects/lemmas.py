@@ -15,35 +15,13 @@ from revisit.evaluation.benchmarks.objects.lexicon import DOUBLE_WORDS, OBJECT_O
 
 Lemmatizer = Callable[[str], list[str]]
 
-# Endings of the singular and the plural that WordNet's noun rules (Morphy) know.
-_ENDINGS = {
-    "": "s",
-    "s": "ses",
-    "f": "ves",
-    "x": "xes",
-    "z": "zes",
-    "ch": "ches",
-    "sh": "shes",
-    "man": "men",
-    "y": "ies",
-}
-_IRREGULAR = {
-    "buffaloes": "buffalo",
-    "busses": "bus",
-    "calves": "calf",
-    "children": "child",
-    "flamingoes": "flamingo",
-    "geese": "goose",
-    "grandchildren": "grandchild",
-    "knives": "knife",
-    "mans": "man",
-    "mice": "mouse",
-    "oxen": "ox",
-    "pocketknives": "pocketknife",
-    "sports": "sport",
-    "taxies": "taxi",
-    "thieves": "thief",
-}
+# Singular and plural endings that WordNet's noun rules (Morphy) know, and its irregular nouns.
+_ENDINGS = "-s s-ses f-ves x-xes z-zes ch-ches sh-shes man-men y-ies"
+_IRREGULAR = """
+buffalo-buffaloes bus-busses calf-calves child-children flamingo-flamingoes goose-geese
+grandchild-grandchildren knife-knives man-mans mouse-mice ox-oxen pocketknife-pocketknives
+sport-sports taxi-taxies thief-thieves
+"""
 # WordNet 3.0 gives no singular for these: it lacks the noun, or takes another one ("vases" are
 # "vas", "men" are "men"). The published scorer thus does not count their plurals, nor do we.
 _NO_PLURAL = """
@@ -55,10 +33,11 @@ solider sports stovetop teddybear televison vase
 
 def plurals(words: Collection[str]) -> dict[str, str]:
     """The plurals of nouns, by WordNet's rules -> their singulars."""
-    return _IRREGULAR | {
+    endings, irregular = ([pair.split("-") for pair in t.split()] for t in (_ENDINGS, _IRREGULAR))
+    return {plural: singular for singular, plural in irregular} | {
         word.removesuffix(singular) + plural: word
         for word in set(words).difference(_NO_PLURAL.split())
-        for singular, plural in _ENDINGS.items()
+        for singular, plural in endings
         if word.endswith(singular)
     }
 
