@@ -198,14 +198,3 @@ def test_the_page_shows_both_captions_and_that_a_server_gives_no_patches(
     assert not view.get_by_label("layers").count() and not view.locator("button.word").count()
     assert view.evaluate("document.documentElement.scrollWidth") <= 360
     accessible(view)
-
-
-def test_the_page_shows_a_refusal_and_goes_on(visit, address, server):
-    view = visit(address)
-    view.get_by_text("Done.").wait_for(timeout=30_000)
-    server.manner = "refuse"
-    view.get_by_role("button", name="Describe", exact=True).click()
-    view.get_by_text("HTTP 400").wait_for(timeout=30_000)
-    server.manner = "right"
-    view.get_by_role("button", name="Describe", exact=True).click()
-    view.get_by_text("Done.").wait_for(timeout=30_000)

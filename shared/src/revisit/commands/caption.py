@@ -161,12 +161,12 @@ def _is_drawn(name: str, model: str) -> bool:
 
 
 def _draw(pictures: "Sequence[Picture]", report: Path | None, figure: Path | None) -> None:
+    from revisit.evaluation.files import write_whole
     from revisit.evaluation.pictures.figure import write_figure
     from revisit.evaluation.pictures.picture import page
-    from revisit.evaluation.pictures.templates import write_text
 
     if report is not None:
-        write_text(report, page(pictures))
+        write_whole(report, page(pictures).encode())
     if figure is not None:
         write_figure(pictures, figure)
     for file in filter(None, (report, figure)):

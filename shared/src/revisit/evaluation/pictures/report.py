@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from revisit.evaluation.benchmarks.chair import METRICS, metrics, paired_bootstrap
+from revisit.evaluation.files import write_whole
 from revisit.evaluation.pictures.changes import changes
 from revisit.evaluation.pictures.marks import MEANINGS
 from revisit.evaluation.pictures.plots import Axes, Point, check_matplotlib, plot
 from revisit.evaluation.pictures.runs import Run, check_same_images, read_run, times
-from revisit.evaluation.pictures.templates import Cell, render, write_text
+from revisit.evaluation.pictures.templates import Cell, render
 from revisit.evaluation.results.tables import comma_separated, latex
 
 _BARS = "with the intervals of the differences to run 1"
@@ -61,7 +62,7 @@ def write_report(
     tables: Sequence[Table] = (),
 ) -> None:
     """Write the page; raises `EvaluationError` where that cannot be done."""
-    write_text(path, report(groups, title, tables))
+    write_whole(path, report(groups, title, tables).encode())
 
 
 def report(

@@ -2,13 +2,10 @@
 
 import base64
 import io
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
-
-from revisit.evaluation import EvaluationError
 
 COLOURS = {
     "paper": ("#fbfaf7", "#14130f"),
@@ -56,14 +53,6 @@ def render(template: str, **values: Any) -> str:
     """The page from a file of `templates/` and these values, which are text and no markup."""
     page = _ENVIRONMENT.get_template(template)
     return page.render(colours=COLOURS, hues=HUES, **values)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Raises `EvaluationError` where the file cannot be written."""
-    try:
-        path.write_text(text, "utf-8")
-    except OSError as error:
-        raise EvaluationError(f"cannot write {path}: {error.strerror}") from error
 
 
 def data_url(image: Image.Image, longest_side: int, quality: int) -> str:
