@@ -76,6 +76,5 @@ def _bar(row: Row, metric: int) -> Any:
     if row.interval is None:
         return np.full((2, 1), gaps.std(ddof=1))
     low, high = 100 * row.interval[:, metric]
-    return np.maximum(
-        [[gaps[0] - low], [high - gaps[0]]], 0
-    )  # an interval may lie beside its value
+    bar = [[gaps[0] - low], [high - gaps[0]]]
+    return np.maximum(bar, 0)  # an interval may lie beside its value
