@@ -34,8 +34,8 @@ def compare(
     paper: Annotated[
         bool,
         Parameter(
-            help="beside each result the paper's figures: within the 95% interval of the sample, "
-            "outside it, or of another setting, and which"
+            help="print the paper's figures beside each result: within the 95% interval of its "
+            "sample, outside it, or not the same setting, and which"
         ),
     ] = False,
     report: Annotated[
@@ -46,10 +46,10 @@ def compare(
     """One table of results: decoders, settings, models.
 
     The columns: the metrics in percent; seconds a token over the baseline's and peak memory, where
-    both were measured alike; differences to the baseline and their 95% intervals (paired bootstrap
-    over images, or questions). Results that differ by their seed alone are one row: mean and
-    standard deviation. What another sample of images, another length of captions or another scorer
-    would move more than a decoder does has to be the same in all of them.
+    both were measured in the same conditions; differences to the baseline and their 95% intervals
+    (paired bootstrap over images, or questions). Results that differ by their seed alone are one
+    row: mean and standard deviation. All results need the same sample of images, length of captions
+    and scorer, which move the figures more than a decoder does.
     """
     from revisit.evaluation.pictures.plots import check_matplotlib
     from revisit.evaluation.pictures.report import compare_report
