@@ -67,7 +67,6 @@ class TinyQwen(TinyModel):
         self.words = torch.tensor([self.tokenizer(f" {word}").input_ids[0] for word in WORDS])
 
     def see(self, pictures: np.ndarray) -> Tensor:
-        """See ``TinyModel``."""
         return see(self.model.visual, as_patches(pictures, self.processor))
 
     def embed(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,18 +80,15 @@ class TinyQwen(TinyModel):
         return embeds, positions.expand(-1, len(features), -1)
 
     def asked(self, question: str, first: bool) -> list[int]:
-        """See ``TinyModel``."""
         opening = VISION_END if first else f"\n{START}user\n"
         ids: list[int] = self.tokenizer(f"{opening}{question}{END}\n{START}assistant\n").input_ids
         return ids
 
     def answered(self, answer: str) -> list[int]:
-        """See ``TinyModel``."""
         ids: list[int] = self.tokenizer(f"{answer}{END}").input_ids
         return ids
 
     def states(self, features: Tensor, tokens: Tensor) -> tuple[list[Tensor], int]:
-        """See ``TinyModel``."""
         embeds, positions = self.embed(features, tokens)
         states = self.model.model(
             inputs_embeds=embeds, position_ids=positions, use_cache=False, output_hidden_states=True
@@ -101,20 +97,19 @@ class TinyQwen(TinyModel):
 
     @torch.no_grad()
     def describe(self, features: Tensor) -> list[str]:
-        """See ``TinyModel``."""
         end = self.tokenizer.eos_token_id
         embeds, positions = self.embed(features, self.after.expand(len(features), -1))
-        cache, said = DynamicCache(), torch.empty(len(features), 0, dtype=torch.long)
+        cache, tokens = DynamicCache(), torch.empty(len(features), 0, dtype=torch.long)
         ended = torch.zeros(len(features), dtype=torch.bool)
-        while not ended.all() and said.shape[1] < 64:
+        while not ended.all() and tokens.shape[1] < 64:
             states = self.model.model(
                 inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
             ).last_hidden_state
             token = self.head(states[:, -1]).argmax(-1).masked_fill(ended, end)
-            said = torch.cat([said, token[:, None]], dim=1)
+            tokens = torch.cat([tokens, token[:, None]], dim=1)
             ended |= token == end
-            embeds, positions = self.embedding(said[:, -1:]), positions[..., -1:] + 1
-        return list(self.tokenizer.batch_decode(said, skip_special_tokens=True))
+            embeds, positions = self.embedding(tokens[:, -1:]), positions[..., -1:] + 1
+        return list(self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
     def save(self, folder: Path) -> nn.Module:
         """Write configuration, weights in float32, tokenizer, chat template, image processor."""
@@ -142,6 +137,7 @@ def make_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGenera
         initializer_range=0.05,
         rope_theta=ROPE_BASE,
         rope_scaling={"type": "mrope", "mrope_section": ROPE_SECTIONS},
+        bos_token_id=token("<|endoftext|>"),
         eos_token_id=token("<|im_end|>"),
         pad_token_id=token("<|endoftext|>"),
         image_token_id=token("<|image_pad|>"),
