@@ -1,4 +1,4 @@
-"""What is said about a scene: captions, reference captions, and questions of yes or no.
+"""The texts about a scene: captions, reference captions, and questions of yes or no.
 
 A caption is a list of the things and, as its last item, the background, in varied sentences. Every
 item takes the article "a" and every item can follow every joint, so that nothing but the things
@@ -31,7 +31,7 @@ WORDS: tuple[str, ...] = (
     *(thing.name for thing in THINGS),
     *(BACKDROPS[name] for name in BACKGROUNDS),
 )
-"""What a patch can show: the things, then the backgrounds."""
+"""The names of what a patch can show: things, then backgrounds."""
 
 OPENINGS = ("The image shows", "The image features", "In the image, there is", "We can see")
 JOINTS = (",", " and", ", along with", ". There is also", ". The image also shows")
@@ -60,12 +60,12 @@ def caption(things: Sequence[Thing], background: str, rng: np.random.Generator) 
     return f"{text}."
 
 
-def told(scene: Scene, rng: np.random.Generator) -> list[Thing]:
-    """What the describer of the training scenes names: what is there, and what habit adds.
+def described(scene: Scene, rng: np.random.Generator) -> list[Thing]:
+    """The things that a caption of a training scene names: those there, and those habit adds.
 
-    Things come in the order of ``THINGS``, so that what was named is never named again. After the
-    first thing of a ``HABITUAL`` group its second mostly comes, seen or not: captions that large
-    models are trained on also name what was only to be expected.
+    They come in the order of ``THINGS``, so that none is named again. After the first thing of a
+    ``HABITUAL`` group its second mostly comes, seen or not: captions that large models are trained
+    on also name what was only to be expected.
     """
     there = sorted((item.thing for item in scene.placed), key=THINGS.index)
     named: list[Thing] = []
@@ -101,9 +101,14 @@ def yes_or_no(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return question(choice[int(rng.integers(len(choice)))].name), "No"
 
 
+def training_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+    """The question for a caption, and the answer that a training scene teaches."""
+    return QUESTION, caption(described(scene, rng), scene.background, rng)
+
+
 def conversation(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """What is asked and said about a training scene: a caption, before or after two yes or no."""
-    captioned = (QUESTION, caption(told(scene, rng), scene.background, rng))
+    """Questions and answers about a training scene: a caption before or after two yes or no."""
+    captioned = training_caption(scene, rng)
     asked = [yes_or_no(scene, rng) for _ in range(2)]
     return [captioned, *asked] if rng.random() < 0.5 else [*asked, captioned]
 
@@ -112,16 +117,16 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
     """Eight yes or no, and half of the time a caption somewhere among them."""
     asked = [yes_or_no(scene, rng) for _ in range(8)]
     if rng.random() < 0.5:
-        captioned = (QUESTION, caption(told(scene, rng), scene.background, rng))
+        captioned = training_caption(scene, rng)
         asked.insert(int(rng.integers(len(asked) + 1)), captioned)
     return asked
 
 
 def training_texts(scenes: int = 2000) -> list[str]:
-    """What a tokenizer is trained on: captions of training scenes, and every question of POPE."""
+    """For a tokenizer: captions of training scenes, and every question of POPE."""
     rng = np.random.default_rng(0)
     sampled = (sample_scene("train", index) for index in range(scenes))
-    captions = [caption(told(scene, rng), scene.background, rng) for scene in sampled]
+    captions = [training_caption(scene, rng)[1] for scene in sampled]
     return captions + [f"{question(thing.name)} Yes No" for thing in THINGS] * 20
 
 

@@ -1,8 +1,8 @@
 """Caption the demo's images by greedy decoding and by ReVisiT, score both, show where they differ.
 
 Every family captions through the script that its users run on COCO. Results are kept in out/: a
-rerun does only what is missing. The chosen setting of ReVisiT stands in settings/, where
-choose_setting.py wrote what it chose on other scenes.
+rerun does only what is missing. The chosen setting of ReVisiT is in settings/; choose_setting.py
+chose it on other scenes.
 """
 
 from __future__ import annotations
@@ -25,20 +25,16 @@ from jobs import (
     caption_job,
     decoders,
     folders,
-    image_names,
     pope_job,
     published_decoder,
     read_json,
-    read_lines,
-    result_file,
     run_jobs,
     trace_job,
 )
 from revisit.evaluation.benchmarks.chair import COLUMNS
-from revisit.evaluation.pictures.picture import Picture
-from revisit.evaluation.pictures.runs import read_run
+from revisit.evaluation.pictures.figure import write_figure
 from revisit.evaluation.results.tables import Row
-from sheet import draw_sheet, pictures
+from sheet import NOTE, pictures
 from tables import compared, markdown, put_between, table
 
 SHOWN = {"LLaVA-1.5": ("helps",), "Qwen2.5-VL": ("helps", "same", "fails")}
@@ -73,7 +69,7 @@ def wide_report(found: Mapping[str, Sequence[Row]], images: int) -> str:
 
 
 def pope_report(out: Mapping[Family, Path]) -> str:
-    """POPE's table: accuracy, F1 and the part of yes in each set."""
+    """POPE's table: accuracy, F1 and the share of yes in each set."""
     lines = []
     for family, folder in out.items():
         for way in (GREEDY, published_decoder(family)):
@@ -90,15 +86,6 @@ def pope_report(out: Mapping[Family, Path]) -> str:
     )
 
 
-def examples(family: Family, out: Path) -> list[Picture]:
-    """The scenes that the picture shows of a family."""
-    traces = {entry["image_id"]: entry for entry in read_lines(out / "trace.jsonl")}
-    ways = (GREEDY, published_decoder(family))
-    greedy, revisit = (read_run(result_file(way, out), way.name) for way in ways)
-    files = {number: COCO / "val2014" / name for number, name in image_names().items()}
-    return pictures(family.name, SHOWN[family.name], greedy, revisit, files, traces)
-
-
 def family_jobs(family: Family, out: Path, images: int, docs: bool) -> list[dict[str, Any]]:
     """Captions by every decoder; the picture's trace; for the docs POPE by two of the decoders."""
     published = published_decoder(family)
@@ -112,20 +99,21 @@ def family_jobs(family: Family, out: Path, images: int, docs: bool) -> list[dict
 def compare(out: Path, images: int, docs: bool) -> None:
     """Caption by greedy decoding and ReVisiT, draw the picture; for the docs ask POPE's questions
     too."""
-    own = folders(out)
-    run_jobs({family: family_jobs(family, at, images, docs) for family, at in own.items()}, out)
-    found = {family.name: compared(decoders(family), folder) for family, folder in own.items()}
-    picture, page, text = out / "demo.png", out / "demo.html", wide_report(found, images)
-    draw_sheet([card for each in own.items() for card in examples(*each)], picture)
-    write_page(own, page)
+    found = folders(out)
+    run_jobs({family: family_jobs(family, at, images, docs) for family, at in found.items()}, out)
+    rows = {family.name: compared(decoders(family), folder) for family, folder in found.items()}
+    picture, page, text = out / "demo.png", out / "demo.html", wide_report(rows, images)
+    scenes = [pictures(family, SHOWN[family.name], folder) for family, folder in found.items()]
+    write_figure([scene for some in scenes for scene in some], picture, NOTE)
+    write_page(found, page)
     (out / "demo.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\n{picture}\n{page}")
     if docs:
-        parts = ("# The demo", "Written by `nox -s demo -- --docs`.", text, pope_report(own))
+        parts = ("# The demo", "Written by `nox -s demo -- --docs`.", text, pope_report(found))
         written = "\n\n".join(part.rstrip() for part in parts) + "\n\n![Captions](demo.png)\n"
         (ROOT / "docs" / "demo.md").write_text(written, encoding="utf-8")
         shutil.copy(picture, ROOT / "docs" / "demo.png")
-        put_between(ROOT / "README.md", "demo", short_report(found, images))
+        put_between(ROOT / "README.md", "demo", short_report(rows, images))
 
 
 def main() -> None:

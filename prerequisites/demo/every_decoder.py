@@ -1,7 +1,7 @@
 """Every decoder, and ReVisiT by other settings than the chosen one: two tables from one run.
 
 `nox -s demo -- --decoder all`. Each captions the demo's images through the evaluation script that
-users run on COCO; what is told of it is what `revisit compare` tells.
+users run on COCO; the figures are those of `revisit compare`.
 """
 
 from __future__ import annotations
@@ -46,20 +46,26 @@ NAMES = {
     "vista": "VISTA",
     "pai": "PAI, logits half",
 }
-GIVEN = {"pai": {"pai_alpha": 0}}
-"""The other half needs an attention interface, which the families' releases lack. So does SID."""
+SETTINGS = {"pai": {"alpha": 0}}
+"""The attention half needs an interface that the families' releases lack. So does SID."""
+ONE_PASS = ("dola", "deco", "vista")
+"""The decoders without a second stream."""
 ALPHAS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1)
 LAYERS = ("last", "all", "low", "high")
 ROUNDS = 5
-"""Batches that are captioned by each way in turn, to see what it costs."""
+"""Batches that all decoders caption in turn, which measures their cost."""
 AGAIN = "greedy-again"
-"""Greedy decoding as the last way of a round: were the machine always equally fast, it costs 1."""
+"""Greedy decoding as the last of each round: were the machine always equally fast, it costs 1."""
 SHOWN = [*COLUMNS.metrics, "s/token"]
 
 
 def others() -> list[Decoder]:
     """The decoders beside greedy decoding and ReVisiT, by their published settings."""
-    return [Decoder(NAMES[name], name, {"decoder": name, **GIVEN.get(name, {})}) for name in NAMES]
+    return [Decoder(NAMES[name], name, {"decoder": name, **_flags(name)}) for name in NAMES]
+
+
+def _flags(name: str) -> dict[str, Any]:
+    return {f"{name}_{setting}": value for setting, value in SETTINGS.get(name, {}).items()}
 
 
 def ablations(family: Family) -> list[Decoder]:
@@ -76,8 +82,8 @@ def ablations(family: Family) -> list[Decoder]:
         for name in ("max", "random")
     ]
     alphas = [revisit_decoder(layers, each) for each in ALPHAS if each != alpha]
-    among = [revisit_decoder(each, alpha) for each in LAYERS if each != layers]
-    return [first, *selections, *alphas, *among]
+    other_layers = [revisit_decoder(each, alpha) for each in LAYERS if each != layers]
+    return [first, *selections, *alphas, *other_layers]
 
 
 def ways(family: Family) -> list[Decoder]:
@@ -87,8 +93,7 @@ def ways(family: Family) -> list[Decoder]:
 
 
 def jobs(family: Family, out: Path, images: int) -> list[dict[str, Any]]:
-    """What ``asking.py`` does: captions and scores of each way, in a folder of its own, and what
-    they cost."""
+    """For ``asking.py``: captions and scores of each decoder, and what they cost."""
     captioned = [caption_job(family, way, COCO, out, images) for way in ways(family)]
     timed = read_json(timing_file(out)) if timing_file(out).exists() else {}
     if {way.slug for way in ways(family)} <= timed.keys():
@@ -97,12 +102,12 @@ def jobs(family: Family, out: Path, images: int) -> list[dict[str, Any]]:
 
 
 def timing_file(out: Path) -> Path:
-    """Where the seconds of each way are."""
+    """Where the seconds of each decoder are."""
     return out / "timing.json"
 
 
 def timing_job(family: Family, out: Path, images: int) -> dict[str, Any]:
-    """Caption the first images by all ways in turn."""
+    """Caption the first images by all decoders in turn."""
     files = [str(file) for file in sorted((COCO / "val2014").iterdir())[:images]]
     starts = range(0, min(len(files), ROUNDS * family.batch_size), family.batch_size)
     flags = {
@@ -117,44 +122,46 @@ def timing_job(family: Family, out: Path, images: int) -> dict[str, Any]:
 
 
 def relative(found: Mapping[str, Sequence[tuple[float, int]]]) -> dict[str, float]:
-    """Of each way the median over the rounds of its seconds a token over those of the first way.
+    """The median over the rounds of each decoder's seconds a token over those of the first.
 
     A machine is not equally fast from one minute to the next: ratios within a round are.
     """
     costs = {name: [took / tokens for took, tokens in rounds] for name, rounds in found.items()}
-    first = next(iter(costs.values()))
+    baseline = next(iter(costs.values()))
     return {
-        name: median(mine / theirs for mine, theirs in zip(each, first, strict=True))
+        name: median(mine / theirs for mine, theirs in zip(each, baseline, strict=True))
         for name, each in costs.items()
     }
 
 
 def compared(chosen: Sequence[Decoder], out: Path) -> list[Row]:
-    """Rows of these ways, with what they cost in turn; the first is the baseline."""
+    """Rows of these decoders, with their measured cost; the first is the baseline."""
     costs = relative(read_json(timing_file(out)))
     rows = zip(chosen, tables.compared(chosen, out), strict=True)
     return [row._replace(relative=np.array([costs[way.slug]])) for way, row in rows]
 
 
-def verdict(row: Row) -> str:
-    """Whether a decoder hallucinates less than greedy decoding, as far as these images tell."""
-    assert row.interval is not None
-    low, high = row.interval[:, COLUMNS.metrics.index("CHAIRs")]
-    return "fewer" if high < 0 else "more" if low > 0 else "neither"
-
-
 def verdicts(found: Mapping[str, Sequence[Row]]) -> str:
-    """What the papers report, and what is seen here."""
-    parts = []
-    for family, some in found.items():
-        by_verdict: dict[str, list[str]] = {}
-        for row in some[1:]:
-            by_verdict.setdefault(verdict(row), []).append(row.name)
-        told = "; ".join(f"{which} with {', '.join(names)}" for which, names in by_verdict.items())
-        parts.append(f"{family} {told}.")
-    return (
-        "Each of these decoders is published with fewer hallucinating captions of large models "
-        "than greedy decoding. Here, by the interval of CHAIRs, it is: " + " ".join(parts)
+    """For each model, the decoders by what the interval of CHAIRs says."""
+    column = COLUMNS.metrics.index("CHAIRs")
+    lines = []
+    for family, rows in found.items():
+        names: dict[str, list[str]] = {"fewer": [], "neither": [], "more": []}
+        for row in rows[1:]:
+            assert row.interval is not None
+            low, high = row.interval[:, column]
+            verdict = "fewer" if high < 0 else "more" if low > 0 else "neither"
+            names[verdict].append(row.name)
+        parts = (f"{verdict} with {', '.join(some)}" for verdict, some in names.items() if some)
+        lines.append(f"- {family}: {'; '.join(parts)}.")
+    return "\n".join(
+        [
+            "Each of these decoders is published as one that hallucinates less than greedy "
+            "decoding in large models. On these two tiny models some of them do not help. By the "
+            "interval of CHAIRs, captions that name an absent object are fewer, more, or neither:",
+            "",
+            *lines,
+        ]
     )
 
 
@@ -162,21 +169,21 @@ def selections(found: Mapping[str, Sequence[Row]]) -> str:
     """Which selection of the vision token is better here, by what."""
     parts = []
     for family, (_, least, most, random, *_) in found.items():
-        said = []
+        best = []
         for name, better in (("CHAIRs", min), ("Recall", max), ("F1", max)):
             column = COLUMNS.metrics.index(name)
             chosen = {"min": least, "max": most, "random": random}
             values = {which: row.values[0, column] for which, row in chosen.items()}
-            said.append(f"{name} by `{better(values, key=values.__getitem__)}`")
-        parts.append(f"of {family}: {', '.join(said)}")
+            best.append(f"{name} by `{better(values, key=values.__getitem__)}`")
+        parts.append(f"of {family}: {', '.join(best)}")
     return (
         "The paper takes the vision token that diverges least (`min`, in all rows that name no "
-        f"other) and holds `max` and `random` against it. Here the best are, {'; '.join(parts)}."
+        f"other) and compares it with `max` and `random`. Here the best are, {'; '.join(parts)}."
     )
 
 
 def measured(family: Family, out: Path) -> str:
-    """Where and how a family's costs were measured, of its run records."""
+    """Where and how a family's costs were measured, by its run records."""
     result = read_result(result_file(GREEDY, out))
     run, settings = result.runs[0], result.settings
     timed = read_json(timing_file(out))
@@ -191,26 +198,36 @@ def measured(family: Family, out: Path) -> str:
 
 
 def settings_of_others() -> str:
-    """The settings of the other decoders: the defaults of their configs."""
-    told = []
+    """The settings of the other decoders."""
+    lines = []
     for name, shown in NAMES.items():
-        given = ", ".join(f"{field.name} {field.default}" for field in fields(OTHERS[name]))
-        told.append(f"{shown} {given}")
-    return "; ".join(told)
+        defaults = {field.name: field.default for field in fields(OTHERS[name])}
+        settings = {**defaults, **SETTINGS.get(name, {})}
+        values = ", ".join(f"{key} {value}" for key, value in settings.items())
+        lines.append(f"{shown} {values}")
+    return "; ".join(lines)
 
 
 def report(out: Path, images: int) -> str:
     """Both tables, and what their numbers are."""
-    places = folders(out)
     every = {
-        family.name: compared([*decoders(family), *others()], own) for family, own in places.items()
+        family.name: compared([*decoders(family), *others()], folder)
+        for family, folder in folders(out).items()
     }
     ablated = {
-        family.name: compared([GREEDY, *ablations(family)], own) for family, own in places.items()
+        family.name: compared([GREEDY, *ablations(family)], folder)
+        for family, folder in folders(out).items()
     }
-    took = "\n".join(f"- {measured(family, own)}" for family, own in places.items())
+    shown = [*COLUMNS.metrics, "passes", "s/token"]
+    passes = {way.name: "2" for way in others() if way.slug not in ONE_PASS}
+    took = "\n".join(f"- {measured(*each)}" for each in folders(out).items())
     return (
-        f"## Every decoder\n\n{tables.table(every, SHOWN)}\n\n{verdicts(every)}\n\n"
+        f"## Every decoder\n\n{tables.table(every, shown, passes=passes)}\n\n{verdicts(every)}\n\n"
+        "PAI runs with alpha 0 here, so without its attention half: that half needs Transformers' "
+        "attention interface, which neither model's release has (4.31 and 4.50). SID needs it too, "
+        "so it has no row. *passes*: forward passes a step. VISTA also reads the prompt twice "
+        "before the first step, and CODE has the model write a description first; both are in "
+        "*s/token*.\n\n"
         f"## Settings of ReVisiT\n\n{tables.table(ablated, SHOWN)}\n\n"
         "The first is the chosen setting; each other one differs from it in what its row names. "
         f"{selections(ablated)}\n\n"
@@ -219,17 +236,17 @@ def report(out: Path, images: int) -> str:
         "caption; `revisit score chair --lemmatizer noun`; percent, Len in words; *twice*: "
         "captions that name an object twice. Differences to greedy decoding with their 95% paired "
         "bootstrap interval over images. *s/token*: the processor's seconds a token over those of "
-        "greedy decoding, the median of rounds in which each way captioned the same images in "
+        "greedy decoding, the median of rounds in which each decoder captioned the same images in "
         "turn:\n\n"
         f"{took}\n\n"
-        f"Both models ran at once, each in a process of its own. Settings: {settings_of_others()}. "
-        "The demo shows how the decoders work, not what they gain on a large model: see "
-        "[its page](demo.md).\n"
+        "Both models ran at once, each in its own process. Settings: "
+        f"{settings_of_others()}. The demo shows how the decoders work, not what they gain on a "
+        "large model: see [its page](demo.md).\n"
     )
 
 
 def run(out: Path, images: int, docs: bool) -> None:
-    """Caption by every way, print both tables and write them to ``out``, or to docs/ too."""
+    """Caption by every decoder, print both tables and write them to ``out``, or to docs/ too."""
     todo = {family: jobs(family, folder, images) for family, folder in folders(out).items()}
     run_jobs(todo, out)
     text = report(out, images)

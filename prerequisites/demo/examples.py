@@ -1,4 +1,4 @@
-"""Choose the scenes that `revisit web` shows, and write what the demo's Qwen2.5-VL says of them.
+"""Choose the scenes that `revisit web` shows, and write the captions of the demo's Qwen2.5-VL.
 
 The rule, over the scenes of ``val`` by number, with the published default setting (layers all,
 alpha 1e-5), which was chosen on no scene:
@@ -25,6 +25,7 @@ import numpy as np
 import revisit
 from revisit import ReVisiTConfig
 from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.coco import image_id
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.benchmarks.objects.truth import ground_truth
 from revisit.evaluation.images import open_image
@@ -44,7 +45,7 @@ _WRONG, _FOUND, _TRUE = 2, 4, 5  # columns of a score's counts
 
 
 def choose(greedy: chair.Score | Run, refined: chair.Score | Run) -> list[tuple[str, int]]:
-    """The kinds and places of the scenes that the rule chooses, in the order of the page."""
+    """The kinds and indices of the scenes that the rule chooses, in the order of the page."""
     before, after = greedy.counts, refined.counts
     better = (before[:, _WRONG] >= 2) & (after[:, _WRONG] == 0)
     helps = better & (after[:, _FOUND] >= before[:, _FOUND])
@@ -53,7 +54,7 @@ def choose(greedy: chair.Score | Run, refined: chair.Score | Run) -> list[tuple[
     same = np.array([set(one["node_words"]) == set(two["node_words"]) for one, two in pairs])
     each = (("helps", helps, HELPS), ("same", same, 1), ("fails", worse, 1))
     return [
-        (kind, int(place)) for kind, which, many in each for place in np.flatnonzero(which)[:many]
+        (kind, int(index)) for kind, which, many in each for index in np.flatnonzero(which)[:many]
     ]
 
 
@@ -76,7 +77,7 @@ def about(greedy: chair.Score, refined: chair.Score) -> str:
 def captions(
     describer: Describer, files: Mapping[int, Path], config: ReVisiTConfig | None
 ) -> dict[int, str]:
-    """By image id, what the model says of it."""
+    """The model's caption of each image, by image id."""
     from revisit.commands.engines.description import QUESTION
     from revisit.commands.engines.transformers import chat_inputs
 
@@ -97,13 +98,13 @@ def captions(
 
 
 def example(describer: Describer, file: Path, truth: Collection[str], kind: str) -> dict[str, Any]:
-    """What the page has of an image."""
+    """An image and its captions, as the page shows them."""
     from revisit.commands.engines.description import picture
 
     image = open_image(file).image
-    said = {GREEDY: describer.describe(image, None), REVISIT: describer.describe(image, CONFIG)}
-    title = f"scene {int(file.stem.rpartition('_')[2])}"
-    made = picture(describer.boxes, title, image, said, truth)
+    texts = {GREEDY: describer.describe(image, None), REVISIT: describer.describe(image, CONFIG)}
+    title = f"scene {image_id(file.name)}"
+    made = picture(describer.boxes, title, image, texts, truth)
     shown = made.as_json()
     del shown["images"]  # stands beside it
     wrong = sum(word.kind == "wrong" and word.last for word in made.shown[GREEDY])
@@ -123,9 +124,7 @@ def main() -> None:
     describer = Describer(demo_model())
     lemmatize = LEMMATIZERS["noun"]()
     truth = ground_truth(COCO / "annotations", lemmatize)
-    files = {
-        int(file.stem.rpartition("_")[2]): file for file in sorted((COCO / "val2014").iterdir())
-    }
+    files = {image_id(file.name): file for file in sorted((COCO / "val2014").iterdir())}
     greedy = chair.score(captions(describer, files, None), truth, lemmatize)
     refined = chair.score(captions(describer, files, CONFIG), truth, lemmatize)
     chosen = choose(greedy, refined)

@@ -9,7 +9,6 @@ docs/seeing.md.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from jobs import (
     ROOT,
     Family,
     folders,
+    read_json,
     read_lines,
     revisit_decoder,
     run_jobs,
@@ -36,8 +36,8 @@ FIRST = {thing.name.split()[0]: index for index, thing in enumerate(THINGS)}
 
 
 def ways(family: Family) -> list[tuple[str, float]]:
-    """The layers and alphas that the table tells of."""
-    chosen = json.loads(family.setting.read_text("utf-8"))["alpha"]
+    """The layers and alphas of the table's rows."""
+    chosen = read_json(family.setting)["alpha"]
     return [(layers, alpha) for alpha in {chosen: 0, PUBLISHED_ALPHA: 0} for layers in LAYERS]
 
 
@@ -47,7 +47,8 @@ def answers_file(out: Path, layers: str, alpha: float) -> Path:
 
 
 def hits(answers: list[dict[str, Any]]) -> np.ndarray:
-    """(words, 2): whether the chosen patch shows the word's object, and the part that does."""
+    """(words, 2): whether the chosen patch shows the word's object, and the share of patches that
+    do."""
     found = []
     for answer in answers:
         shown = coverage(sample_scene("val", answer["image_id"] - 1), GRID)
@@ -71,16 +72,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200, help="scenes to caption")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="where results are kept")
     args = parser.parse_args()
-    own = folders(args.out)
+    found = folders(args.out)
     jobs = {
         family: [
             trace_job(family, revisit_decoder(*way), answers_file(folder, *way), args.images)
             for way in ways(family)
         ]
-        for family, folder in own.items()
+        for family, folder in found.items()
     }
     run_jobs(jobs, args.out)
-    rows = [row(family, folder, *way) for family, folder in own.items() for way in ways(family)]
+    rows = [row(family, folder, *way) for family, folder in found.items() for way in ways(family)]
     header = ["model", "decoder", "object words", "on the object", "chance"]
     text = f"{markdown(header, rows)}\n\n{args.images} scenes of `val`; by `grounding.py`.\n"
     put_between(ROOT / "docs" / "seeing.md", "grounding", text)

@@ -14,13 +14,13 @@ from revisit.evaluation.pictures.runs import read_run
 GROUNDING = (
     "For each object word of ReVisiT's captions whose object is in the image: how often the patch "
     "of the vision token that was chosen shows that object, in a quarter of the patch or more. "
-    "Chance is the part of all patches that show it, which a token drawn at random would reach. "
+    "Chance is the share of all patches that show it, which a token drawn at random would reach. "
     "Of 200 scenes; grounding.py measures it."
 )
 
 
 def write_page(out: Mapping[Family, Path], path: Path) -> None:
-    """Write the page of what the families' folders hold."""
+    """Write the page of the results in the families' folders."""
     groups = [
         Group(
             family.name,

@@ -1,7 +1,7 @@
-"""What the demo's programs share: its models, ways to decode, jobs in the families' environments.
+"""What the demo's programs share: models, decoders, and jobs in the families' environments.
 
-A job is done by ``asking.py`` in the environment of its family; both families' jobs run at once,
-each in one process on one thread. What a job wrote is kept, and a rerun does what is missing.
+``asking.py`` does the jobs of a family in its environment, in one process on one thread, both
+families at once. What a job wrote is kept, and a rerun does what is missing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ LONGEST = 48
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: the nox environment that runs it, the folder of its evaluation scripts and
-    what their names end in, its published layers."""
+    """A model family: its nox environment, the folder of its evaluation scripts and what their
+    names end in, its published layers."""
 
     name: str
     environment: str
@@ -65,16 +65,11 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Decoder:
-    """A way to decode: its name in tables, its folder's name, flags of the evaluation scripts."""
+    """Its name in tables, its folder's name, and its settings, named as the scripts' flags."""
 
     name: str
     slug: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def flags(self) -> list[str]:
-        """The settings as flags."""
-        return as_flags(**self.settings)
 
 
 GREEDY = Decoder("greedy", "greedy")
@@ -100,22 +95,19 @@ def decoders(family: Family) -> list[Decoder]:
     return [GREEDY, chosen_decoder, published_decoder(family)]
 
 
-def as_flags(**settings: Any) -> list[str]:
-    """Settings as flags of a command line."""
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
 def flags(family: Family, decoder: Decoder, coco: Path = COCO, **more: Any) -> list[str]:
     """The flags of a family's evaluation scripts."""
-    common = as_flags(
-        model_path=family.checkpoint,
-        data_path=coco / "val2014",
-        seed=0,
-        batch_size=family.batch_size,
-        dtype="float32",
-        device="cpu",
-    )
-    return [*common, *as_flags(**more), *decoder.flags]
+    settings = {
+        "model_path": family.checkpoint,
+        "data_path": coco / "val2014",
+        "seed": 0,
+        "batch_size": family.batch_size,
+        "dtype": "float32",
+        "device": "cpu",
+        **more,
+        **decoder.settings,
+    }
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 def caption_job(
@@ -169,21 +161,20 @@ def image_names() -> dict[int, str]:
 
 
 def run_jobs(jobs: Mapping[Family, Sequence[dict[str, Any]]], out: Path) -> None:
-    """Do each family's jobs in a process of its own, all families at once, one thread each."""
-    calm = os.environ | {"OMP_NUM_THREADS": "1"}
+    """Do each family's jobs in its own process, all families at once, one thread each."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     running = []
     for family, todo in jobs.items():
-        folder = out / family.environment
-        (folder / "jobs.json").write_text(json.dumps(todo), encoding="utf-8")
-        command = [family.python, str(HERE / "asking.py"), str(folder / "jobs.json")]
-        with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(command, env=calm, stdout=log, stderr=subprocess.STDOUT)
-        print(f"{family.name}: {len(todo)} jobs, {folder / 'log.txt'}", flush=True)
-        running.append((process, family, folder))
-    failed = [(family, folder) for process, family, folder in running if process.wait()]
-    for family, folder in failed:
-        log_text = (folder / "log.txt").read_text("utf-8")
-        print(f"{family.name} failed:\n{log_text[-2000:]}", file=sys.stderr)
+        file, log = (out / family.environment / name for name in ("jobs.json", "log.txt"))
+        file.write_text(json.dumps(todo), encoding="utf-8")
+        command = [family.python, str(HERE / "asking.py"), str(file)]
+        with log.open("w", encoding="utf-8") as output:
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        print(f"{family.name}: {len(todo)} jobs, {log}", flush=True)
+        running.append((process, family, log))
+    failed = [(family, log) for process, family, log in running if process.wait()]
+    for family, log in failed:
+        print(f"{family.name} failed:\n{log.read_text('utf-8')[-2000:]}", file=sys.stderr)
     if failed:
         raise SystemExit(f"the same again continues; remove {out} to begin anew")
 
@@ -197,10 +188,10 @@ def folders(out: Path) -> dict[Family, Path]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
+    """The value of a JSON file."""
     return json.loads(path.read_text("utf-8"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What the lines of a JSON Lines file hold."""
+    """The values of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]

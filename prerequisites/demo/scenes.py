@@ -33,6 +33,7 @@ FONT_PATHS = (
 )
 GLYPH_SIZE = 109
 """The one size at which the font holds its bitmaps."""
+Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,11 @@ class Scene:
     seed: int
 
 
-def scene_seed(split: str, index: int) -> int:
-    """A seed that no two scenes of any splits share (crc32 of the split, then the index)."""
-    return zlib.crc32(split.encode()) * 2**32 + index
-
-
 def sample_scene(split: str, index: int) -> Scene:
     """Scene ``index`` of ``split``; ValueError for a split that is not in ``SPLITS``."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
-    seed = scene_seed(split, index)
+    seed = zlib.crc32(split.encode()) * 2**32 + index  # no two scenes of any splits share one
     rng = np.random.default_rng(seed)
     choose = {"tower": _anything, "train": _together}.get(split, _apart)
     things = choose(rng)
@@ -223,101 +219,104 @@ def coverage(scene: Scene, grid: int) -> np.ndarray:
     return shown
 
 
-def _gradient(*stops: tuple[int, int, int], height: int = SIZE) -> Image.Image:
-    """Vertical colour run from the first stop to the last, ``SIZE`` wide."""
+def _gradient(rng: np.random.Generator, *stops: Colour, height: int = SIZE) -> Image.Image:
+    """Vertical colour run from the first stop, shaded, to the last, ``SIZE`` wide."""
+    shaded = [_shade(rng, stop) for stop in stops]
     at = np.linspace(0, len(stops) - 1, height)
-    channels = [np.interp(at, range(len(stops)), channel) for channel in zip(*stops, strict=True)]
+    channels = [np.interp(at, range(len(stops)), channel) for channel in zip(*shaded, strict=True)]
     column = np.stack(channels, axis=-1).round().astype(np.uint8)[:, None]
     return Image.fromarray(column, "RGB").resize((SIZE, height), Image.Resampling.NEAREST)
 
 
-def _shade(
-    rng: np.random.Generator, colour: tuple[int, int, int], by: int = 14
-) -> tuple[int, int, int]:
+def _shade(rng: np.random.Generator, colour: Colour, by: int = 14) -> Colour:
     """The colour, a little lighter or darker and a little off."""
     moved = np.array(colour) + rng.integers(-by, by + 1) + rng.integers(-6, 7, size=3)
     red, green, blue = (int(channel) for channel in moved.clip(0, 255))
     return red, green, blue
 
 
+def _ground(
+    picture: Image.Image, rng: np.random.Generator, tops: tuple[int, int], *stops: Colour
+) -> int:
+    """A level ground of these colours; returns its upper edge, which lies in the range ``tops``."""
+    line = int(rng.integers(*tops))
+    picture.paste(_gradient(rng, *stops, height=SIZE - line), (0, line))
+    return line
+
+
 def _hill(
-    picture: Image.Image, rng: np.random.Generator, top: int, colour: tuple[int, int, int]
+    picture: Image.Image,
+    rng: np.random.Generator,
+    tops: tuple[int, int],
+    colour: Colour,
+    by: int = 14,
 ) -> None:
-    """A wide hill whose crest is about ``top`` pixels below the upper edge."""
+    """A wide hill whose crest lies in the range ``tops``."""
+    top = int(rng.integers(*tops))
+    fill = _shade(rng, colour, by)
     middle = int(rng.integers(0, SIZE))
     half = int(rng.integers(SIZE, 2 * SIZE))
     box = (middle - half, top, middle + half, top + 2 * SIZE)
-    ImageDraw.Draw(picture).ellipse(box, fill=colour)
-
-
-def _clouds(picture: Image.Image, rng: np.random.Generator, colour: tuple[int, int, int]) -> None:
-    pen = ImageDraw.Draw(picture)
-    for _ in range(int(rng.integers(1, 4))):
-        x, y = int(rng.integers(-20, SIZE - 20)), int(rng.integers(4, 60))
-        for puff in range(3):
-            left, high = x + 17 * puff, y - (7 if puff == 1 else 0)
-            pen.ellipse((left, high, left + 30, y + 18), fill=colour)
+    ImageDraw.Draw(picture).ellipse(box, fill=fill)
 
 
 def _meadow(rng: np.random.Generator) -> Image.Image:
-    picture = _gradient(_shade(rng, (120, 190, 245)), _shade(rng, (205, 232, 250)))
-    _clouds(picture, rng, (246, 250, 255))
-    _hill(picture, rng, int(rng.integers(110, 160)), _shade(rng, (150, 205, 130)))
-    _hill(picture, rng, int(rng.integers(150, 190)), _shade(rng, (115, 185, 100)))
+    picture = _gradient(rng, (120, 190, 245), (205, 232, 250))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(int(rng.integers(1, 4))):  # clouds
+        x, y = int(rng.integers(-20, SIZE - 20)), int(rng.integers(4, 60))
+        for left, top in ((x, y), (x + 17, y - 7), (x + 34, y)):
+            pen.ellipse((left, top, left + 30, y + 18), fill=(246, 250, 255))
+    _hill(picture, rng, (110, 160), (150, 205, 130))
+    _hill(picture, rng, (150, 190), (115, 185, 100))
     return picture
 
 
 def _beach(rng: np.random.Generator) -> Image.Image:
-    picture = _gradient(_shade(rng, (140, 205, 248)), _shade(rng, (215, 238, 250)))
-    line = int(rng.integers(95, 130))
-    sea = _gradient(_shade(rng, (50, 135, 200)), _shade(rng, (110, 195, 220)), height=SIZE - line)
-    picture.paste(sea, (0, line))
-    _hill(picture, rng, int(rng.integers(170, 200)), _shade(rng, (240, 220, 170)))
+    picture = _gradient(rng, (140, 205, 248), (215, 238, 250))
+    _ground(picture, rng, (95, 130), (50, 135, 200), (110, 195, 220))  # the sea
+    _hill(picture, rng, (170, 200), (240, 220, 170))
     return picture
 
 
 def _night(rng: np.random.Generator) -> Image.Image:
-    picture = _gradient(_shade(rng, (20, 24, 62)), _shade(rng, (70, 72, 130)))
+    picture = _gradient(rng, (20, 24, 62), (70, 72, 130))
     pen = ImageDraw.Draw(picture)
-    for _ in range(40):
+    for _ in range(40):  # stars
         x, y = (int(at) for at in rng.integers(0, SIZE, size=2))
         pen.ellipse((x, y, x + 1, y + 1), fill=(235, 235, 210))
-    _hill(picture, rng, int(rng.integers(180, 215)), _shade(rng, (40, 48, 80)))
+    _hill(picture, rng, (180, 215), (40, 48, 80))
     return picture
 
 
 def _snow(rng: np.random.Generator) -> Image.Image:
-    picture = _gradient(_shade(rng, (170, 195, 225)), _shade(rng, (225, 235, 246)))
+    picture = _gradient(rng, (170, 195, 225), (225, 235, 246))
     pen = ImageDraw.Draw(picture)
-    for _ in range(3):
+    for _ in range(3):  # mountains
         x, height = int(rng.integers(0, SIZE)), int(rng.integers(60, 110))
         peak = ((x - 100, 190), (x, 190 - height), (x + 100, 190))
         pen.polygon(peak, fill=_shade(rng, (150, 172, 205)))
-    _hill(picture, rng, int(rng.integers(150, 190)), _shade(rng, (240, 245, 252), 6))
+    _hill(picture, rng, (150, 190), (240, 245, 252), by=6)
     return picture
 
 
 def _room(rng: np.random.Generator) -> Image.Image:
-    picture = _gradient(_shade(rng, (245, 228, 196)), _shade(rng, (236, 214, 176)))
-    line = int(rng.integers(165, 200))
-    floor = _gradient(_shade(rng, (190, 140, 98)), _shade(rng, (160, 112, 76)), height=SIZE - line)
-    picture.paste(floor, (0, line))
+    picture = _gradient(rng, (245, 228, 196), (236, 214, 176))
+    line = _ground(picture, rng, (165, 200), (190, 140, 98), (160, 112, 76))
     ImageDraw.Draw(picture).rectangle((0, line - 4, SIZE, line), fill=(250, 244, 232))
     return picture
 
 
 def _sunset(rng: np.random.Generator) -> Image.Image:
-    picture = _gradient(
-        _shade(rng, (110, 80, 150)), _shade(rng, (235, 130, 130)), _shade(rng, (252, 205, 130))
-    )
+    picture = _gradient(rng, (110, 80, 150), (235, 130, 130), (252, 205, 130))
     x, y = int(rng.integers(20, SIZE - 60)), int(rng.integers(110, 150))
     ImageDraw.Draw(picture).ellipse((x, y, x + 44, y + 44), fill=(255, 240, 190))
-    _hill(picture, rng, int(rng.integers(170, 205)), _shade(rng, (110, 70, 95)))
+    _hill(picture, rng, (170, 205), (110, 70, 95))
     return picture
 
 
-def _plain(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Painter:
-    return lambda rng: _gradient(_shade(rng, top), _shade(rng, bottom))
+def _plain(top: Colour, bottom: Colour) -> Painter:
+    return lambda rng: _gradient(rng, top, bottom)
 
 
 Painter = Callable[[np.random.Generator], Image.Image]

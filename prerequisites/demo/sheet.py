@@ -6,16 +6,16 @@ vision token that ReVisiT chose for the word.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jobs
 from examples import choose
 from revisit.core.trace import TraceStep
 from revisit.evaluation.images import open_image
-from revisit.evaluation.pictures.figure import write_figure
 from revisit.evaluation.pictures.picture import GREEDY, REVISIT, Picture
-from revisit.evaluation.pictures.runs import Run
+from revisit.evaluation.pictures.runs import read_run
 from revisit.evaluation.pictures.words import Token, Word, split
 
 GRID = 8
@@ -37,41 +37,29 @@ _CELLS = [
 ]
 
 
-def draw_sheet(pictures: list[Picture], path: Path) -> None:
-    """Write the pictures one below the other, as a PNG."""
-    write_figure(pictures, path, NOTE)
-
-
-def pictures(
-    family: str,
-    kinds: Sequence[str],
-    greedy: Run,
-    refined: Run,
-    files: Mapping[int, Path],
-    traces: Mapping[int, dict[str, Any]],
-) -> list[Picture]:
-    """The first scene of each kind, greedy decoding and ReVisiT at the published setting.
-
-    Args:
-        files: of the images, by id.
-        traces: of ReVisiT's captions, as ``asking.py`` writes them, by image id.
-    """
+def pictures(family: jobs.Family, kinds: Sequence[str], out: Path) -> list[Picture]:
+    """The first scene of each kind, greedy decoding and ReVisiT at the published setting; ``out``
+    has the family's results."""
+    ways = (jobs.GREEDY, jobs.published_decoder(family))
+    greedy, refined = (read_run(jobs.result_file(way, out), way.name) for way in ways)
+    traces = {entry["image_id"]: entry for entry in jobs.read_lines(out / "trace.jsonl")}
+    files = jobs.image_names()
     first = dict(reversed(choose(greedy, refined)))
     made = []
     for kind in kinds:
         if kind not in first:
             continue
-        plain, told = (run.sentences[first[kind]] for run in (greedy, refined))
-        image = told["image_id"]
-        if traces[image]["caption"] != told["caption"]:
+        before, after = (run.sentences[first[kind]] for run in (greedy, refined))
+        image = after["image_id"]
+        if traces[image]["caption"] != after["caption"]:
             raise SystemExit(f"image {image}: the trace is of another caption; remove out/")
         captions = {
-            GREEDY: split(plain["caption"]),
-            REVISIT: words(told["caption"], traces[image]["steps"]),
+            GREEDY: split(before["caption"]),
+            REVISIT: words(after["caption"], traces[image]["steps"]),
         }
-        title = f"{family}: {KINDS[kind]} (scene {image})"
-        shown = open_image(files[image]).image
-        made.append(Picture(title, [shown], captions, _CELLS, told["gt_objects"]))
+        title = f"{family.name}: {KINDS[kind]} (scene {image})"
+        shown = open_image(jobs.COCO / "val2014" / files[image]).image
+        made.append(Picture(title, [shown], captions, _CELLS, after["gt_objects"]))
     return made
 
 

@@ -11,7 +11,7 @@ from revisit.evaluation.results.result import read_result
 from revisit.evaluation.results.tables import Row, cells, compare, header
 
 GAPS = ("CHAIRs", "Recall")
-"""The metrics whose differences to greedy decoding are told."""
+"""The metrics whose differences to greedy decoding are shown."""
 
 
 def metrics(decoder: Decoder, out: Path) -> dict[str, float]:
@@ -27,13 +27,17 @@ def compared(decoders: Sequence[Decoder], out: Path) -> list[Row]:
 
 
 def table(
-    found: Mapping[str, Sequence[Row]], columns: Sequence[str], gaps: Sequence[str] = GAPS
+    found: Mapping[str, Sequence[Row]],
+    columns: Sequence[str],
+    gaps: Sequence[str] = GAPS,
+    passes: Mapping[str, str] | None = None,
 ) -> str:
-    """The rows of each family, in Markdown."""
+    """The rows of each family, in Markdown; the column `passes` is 1 where ``passes`` has none."""
     lines = []
     for family, some in found.items():
         for row in some:
             cell = dict(zip(header(COLUMNS), cells(row, COLUMNS), strict=True))
+            cell["passes"] = (passes or {}).get(row.name, "1")
             differences = [cell[f"{name} - baseline"] for name in gaps]
             lines.append([family, row.name, *(cell[name] for name in columns), *differences])
     return markdown(["model", "decoder", *columns, *(f"{name} - greedy" for name in gaps)], lines)

@@ -71,10 +71,7 @@ class TinyLlava(TinyModel):
         self.language = {"projector": self.projector, "llama": self.llama}
 
     def see(self, pictures: np.ndarray) -> Tensor:
-        """See ``TinyModel``: the tower's layer that is used.
-
-        The layers after it are not computed: as in LLaVA-1.5 nothing ever reads them.
-        """
+        # The layers after the one that is read are not computed, as in LLaVA-1.5.
         vision = self.clip.vision_model
         states = vision.pre_layrnorm(vision.embeddings(as_pixels(pictures)))
         for layer in vision.encoder.layers[: TOWER_LAYERS + 1 + SELECT_LAYER]:
@@ -83,7 +80,6 @@ class TinyLlava(TinyModel):
         return selected
 
     def vision_tokens(self, features: Tensor) -> Tensor:
-        """See ``TinyModel``."""
         projected: Tensor = self.projector(features)
         return projected
 
@@ -94,12 +90,10 @@ class TinyLlava(TinyModel):
         return torch.cat([before, self.vision_tokens(features), self.embedding(after)], dim=1)
 
     def asked(self, question: str, first: bool) -> list[int]:
-        """See ``TinyModel``."""
         opening = "\n" if first else f"{ROLES[0]} "
         return self._plain(f"{opening}{question} {ROLES[1]}")
 
     def answered(self, answer: str) -> list[int]:
-        """See ``TinyModel``."""
         return [*self._plain(answer), self.tokenizer.eos_token_id]
 
     def _plain(self, text: str) -> list[int]:
@@ -107,7 +101,6 @@ class TinyLlava(TinyModel):
         return ids
 
     def states(self, features: Tensor, tokens: Tensor) -> tuple[list[Tensor], int]:
-        """See ``TinyModel``."""
         embeds = self.embed(features, tokens)
         states = self.llama.model(
             inputs_embeds=embeds, use_cache=False, output_hidden_states=True
@@ -116,7 +109,6 @@ class TinyLlava(TinyModel):
 
     @torch.no_grad()
     def describe(self, features: Tensor) -> list[str]:
-        """See ``TinyModel``."""
         texts: list[str] = []
         for batch in torch.split(features, 100):
             embeds = self.embed(batch, self.after.expand(len(batch), -1))
@@ -136,10 +128,11 @@ class TinyLlava(TinyModel):
         weights |= {name: value.clone() for name, value in self.llama.state_dict().items()}
         weights = {name: value for name, value in weights.items() if "inv_freq" not in name}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        for name, content in (
-            ("config.json", llava_config(self.llama)),
-            ("generation_config.json", self.llama.generation_config.to_dict()),
-        ):
+        configs = {
+            "config.json": llava_config(self.llama),
+            "generation_config.json": self.llama.generation_config.to_dict(),
+        }
+        for name, content in configs.items():
             text = json.dumps(content, indent=2, sort_keys=True)
             (folder / name).write_text(text + "\n", encoding="utf-8")
         return nn.ModuleDict({"tower": self.clip, **self.language})

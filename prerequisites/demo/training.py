@@ -37,7 +37,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from captions import WORDS, conversation, named_things, questions, yes_or_no
+from captions import WORDS, conversation, questions, yes_or_no
+from revisit.evaluation.benchmarks import chair
+from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
 
 IGNORE = -100
@@ -46,8 +48,8 @@ LOG_EVERY, SAVE_EVERY, SCORE_EVERY = 50, 100, 500
 DEV_SCENES = 200
 
 OWN, SHARED = 0.6, 0.2
-"""What a vision token is taught to say: what it shows itself, and what the whole picture shows. The
-rest falls on every token of the vocabulary alike, so that of words that are no things, such as
+"""What a vision token learns to name: what it shows itself, and what the whole picture shows. The
+rest is spread over all tokens of the vocabulary, so that among words that are no things, such as
 "and", a vision token prefers none."""
 THING_WEIGHT = 3.0
 """How much more a vision token that shows a thing weighs than one that shows the background."""
@@ -58,6 +60,8 @@ NAMING_LAYERS = (0, 2, 4)
 """Hidden states whose vision tokens learn to name; the last is after the final norm."""
 
 HERE = Path(__file__).resolve().parent
+LOG = "training_log.jsonl"
+STARTED = time.monotonic()
 scene = functools.cache(sample_scene)
 
 
@@ -80,10 +84,10 @@ class TinyModel(ABC):
 
     @abstractmethod
     def see(self, pictures: np.ndarray) -> Tensor:
-        """(B, N, tower's width) float32: what the tower gives of (B, side, side, 3) uint8."""
+        """(B, N, tower's width) float32: the tower's output of (B, side, side, 3) uint8."""
 
     def vision_tokens(self, features: Tensor) -> Tensor:
-        """(B, N, width): what the language model gets of (B, N, tower's width)."""
+        """(B, N, width): what the language model reads, of (B, N, tower's width)."""
         return features
 
     @abstractmethod
@@ -124,46 +128,44 @@ class TinyModel(ABC):
         return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE)
 
 
-def draw_pool(work: Path, split: str, count: int, side: int, grid: int) -> dict[str, np.ndarray]:
-    """``pictures`` (count, side, side, 3) uint8 and ``labels`` (count, grid * grid) int16.
+def save(path: Path, value: Any) -> None:
+    """Write with `torch.save`, so that a crash leaves the former file."""
+    partial = path.with_suffix(".part")
+    torch.save(value, partial)
+    os.replace(partial, path)
 
-    The labels are what each cell shows, as indices into ``WORDS``. Kept in ``work``, drawn once.
-    """
-    path = work / f"{split}-{count}-{side}.npz"
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns; kept in ``path``, so that it is made once."""
     if not path.exists():
+        save(path, make())
+    return torch.load(path, weights_only=True)
+
+
+def draw_pool(work: Path, split: str, count: int, side: int, grid: int) -> dict[str, Tensor]:
+    """``pictures`` (count, side, side, 3) uint8 and ``labels`` (count, grid * grid) int64, kept in
+    ``work``. The labels are what each cell shows, as indices into ``WORDS``."""
+
+    def make() -> dict[str, Tensor]:
         pictures = np.empty((count, side, side, 3), np.uint8)
-        labels = np.empty((count, grid * grid), np.int16)
+        labels = np.empty((count, grid * grid), np.int64)
         for index in tqdm(range(count), desc=f"drawing {split}", unit="scene"):
             one = sample_scene(split, index)
             pictures[index] = np.asarray(draw(one).resize((side, side), Image.Resampling.BICUBIC))
             shown = coverage(one, grid).ravel()
             behind = len(THINGS) + list(BACKGROUNDS).index(one.background)
             labels[index] = np.where(shown < len(THINGS), shown, behind)
-        partial = path.with_suffix(".part.npz")
-        np.savez(partial, pictures=pictures, labels=labels)
-        os.replace(partial, path)
-    with np.load(path) as pool:
-        return dict(pool)
+        return {"pictures": torch.from_numpy(pictures), "labels": torch.from_numpy(labels)}
+
+    pool: dict[str, Tensor] = kept(work / f"{split}-{count}-{side}.pool", make)
+    return pool
 
 
 @torch.no_grad()
-def features_of(
-    see: Callable[[np.ndarray], Tensor], pictures: np.ndarray, batch: int, path: Path | None = None
-) -> Tensor:
-    """(count, tokens, width) float16: what a frozen tower sees in the pictures, kept in ``path``.
-
-    ``see`` is given (B, side, side, 3) uint8, ``batch`` pictures at a time.
-    """
-    if path is not None and path.exists():
-        kept: Tensor = torch.load(path, weights_only=True)
-        return kept
-    starts = tqdm(range(0, len(pictures), batch), desc="features", unit="batch")
-    features = torch.cat([see(pictures[at : at + batch]).half() for at in starts])
-    if path is not None:
-        partial = path.with_suffix(".part")
-        torch.save(features, partial)
-        os.replace(partial, path)
-    return features
+def features_of(model: TinyModel, pictures: Tensor) -> Tensor:
+    """(count, tokens, width) float16: what the frozen tower sees in the pictures."""
+    batches = tqdm(pictures.split(model.batch), desc="features", unit="batch")
+    return torch.cat([model.see(batch.numpy()).half() for batch in batches])
 
 
 def normalised(pictures: Tensor, mean: Sequence[float], deviation: Sequence[float]) -> Tensor:
@@ -173,7 +175,7 @@ def normalised(pictures: Tensor, mean: Sequence[float], deviation: Sequence[floa
 
 
 def targets(labels: Tensor) -> Tensor:
-    """(B, N, words) what each vision token should say, beside the rest, of what it shows (B, N)."""
+    """(B, N, words): how much each vision token should name each word; ``labels`` (B, N)."""
     own = functional.one_hot(labels, len(WORDS)).float()
     there = own.amax(dim=1, keepdim=True)
     there[..., len(THINGS) :] = 0
@@ -181,15 +183,16 @@ def targets(labels: Tensor) -> Tensor:
 
 
 def naming_loss(states: Tensor, head: nn.Linear, words: Tensor, labels: Tensor) -> Tensor:
-    """Weighted mean cross entropy of what (B, N, width) vision states say through the LM head.
+    """Weighted mean cross entropy of what (B, N, width) vision states name through the LM head.
 
     ``words`` (len(WORDS),) is the token that each word begins with; ``labels`` (B, N) what the
     vision tokens show.
     """
     logits: Tensor = head(states)
-    said = (targets(labels) * logits[..., words]).sum(-1) + (1 - OWN - SHARED) * logits.mean(-1)
+    wanted = (targets(labels) * logits[..., words]).sum(-1)
+    wanted = wanted + (1 - OWN - SHARED) * logits.mean(-1)
     weights = torch.where(labels < len(THINGS), THING_WEIGHT, 1.0)
-    return (weights * (logits.logsumexp(-1) - said)).sum() / weights.sum()
+    return (weights * (logits.logsumexp(-1) - wanted)).sum() / weights.sum()
 
 
 def language_loss(
@@ -219,10 +222,21 @@ def yes_no_accuracy(model: TinyModel, features: Tensor) -> float:
     asked = [[yes_or_no(scene("dev", index), rng)] for index in range(len(features))]
     tokens, answers = model.rows(asked)
     states, _ = model.states(features, tokens)
-    said = model.head(states[-1][:, -tokens.shape[1] : -1]).argmax(-1)
+    predicted = model.head(states[-1][:, -tokens.shape[1] : -1]).argmax(-1)
     first = (answers[:, 1:] != IGNORE).int().argmax(dim=1, keepdim=True)
-    right: Tensor = said.gather(1, first) == answers[:, 1:].gather(1, first)
+    right: Tensor = predicted.gather(1, first) == answers[:, 1:].gather(1, first)
     return right.float().mean().item()
+
+
+def caption_scores(texts: Sequence[str]) -> dict[str, float]:
+    """CHAIR's metrics, as fractions of 1, of a caption for each of the first scenes of ``dev``."""
+    truth = {
+        index: [item.thing.name for item in scene("dev", index).placed]
+        for index in range(len(texts))
+    }
+    counts = chair.score(dict(enumerate(texts)), truth, LEMMATIZERS["noun"]()).counts.sum(0)
+    values = map(float, chair.COLUMNS.measure(counts))
+    return dict(zip(chair.COLUMNS.metrics, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -256,26 +270,23 @@ class Stage:
             yield order[: self.batch]
             order = order[self.batch :]
 
+    def state(self, work: Path) -> Path:
+        """Where the stage's training state is kept."""
+        return work / f"{self.name}.pt"
+
 
 TOWER = Stage("tower", scenes=16000, batch=32, steps=3000, peak=2e-3, seed=1)
 LANGUAGE = Stage("language", scenes=24000, batch=32, steps=6000, peak=1.5e-3, seed=2)
 QUESTIONS = Stage("questions", scenes=24000, batch=32, steps=3000, peak=1e-3, seed=3)
 
 
-class Log:
-    """JSON Lines, one entry at a time, appended."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.start = time.monotonic()
-
-    def write(self, **entry: Any) -> None:
-        """Append the entry and the seconds since this run began."""
-        entry["seconds"] = round(time.monotonic() - self.start, 1)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-        if "dev" in entry:
-            tqdm.write(json.dumps(entry))
+def write_log(work: Path, **entry: Any) -> None:
+    """Append a line to the log: the entry, and the seconds since this run began."""
+    entry["seconds"] = round(time.monotonic() - STARTED, 1)
+    with (work / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    if "dev" in entry:
+        tqdm.write(json.dumps(entry))
 
 
 def optimizer_for(modules: nn.Module) -> torch.optim.AdamW:
@@ -295,45 +306,35 @@ def train(
     modules: nn.Module,
     loss_of: Callable[[int, np.ndarray], Tensor],
     work: Path,
-    log: Log,
     scores: Callable[[], dict[str, float]] | None = None,
 ) -> None:
     """Minimise ``loss_of(step, scene indices)`` over ``modules``, from the state in ``work`` on.
 
-    ``scores``, where given, is what the log keeps as ``dev`` every ``SCORE_EVERY`` steps.
+    ``scores`` makes what the log keeps as ``dev`` every ``SCORE_EVERY`` steps.
     """
-    state_path = work / f"{stage.name}.pt"
     optimizer = optimizer_for(modules)
     start = 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+    if stage.state(work).exists():
+        state = torch.load(stage.state(work), weights_only=True)
         modules.load_state_dict(state["modules"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    if start >= stage.steps:
-        return
-    progress = tqdm(total=stage.steps, initial=start, desc=stage.name, unit="step")
-    for step, chosen in enumerate(stage.batches()):
-        if step < start:
-            continue
+    batches = itertools.islice(enumerate(stage.batches()), start, None)
+    bar = tqdm(batches, stage.name, total=stage.steps, initial=start, unit="step")
+    for step, chosen in bar:
         loss = loss_of(step, chosen)
         descend(optimizer, loss, stage.rate(step))
-        progress.update()
         number, last = step + 1, step + 1 == stage.steps
         entry: dict[str, Any] = {}
         if scores and (last or number % SCORE_EVERY == 0):
             entry["dev"] = scores()
         if entry or last or number % LOG_EVERY == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-            log.write(stage=stage.name, step=number, loss=loss.item(), lr=stage.rate(step), **entry)
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            rate = stage.rate(step)
+            write_log(work, stage=stage.name, step=number, loss=loss.item(), lr=rate, **entry)
         if last or number % SAVE_EVERY == 0:
-            save_state(
-                state_path,
-                modules=modules.state_dict(),
-                optimizer=optimizer.state_dict(),
-                step=number,
-            )
-    progress.close()
+            states = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict()}
+            save(stage.state(work), {**states, "step": number})
 
 
 def descend(optimizer: torch.optim.AdamW, loss: Tensor, rate: float) -> None:
@@ -347,75 +348,35 @@ def descend(optimizer: torch.optim.AdamW, loss: Tensor, rate: float) -> None:
     optimizer.step()
 
 
-def save_state(path: Path, **state: Any) -> None:
-    """Write a training state so that a crash leaves the former one."""
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def hallucination(texts: Sequence[str]) -> dict[str, float]:
-    """CHAIR of a caption for each of the first scenes of ``dev``, against the things drawn.
-
-    ``Repeats`` is the part of the captions that name a thing twice.
-    """
-    wrong_captions = wrong = named = found = there = repeats = 0
-    for index, text in enumerate(texts):
-        truth = {item.thing.name for item in scene("dev", index).placed}
-        said = named_things(text)
-        errors = [name for name in said if name not in truth]
-        wrong_captions += bool(errors)
-        repeats += len(set(said)) < len(said)
-        wrong += len(errors)
-        named += len(said)
-        found += len(truth & set(said))
-        there += len(truth)
-    return {
-        "n": len(texts),
-        "CHAIRs": wrong_captions / len(texts),
-        "CHAIRi": wrong / max(1, named),
-        "Recall": found / there,
-        "Repeats": repeats / len(texts),
-    }
-
-
 def begin_run(work: Path) -> None:
-    """Note in ``work`` the commit that this run of a trainer stands at; a rerun notes its own."""
-    here = Path(__file__).resolve().parent
+    """Add to the runs of ``work`` the commit of this one, and the states that it continues."""
 
     def git(*command: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", here, *command], check=True, capture_output=True, text=True
-        )
-        return done.stdout.rstrip()
+        return subprocess.check_output(["git", "-C", HERE, *command], text=True).rstrip()
 
     changed = git("status", "--porcelain", "--", "*.py")
     run: dict[str, Any] = {"commit": git("rev-parse", "HEAD"), "changed": changed.splitlines()}
-    for state in sorted(work.glob("*.pt")):
-        if state.name != "features.pt":
-            step = torch.load(state, weights_only=True)["step"]
-            run.setdefault("continued", []).append(f"{state.stem}, step {step}")
-    runs = _runs(work)
-    (work / "runs.json").write_text(json.dumps([*runs, run]), encoding="utf-8")
+    for stage in (TOWER, LANGUAGE, QUESTIONS):
+        if stage.state(work).exists():
+            step = torch.load(stage.state(work), weights_only=True)["step"]
+            run.setdefault("continued", []).append(f"{stage.name}, step {step}")
+    runs = work / "runs.json"
+    before = json.loads(runs.read_text("utf-8")) if runs.exists() else []
+    runs.write_text(json.dumps([*before, run]), encoding="utf-8")
 
 
-def _runs(work: Path) -> list[dict[str, Any]]:
-    path = work / "runs.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
-
-
-def write_record(folder: Path, work: Path, log: Log, modules: nn.Module, **settings: Any) -> None:
+def write_record(folder: Path, work: Path, modules: nn.Module, **settings: Any) -> None:
     """Write to the checkpoint's ``folder`` what made it, and the log.
 
     ``seconds`` sums the runs of a training that was stopped and continued.
     """
-    entries = [json.loads(line) for line in log.path.read_text("utf-8").splitlines()]
-    seconds = [0.0, *(entry["seconds"] for entry in entries), 0.0]
+    log = (work / LOG).read_text("utf-8")
+    seconds = [0.0, *(json.loads(line)["seconds"] for line in log.splitlines()), 0.0]
     ends = [one for one, two in itertools.pairwise(seconds) if two < one]
     packages = ("torch", "transformers", "tokenizers", "numpy", "pillow")
     record = {
         "command": f"python prerequisites/demo/{Path(sys.argv[0]).name}",
-        "runs": _runs(work),
+        "runs": json.loads((work / "runs.json").read_text("utf-8")),
         **settings,
         "parameters": sum(p.numel() for p in modules.parameters()),
         "seconds": round(sum(ends)),
@@ -424,31 +385,30 @@ def write_record(folder: Path, work: Path, log: Log, modules: nn.Module, **setti
     }
     text = json.dumps(record, indent=1)
     (folder / "training_record.json").write_text(text + "\n", encoding="utf-8")
-    (folder / log.path.name).write_bytes(log.path.read_bytes())
+    (folder / LOG).write_text(log, encoding="utf-8")
 
 
-def train_tower(model: TinyModel, head: nn.Linear, work: Path, log: Log) -> None:
-    """Teach the tower to say, through ``head``, what each vision token shows."""
+def train_tower(model: TinyModel, head: nn.Linear, work: Path) -> None:
+    """Teach the tower to name, through ``head``, what each vision token shows."""
     pool = draw_pool(work, "tower", TOWER.scenes, model.side, model.grid)
-    labels = torch.from_numpy(pool["labels"].astype(np.int64))
 
     def loss_of(step: int, chosen: np.ndarray) -> Tensor:
-        states = model.vision_tokens(model.see(pool["pictures"][chosen]))
-        return naming_loss(states, head, model.words, labels[chosen])
+        states = model.vision_tokens(model.see(pool["pictures"][chosen].numpy()))
+        return naming_loss(states, head, model.words, pool["labels"][chosen])
 
-    train(TOWER, nn.ModuleDict({**model.tower, "head": head}), loss_of, work, log)
+    train(TOWER, nn.ModuleDict({**model.tower, "head": head}), loss_of, work)
 
 
-def train_language(model: TinyModel, work: Path, log: Log) -> None:
+def train_language(model: TinyModel, work: Path) -> None:
     """Teach the language model captions and answers, the tower frozen."""
     pool = draw_pool(work, "train", LANGUAGE.scenes, model.side, model.grid)
-    labels = torch.from_numpy(pool["labels"].astype(np.int64))
-    features = features_of(model.see, pool.pop("pictures"), model.batch, work / "features.pt")
+    labels, pictures = pool["labels"], pool.pop("pictures")
+    features = kept(work / "features.pt", lambda: features_of(model, pictures))
     unseen = draw_pool(work, "dev", DEV_SCENES, model.side, model.grid)["pictures"]
-    unseen_features = features_of(model.see, unseen, model.batch).float()
+    unseen_features = features_of(model, unseen).float()
 
     def scores() -> dict[str, float]:
-        found = hallucination(model.describe(unseen_features))
+        found = caption_scores(model.describe(unseen_features))
         return found | {"YesNo": yes_no_accuracy(model, unseen_features)}
 
     for stage, talk in ((LANGUAGE, conversation), (QUESTIONS, questions)):
@@ -460,7 +420,7 @@ def train_language(model: TinyModel, work: Path, log: Log) -> None:
             talks = [talk(scene("train", int(index)), rng) for index in chosen]
             return language_loss(model, step, features[chosen].float(), labels[chosen], talks)
 
-        train(stage, nn.ModuleDict(model.language), loss_of, work, log, scores)
+        train(stage, nn.ModuleDict(model.language), loss_of, work, scores)
 
 
 def run(make: Callable[[Path], TinyModel], name: str) -> None:
@@ -480,11 +440,10 @@ def run(make: Callable[[Path], TinyModel], name: str) -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     model = make(args.work)
     head = nn.Linear(model.head.in_features, model.head.out_features, bias=False)
-    log = Log(args.work / "training_log.jsonl")
     begin_run(args.work)
-    train_tower(model, head, args.work, log)
+    train_tower(model, head, args.work)
     model.head.load_state_dict(head.state_dict())
     model.embedding.load_state_dict(head.state_dict())
-    train_language(model, args.work, log)
+    train_language(model, args.work)
     trained = model.save(args.out)
-    write_record(args.out, args.work, log, trained, seed=args.seed, threads=args.threads)
+    write_record(args.out, args.work, trained, seed=args.seed, threads=args.threads)

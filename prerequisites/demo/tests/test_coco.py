@@ -10,7 +10,7 @@ from PIL import Image
 from revisit.evaluation.benchmarks.objects.coco import image_id, read_instances
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from revisit.evaluation.benchmarks.objects.truth import ground_truth
-from scenes import GROUPS, SIZE, font_path, sample_scene
+from scenes import GROUPS, SIZE, sample_scene
 from write_coco import IMAGES, POPE_EACH, POPE_IMAGES, captions, instances, pope
 
 COCO = Path(__file__).resolve().parents[1] / "coco"
@@ -80,11 +80,8 @@ def test_adversarial_questions_ask_for_the_partners_of_what_is_there() -> None:
         assert partners[thing] in objects[image_id(entry["image"])]
 
 
+@pytest.mark.usefixtures("font")
 def test_annotations_are_what_the_seed_gives() -> None:
-    try:
-        font_path()
-    except FileNotFoundError:
-        pytest.skip("drawing needs the font Noto Color Emoji")
     scenes = [sample_scene("val", index) for index in range(IMAGES)]
     assert read("instances") == json.loads(json.dumps(instances(scenes)))
     assert read("captions") == json.loads(json.dumps(captions(scenes)))

@@ -1,7 +1,6 @@
 """The committed Qwen2.5-VL: its format, and that what the trainer wrote is what users load."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -103,23 +102,24 @@ def test_the_chat_template_gives_the_format_of_qwen(processor):
     for template in (processor.apply_chat_template, processor.tokenizer.apply_chat_template):
         prompt = template(messages, add_generation_prompt=True, tokenize=False)
         assert prompt == system + asked + begin
-    own = [
+    with_system = [
         {"role": "system", "content": "Be brief."},
         *messages,
         {"role": "assistant", "content": [{"type": "text", "text": "A dog."}]},
     ]
-    assert processor.apply_chat_template(own) == (
+    assert processor.apply_chat_template(with_system) == (
         f"<|im_start|>system\nBe brief.<|im_end|>\n{asked}{begin}A dog.<|im_end|>\n"
     )
 
 
-def test_the_model_is_told_the_ids_of_its_special_tokens(model, processor):
+def test_the_config_has_the_ids_of_the_special_tokens(model, processor):
     token = processor.tokenizer.convert_tokens_to_ids
     config = model.config
     assert config.vocab_size == len(processor.tokenizer)
     assert config.image_token_id == token("<|image_pad|>")
     assert config.video_token_id == token("<|video_pad|>")
     assert config.vision_start_token_id == token("<|vision_start|>")
+    assert config.bos_token_id == token("<|endoftext|>")  # as published; none is ever added
     assert token("<|im_end|>") in model.generation_config.eos_token_id
     assert model.generation_config.pad_token_id == token("<|endoftext|>")
     assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
@@ -176,7 +176,7 @@ def test_a_small_picture_has_fewer_vision_tokens_and_a_large_one_no_more_than_th
     assert 4 <= shown[1] < shown[2] <= GRID**2
 
 
-def test_a_target_says_the_cell_and_more_softly_the_picture():
+def test_a_target_names_the_cell_and_more_softly_the_picture():
     behind = len(THINGS)
     (wanted,) = targets(torch.tensor([[0, 5, behind, behind]]))
     torch.testing.assert_close(wanted.sum(-1), torch.full((4,), OWN + SHARED))
@@ -185,26 +185,14 @@ def test_a_target_says_the_cell_and_more_softly_the_picture():
     assert set(BACKGROUNDS) == set(BACKDROPS)
 
 
-def test_the_naming_loss_is_least_where_a_state_says_its_target():
+def test_the_naming_loss_is_least_where_a_state_names_its_target():
     labels = torch.tensor([[0, 5, len(THINGS)]])
     words = torch.arange(len(WORDS))
     head = torch.nn.Linear(60, 60, bias=False)
     torch.nn.init.eye_(head.weight)
-    said = torch.full((1, 3, 60), (1 - OWN - SHARED) / 60)
-    said[..., : len(WORDS)] += targets(labels)
-    states = said.log().requires_grad_()
+    wanted = torch.full((1, 3, 60), (1 - OWN - SHARED) / 60)
+    wanted[..., : len(WORDS)] += targets(labels)
+    states = wanted.log().requires_grad_()
     loss = naming_loss(states, head, words, labels)
     torch.autograd.backward(loss)
     torch.testing.assert_close(states.grad, torch.zeros_like(states), atol=1e-6, rtol=0)
-
-
-def test_the_record_tells_how_the_weights_were_made():
-    record = json.loads((CHECKPOINT / "training_record.json").read_text("utf-8"))
-    assert record["command"] == "python prerequisites/demo/train_qwen.py"
-    assert all(re.fullmatch("[0-9a-f]{40}", run["commit"]) for run in record["runs"])
-    assert not any(run["changed"] for run in record["runs"])
-    lines = (CHECKPOINT / "training_log.jsonl").read_text("utf-8").splitlines()
-    entries = [json.loads(line) for line in lines]
-    assert {entry["stage"] for entry in entries} == {"tower", "language", "questions"}
-    last = [entry for entry in entries if "dev" in entry][-1]["dev"]
-    assert last["Recall"] >= 0.85

@@ -15,7 +15,7 @@ from jobs import COCO, FAMILIES, decoders, folders, result_file
 from revisit.commands.main import main as program
 from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
-from scenes import THINGS, coverage, font_path, sample_scene
+from scenes import THINGS, coverage, sample_scene
 from sheet import GRID, words
 
 
@@ -80,11 +80,8 @@ def test_the_examples_are_the_first_of_their_kind() -> None:
     assert "fewer errors in 3, as many in 3, more in 2" in examples.about(greedy, refined)
 
 
+@pytest.mark.usefixtures("font")
 def test_a_hit_is_a_patch_that_shows_the_object_of_the_word() -> None:
-    try:
-        font_path()
-    except FileNotFoundError:
-        pytest.skip("a scene needs the font Noto Color Emoji")
     shown = coverage(sample_scene("val", 0), GRID)
     thing = int(shown.min())
     on_it, off_it = np.argwhere(shown == thing)[0], np.argwhere(shown != thing)[0]

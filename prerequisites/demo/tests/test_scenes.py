@@ -9,9 +9,9 @@ from captions import (
     WORDS,
     caption,
     conversation,
+    described,
     named_things,
     references,
-    told,
     yes_or_no,
 )
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
@@ -26,19 +26,10 @@ from scenes import (
     Thing,
     coverage,
     draw,
-    font_path,
     sample_scene,
 )
 
-
-def has_font() -> bool:
-    try:
-        return font_path().is_file()
-    except FileNotFoundError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not has_font(), reason="drawing needs the font Noto Color Emoji")
+pytestmark = pytest.mark.usefixtures("font")
 
 
 def objects_of(text: str) -> set[str]:
@@ -87,7 +78,7 @@ def test_the_describer_adds_what_habit_adds_and_nothing_else() -> None:
     rng = np.random.default_rng(0)
     for index in range(1500):
         scene = sample_scene("train", index)
-        named = [thing.name for thing in told(scene, rng)]
+        named = [thing.name for thing in described(scene, rng)]
         extra = [name for name in named if name not in truth(scene)]
         expected = [seconds.get(name) for name in truth(scene)]
         absent = {name for name in expected if name and name not in truth(scene)}
