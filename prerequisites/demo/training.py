@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from captions import WORDS, conversation, questions, yes_or_no
+from captions import WORDS, conversation, named_things, questions, yes_or_no
 from revisit.evaluation.benchmarks import chair
 from revisit.evaluation.benchmarks.objects.lemmas import LEMMATIZERS
 from scenes import BACKGROUNDS, THINGS, coverage, draw, sample_scene
@@ -229,14 +229,18 @@ def yes_no_accuracy(model: TinyModel, features: Tensor) -> float:
 
 
 def caption_scores(texts: Sequence[str]) -> dict[str, float]:
-    """CHAIR's metrics, as fractions of 1, of a caption for each of the first scenes of ``dev``."""
+    """CHAIR of a caption for each of the first scenes of ``dev``, as fractions of 1.
+
+    ``Repeats`` is the share of captions that name a thing twice.
+    """
     truth = {
         index: [item.thing.name for item in scene("dev", index).placed]
         for index in range(len(texts))
     }
-    counts = chair.score(dict(enumerate(texts)), truth, LEMMATIZERS["noun"]()).counts.sum(0)
-    values = map(float, chair.COLUMNS.measure(counts))
-    return dict(zip(chair.COLUMNS.metrics, values, strict=True))
+    score = chair.score(dict(enumerate(texts)), truth, LEMMATIZERS["noun"]())
+    named = [named_things(text) for text in texts]
+    repeats = sum(len(set(names)) < len(names) for names in named) / len(texts)
+    return {"n": len(texts), **chair.metrics(score.counts.sum(0)), "Repeats": repeats}
 
 
 @dataclass(frozen=True)

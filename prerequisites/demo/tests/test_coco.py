@@ -20,6 +20,15 @@ def read(name: str) -> Any:
     return json.loads((COCO / "annotations" / f"{name}_val2014.json").read_text("utf-8"))
 
 
+def pope_entries(name: str) -> list[dict[str, Any]]:
+    lines = (COCO / "pope" / f"{name}.jsonl").read_text("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def asked_object(entry: dict[str, Any]) -> str:
+    return str(entry["text"]).removeprefix("Is there a ").removesuffix(" in the image?")
+
+
 def test_images_and_annotations_belong_together() -> None:
     data = read("instances")
     files = sorted((COCO / "val2014").iterdir())
@@ -57,14 +66,12 @@ def test_five_references_an_image_name_what_the_instances_show() -> None:
 @pytest.mark.parametrize("name", ["random", "popular", "adversarial"])
 def test_popes_questions_are_true_and_balanced_in_every_image(name: str) -> None:
     objects = read_instances(COCO / "annotations" / "instances_val2014.json")
-    lines = (COCO / "pope" / f"{name}.jsonl").read_text("utf-8").splitlines()
     asked: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, 1):
-        entry = json.loads(line)
+    for number, entry in enumerate(pope_entries(name), 1):
         assert list(entry) == ["question_id", "image", "text", "label"]
         assert entry["question_id"] == number
-        thing = entry["text"].removeprefix("Is there a ").removesuffix(" in the image?")
-        assert entry["label"] == ("yes" if thing in objects[image_id(entry["image"])] else "no")
+        there = asked_object(entry) in objects[image_id(entry["image"])]
+        assert entry["label"] == ("yes" if there else "no")
         asked.setdefault(entry["image"], []).append(entry["label"])
     assert len(asked) == POPE_IMAGES
     assert all(sorted(labels) == sorted(["yes", "no"] * POPE_EACH) for labels in asked.values())
@@ -73,11 +80,9 @@ def test_popes_questions_are_true_and_balanced_in_every_image(name: str) -> None
 def test_adversarial_questions_ask_for_the_partners_of_what_is_there() -> None:
     objects = read_instances(COCO / "annotations" / "instances_val2014.json")
     partners = {a.name: b.name for pair in GROUPS for a, b in (pair, pair[::-1])}
-    lines = (COCO / "pope" / "adversarial.jsonl").read_text("utf-8").splitlines()
-    denied = [entry for entry in map(json.loads, lines) if entry["label"] == "no"]
-    for entry in denied:
-        thing = entry["text"].removeprefix("Is there a ").removesuffix(" in the image?")
-        assert partners[thing] in objects[image_id(entry["image"])]
+    for entry in pope_entries("adversarial"):
+        if entry["label"] == "no":
+            assert partners[asked_object(entry)] in objects[image_id(entry["image"])]
 
 
 @pytest.mark.usefixtures("font")
@@ -86,5 +91,4 @@ def test_annotations_are_what_the_seed_gives() -> None:
     assert read("instances") == json.loads(json.dumps(instances(scenes)))
     assert read("captions") == json.loads(json.dumps(captions(scenes)))
     for name, rows in pope(scenes[:POPE_IMAGES]).items():
-        lines = (COCO / "pope" / f"{name}.jsonl").read_text("utf-8").splitlines()
-        assert rows == [json.loads(line) for line in lines]
+        assert rows == pope_entries(name)

@@ -183,12 +183,16 @@ def test_a_cost_is_the_median_of_what_each_round_says() -> None:
 
 
 def test_the_page_is_written_where_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "docs").mkdir()
+    docs = tmp_path / "docs" / "decoders.md"
+    docs.parent.mkdir()
+    by_hand = f"\n{every_decoder.BY_HAND}\n\nMeasured.\n"
+    docs.write_text(f"# Decoders, on the demo\n{by_hand}", encoding="utf-8")
     monkeypatch.setattr(every_decoder, "ROOT", tmp_path)
     monkeypatch.setattr(every_decoder, "run_jobs", lambda jobs, out: None)
     write_all(tmp_path / "out")
     every_decoder.run(tmp_path / "out", 4, docs=False)
-    assert not (tmp_path / "docs" / "decoders.md").exists()
+    assert docs.read_text("utf-8").count("\n") == 4
     every_decoder.run(tmp_path / "out", 4, docs=True)
-    page = (tmp_path / "docs" / "decoders.md").read_text("utf-8")
+    page = docs.read_text("utf-8")
     assert page.startswith("# Decoders, on the demo\n") and report(tmp_path / "out", 4) in page
+    assert page.endswith(by_hand)
