@@ -17,7 +17,7 @@ TRUTH = {1: ["dog"], 2: ["cat"], 3: ["pizza"], 4: ["dog", "cat"]}
 TRUE = {1: "A dog.", 2: "A cat.", 3: "A pizza.", 4: "A dog and a cat."}
 FALSE = {image: f"{text[:-1]}, and a fork." for image, text in TRUE.items()}
 LESS = TRUE | {4: "A dog."}
-SAID = {"greedy": FALSE, "m3id": FALSE}
+TEXTS = {"greedy": FALSE, "m3id": FALSE}
 SECONDS = {"greedy": 2.0, AGAIN: 2.2, "vcd": 5.0}
 
 
@@ -25,11 +25,11 @@ def write_result(folder: Path, way: Decoder) -> None:
     """What an evaluation script leaves of a way to decode."""
     folder.mkdir(parents=True)
     captions = folder / "captions.jsonl"
-    said = SAID.get(way.slug, TRUE)
+    texts = TEXTS.get(way.slug, TRUE)
     selection = way.settings.get("revisit_selection")
-    said = LESS if way.settings.get("use_revisit") and selection != "random" else said
-    said = FALSE if selection == "max" else said
-    lines = [json.dumps({"image_id": image, "caption": text}) for image, text in said.items()]
+    texts = LESS if way.settings.get("use_revisit") and selection != "random" else texts
+    texts = FALSE if selection == "max" else texts
+    lines = [json.dumps({"image_id": image, "caption": text}) for image, text in texts.items()]
     captions.write_text("\n".join(lines), encoding="utf-8")
     model = {"name": "tiny", "sha256": "0123456789abcdef"}
     settings = {
@@ -137,8 +137,7 @@ SCRIPT = """
 from types import SimpleNamespace
 from revisit.commands.eval import Family
 from revisit.evaluation.run import decoder_name
-told = []
-class Teller:
+class Printer:
     def __init__(self, run):
         self.decode(run)
     def decode(self, run):
@@ -146,10 +145,9 @@ class Teller:
         if run.decoder is not None:
             assert (run.decoder.layers, run.decoder.alpha) == ("all", 0.1)
     def answer(self, images, questions):
-        told.append((self.decoder, [image.size for image in images], questions[0]))
-        print(told[-1])
+        print((self.decoder, [image.size for image in images], questions[0]))
         return [SimpleNamespace(tokens=3) for _ in images]
-FAMILY = Family(Teller, str, layers="all")
+FAMILY = Family(Printer, str, layers="all")
 """
 
 
@@ -163,13 +161,13 @@ def test_ways_take_turns_on_the_same_images(tmp_path: Path, capsys) -> None:
     rounds = [files[:2], files[2:]]
     job = {"script": str(script), "ways": ways, "rounds": rounds}
     asking.measure(job | {"timing": str(out)})
-    told = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(decoder, len(sizes)) for decoder, sizes, _ in told] == [
+    answered = [ast.literal_eval(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(decoder, len(sizes)) for decoder, sizes, _ in answered] == [
         ("greedy", 2),  # to begin with
         *[("greedy", 2), ("revisit", 2)],
         *[("revisit", 1), ("greedy", 1)],
     ]
-    assert {question for *_, question in told} == {"Please describe this image in detail."}
+    assert {question for *_, question in answered} == {"Please describe this image in detail."}
     found = json.loads(out.read_text())
     assert found.keys() == ways.keys()
     assert all([tokens for _, tokens in rounds] == [6, 3] for rounds in found.values())
@@ -185,14 +183,11 @@ def test_a_cost_is_the_median_of_what_each_round_says() -> None:
 def test_the_page_is_written_where_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:
     docs = tmp_path / "docs" / "decoders.md"
     docs.parent.mkdir()
-    by_hand = f"\n{every_decoder.BY_HAND}\n\nMeasured.\n"
-    docs.write_text(f"# Decoders, on the demo\n{by_hand}", encoding="utf-8")
     monkeypatch.setattr(every_decoder, "ROOT", tmp_path)
     monkeypatch.setattr(every_decoder, "run_jobs", lambda jobs, out: None)
     write_all(tmp_path / "out")
     every_decoder.run(tmp_path / "out", 4, docs=False)
-    assert docs.read_text("utf-8").count("\n") == 4
+    assert not docs.exists()
     every_decoder.run(tmp_path / "out", 4, docs=True)
     page = docs.read_text("utf-8")
     assert page.startswith("# Decoders, on the demo\n") and report(tmp_path / "out", 4) in page
-    assert page.endswith(by_hand)

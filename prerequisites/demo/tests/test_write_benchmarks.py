@@ -18,10 +18,12 @@ def test_amber_s_layout_is_read_and_a_true_caption_has_no_hallucination(tmp_path
     assert len(captions) > 100 and len(section.tasks) == len(data.items)
     assert not any(set(item["truth"]) & set(item["hallu"]) for item in captions)
     answers = tmp_path / "answers.jsonl"
-    said = {each["id"]: " and ".join(f"a {name}" for name in each["truth"]) for each in captions}
-    said |= {key: item["truth"].capitalize() for key, item in data.items.items() if key not in said}
+    texts = {each["id"]: " and ".join(f"a {name}" for name in each["truth"]) for each in captions}
+    texts |= {
+        key: item["truth"].capitalize() for key, item in data.items.items() if key not in texts
+    }
     answers.write_text(
-        "".join(json.dumps({"id": k, "response": v}) + "\n" for k, v in said.items())
+        "".join(json.dumps({"id": k, "response": v}) + "\n" for k, v in texts.items())
     )
     saved = benchmark.score(section, answers)
     assert saved["generative"] == {"CHAIR": 0.0, "Cover": 100.0, "Hal": 0.0, "Cog": 0.0}
