@@ -164,7 +164,7 @@ def draw_pool(work: Path, split: str, count: int, side: int, grid: int) -> dict[
 @torch.no_grad()
 def features_of(model: TinyModel, pictures: Tensor) -> Tensor:
     """(count, tokens, width) float16: what the frozen tower sees in the pictures."""
-    batches = tqdm(pictures.split(model.batch), desc="features", unit="batch")
+    batches = tqdm(torch.split(pictures, model.batch), desc="features", unit="batch")
     return torch.cat([model.see(batch.numpy()).half() for batch in batches])
 
 
