@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # loaded once the flags are checked
 
     Settings = Any
     Configs = Mapping[str, ReVisiTConfig | None]
-    Written = Callable[[Describer, str, Image, str, Configs], dict[str, Description]]
+    Descriptions = dict[str, Description]
+    Shown = Callable[[str, str, Descriptions], str]
 else:
     Settings = decoder_flags(["revisit"])
 
@@ -83,8 +84,8 @@ def caption(
     configs = {REVISIT if config else GREEDY: config}
     if compare or figure:
         configs = {GREEDY: None, **configs}
-    written = _write_as_json if json else _write_beside if compare else _write
-    pictures = _describe(readable, model, question, configs, written)
+    shown = _as_json if json else _as_columns if compare else None
+    pictures = _describe(readable, model, question, configs, shown)
     if pictures:
         _draw(pictures, report, figure)
     return 0 if len(pictures) == len(images) else 1
@@ -122,9 +123,15 @@ def _describe(
     model: str | None,
     question: str | None,
     configs: "Configs",
-    written: "Written",
+    shown: "Shown | None",
 ) -> "list[Picture]":
-    """Write the descriptions; the images that could be described, with their captions."""
+    """Describe images, and print the descriptions; returns the images that could be described.
+
+    Args:
+        configs: the decoders by their names.
+        shown: what is printed of an image's name, the question and the descriptions; None prints
+            the last description word by word.
+    """
     import transformers
 
     from revisit.commands.describe import Describer, demo_model
@@ -138,20 +145,28 @@ def _describe(
             describer.check(config)
     if describer.warning and not all(_is_drawn(name, describer.name) for name in names):
         print(describer.warning, file=sys.stderr)
+    question = question or QUESTION
     pictures = []
     for name in names:
         image, notes = open_image(name)
         for note in notes:
             print(f"{name}: {note}", file=sys.stderr)
         try:
-            said = written(describer, name, image, question or QUESTION, configs)
+            if shown is None:
+                descriptions = _stream(describer, name, image, question, configs)
+            else:
+                descriptions = {
+                    decoder: describer.describe(image, config, question=question)
+                    for decoder, config in configs.items()
+                }
+                print(shown(name, question, descriptions), flush=True)
         except CommandError as error:
             print(error, file=sys.stderr)
             continue
-        cut = [each.tokens for each in said.values() if each.stopped]
+        cut = [each.tokens for each in descriptions.values() if each.stopped]
         notes += [f"cut after {tokens} tokens" for tokens in cut]
         title, note = Path(name).name, "; ".join(notes)
-        pictures.append(picture(describer.boxes, title, image, said, note=note))
+        pictures.append(picture(describer.boxes, title, image, descriptions, note=note))
     return pictures
 
 
@@ -173,72 +188,58 @@ def _draw(pictures: "Sequence[Picture]", report: Path | None, figure: Path | Non
         print(f"written: {file}", file=sys.stderr)
 
 
-def _write(
+def _stream(
     describer: "Describer", name: str, image: "Image", question: str, configs: "Configs"
-) -> "dict[str, Description]":
-    """Describe an image, and write the last description as it comes."""
-    made = {}
-    for at, (decoder, config) in enumerate(configs.items(), 1):
-        if at < len(configs):
-            made[decoder] = describer.describe(image, config, question=question)
-            continue
-        print(f"{name}:", end="", flush=True)
-        writer = Writer(sys.stdout)
-        try:
-            made[decoder] = describer.describe(
-                image, config, question=question, on_words=writer.so_far
-            )
-            writer.write(made[decoder].words)
-        finally:
-            print(flush=True)
-    return made
-
-
-def _write_as_json(
-    describer: "Describer", name: str, image: "Image", question: str, configs: "Configs"
-) -> "dict[str, Description]":
-    """Describe an image, and write a JSON object of it: the words, the first token's step of each,
-    and what greedy decoding says where that was asked for."""
-    made = {
-        decoder: describer.describe(image, config, question=question)
-        for decoder, config in configs.items()
+) -> "Descriptions":
+    """Describe an image, and print the last description word by word."""
+    *others, (last, config) = configs.items()
+    descriptions = {
+        decoder: describer.describe(image, other, question=question) for decoder, other in others
     }
-    *others, said = made.values()
+    print(f"{name}:", end="", flush=True)
+    writer = Writer(sys.stdout)
+    try:
+        description = describer.describe(
+            image, config, question=question, on_words=writer.write_all_but_last
+        )
+        writer.write(description.words)
+    finally:
+        print(flush=True)
+    return {**descriptions, last: description}
+
+
+def _as_json(name: str, question: str, descriptions: "Descriptions") -> str:
+    """A JSON object of the last description: its words, the first token's step of each, and what
+    greedy decoding says where that was asked for."""
+    *others, description = descriptions.values()
     words = []
-    for word in said.words:
+    for word in description.words:
         step = word.tokens[0].step if word.tokens else None
         seen = {} if step is None else {"layer": step.layer, "patch": step.patch}
         words.append({"text": word.text, "greedy": word.instead or None} | seen)
-    record = {"image": name, "question": question, "text": said.text, "words": words}
+    record = {"image": name, "question": question, "text": description.text, "words": words}
     if others:
         record["greedy"] = others[0].text
-    print(to_json.dumps(record), flush=True)
-    return made
+    return to_json.dumps(record)
 
 
-def _write_beside(
-    describer: "Describer", name: str, image: "Image", question: str, configs: "Configs"
-) -> "dict[str, Description]":
-    """Describe an image by both decoders, and write both side by side."""
-    made = {
-        decoder: describer.describe(image, config, question=question)
-        for decoder, config in configs.items()
-    }
+def _as_columns(name: str, question: str, descriptions: "Descriptions") -> str:
     width = shutil.get_terminal_size((100, 24)).columns
-    print(f"{name}:\n{side_by_side(made, width, _coloured(sys.stdout))}", flush=True)
-    return made
+    return f"{name}:\n{side_by_side(descriptions, width, _coloured(sys.stdout))}"
 
 
-def side_by_side(made: "Mapping[str, Description]", width: int, coloured: bool) -> str:
+def side_by_side(descriptions: "Descriptions", width: int, coloured: bool) -> str:
     """Two descriptions in columns; words that the other lacks there are coloured, or bracketed."""
-    first, second = texts = [said.text.split() for said in made.values()]
+    first, second = texts = [description.text.split() for description in descriptions.values()]
     blocks = SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
-    kept = [{each[side] + at for each in blocks for at in range(each.size)} for side in (0, 1)]
+    in_both = [
+        {block[side] + index for block in blocks for index in range(block.size)} for side in (0, 1)
+    ]
     column = max(20, (width - 3) // 2)
     columns = []
-    for name, words, same, colour in zip(made, texts, kept, (_RED, _GREEN), strict=True):
+    for name, words, same, colour in zip(descriptions, texts, in_both, (_RED, _GREEN), strict=True):
         begin, end = (colour, _PLAIN) if coloured else ("[", "]")
-        marked = [word if at in same else f"{begin}{word}{end}" for at, word in enumerate(words)]
+        marked = [word if n in same else f"{begin}{word}{end}" for n, word in enumerate(words)]
         columns.append([name, *_lines(marked, column)])
     rows = zip_longest(*columns, fillvalue="")
     return "\n".join(
@@ -265,19 +266,20 @@ def _coloured(stream: TextIO) -> bool:
 
 
 class Writer:
-    """Writes words once they are whole, before those that ReVisiT changed what greedy had said."""
+    """Writes words once they are whole; before a changed word stands what greedy decoding would
+    have chosen."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.written = 0
         self.coloured = _coloured(stream)
 
-    def so_far(self, words: "Sequence[Word]") -> None:
-        """All but the last, which may go on."""
+    def write_all_but_last(self, words: "Sequence[Word]") -> None:
+        """The last word may go on."""
         self.write(words[:-1])
 
     def write(self, words: "Sequence[Word]") -> None:
-        """Those that are not written yet."""
+        """Write the words that are not written yet."""
         for word in words[self.written :]:
             before = word.before or ("" if self.written else " ")
             self.stream.write(before + self._marked(word))

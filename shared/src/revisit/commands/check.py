@@ -21,8 +21,10 @@ def check(
     """Say what ReVisiT finds in a model, and compare one generation with the dense float64
     computation: exact, or what to pass. Exits with 1 where it is not exact."""
     from revisit.transformers.check import inspect, load
+    from revisit.transformers.checkpoint import check_files
 
     try:
+        check_files(model)
         loaded = load(model, random=random, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a broken checkpoint makes Transformers raise
         raise CommandError(f"{model} cannot be loaded: {error}") from error

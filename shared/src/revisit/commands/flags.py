@@ -7,7 +7,16 @@ from inspect import isfunction
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from cyclopts import App, Group, Parameter, Token
+from cyclopts import (
+    App,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnknownCommandError,
+    UnusedCliTokensError,
+)
 from cyclopts.argument import Argument
 from cyclopts.config import Dict
 from docstring_parser import parse
@@ -45,6 +54,26 @@ def new_app(name: str, summary: str) -> App:
         help_format="plaintext",
         default_parameter=Parameter(negative=(), allow_repeating=True, name_transform=str),
     )
+
+
+def explain(error: CycloptsError) -> str | ImportError:
+    """What is wrong with a command line, and what to do.
+
+    For a name that is no command cyclopts imports them all, to find the one that was meant:
+    ImportError is what one of them lacks.
+    """
+    try:
+        message = str(error)
+    except ImportError as lacking:
+        return lacking
+    if isinstance(error, UnknownCommandError):
+        return message
+    if isinstance(error, MissingArgumentError) and error.keyword is None and error.argument:
+        about = error.argument.parameter.help
+        message = f"{error.argument.name} is missing{f': {about}' if about else ''}."
+    elif isinstance(error, UnusedCliTokensError):
+        message = f"no flag takes {' '.join(error.unused_tokens or [])}."
+    return f"{message} --help explains the flags."
 
 
 def decoder_flags(names: Iterable[str], defaults: Mapping[str, Any] | None = None) -> type:
@@ -140,10 +169,10 @@ def prepare(app: App, argv: Sequence[str]) -> list[str]:
 def _decoder(group: Sequence[str]) -> list[str]:
     """`--use_revisit true` or `false` as `--decoder`, so that of both flags the last one counts."""
     _, *words = group[0].split("=") + list(group[1:])
-    said = words[0] if words else "true"
-    if said.lower() not in ("true", "false"):
-        raise CommandError(f"--use_revisit {said}: it is neither true nor false")
-    return [f"--decoder={'revisit' if said.lower() == 'true' else 'greedy'}", *words[1:]]
+    value = words[0] if words else "true"
+    if value.lower() not in ("true", "false"):
+        raise CommandError(f"--use_revisit {value}: it is neither true nor false")
+    return [f"--decoder={'revisit' if value.lower() == 'true' else 'greedy'}", *words[1:]]
 
 
 def _grouped(argv: Sequence[str]) -> list[list[str]]:
@@ -177,21 +206,23 @@ def _config(words: Sequence[str]) -> Dict:
     """The flags in the file that is named first, as `prepare` leaves those of a command line."""
     import yaml
 
+    if not words:
+        raise CommandError("--config: name a YAML file of flags and their values")
+    file = words[0]
     try:
-        read = yaml.safe_load(Path(words[0]).read_text(encoding="utf-8"))
-        if isinstance(read, dict):
-            flags = {
-                name: ",".join(map(str, value)) if _whole_numbers(value) else value
-                for name, value in read.items()
-            }
-            if type(chosen := flags.pop("use_revisit", None)) is bool:
-                flags.setdefault("decoder", "revisit" if chosen else "greedy")
-            return Dict(flags, source=words[0], use_commands_as_keys=False)
-        why = "it holds no names with values"
-    except (IndexError, OSError, ValueError, yaml.YAMLError) as error:
-        why = str(error).partition("\n")[0]
-    file = words[0] if words else ""
-    raise CommandError(f"--config {file}: name a YAML file of flags and their values; {why}")
+        read = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        wrong = "" if isinstance(read, dict) else "it holds no names with values"
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        wrong = str(error).partition("\n")[0]
+    if wrong:
+        raise CommandError(f"--config {file}: name a YAML file of flags and their values; {wrong}")
+    flags = {
+        name: ",".join(map(str, value)) if _whole_numbers(value) else value
+        for name, value in read.items()
+    }
+    if type(chosen := flags.pop("use_revisit", None)) is bool:
+        flags.setdefault("decoder", "revisit" if chosen else "greedy")
+    return Dict(flags, source=file, use_commands_as_keys=False)
 
 
 def _whole_numbers(value: object) -> bool:

@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     """Run one subcommand.
 
     Returns:
-        The exit status: 0 done, 1 not all done, 2 wrong use, 130 on Ctrl-C.
+        The exit status: 0 done, 1 not all done, 2 wrong use, 130 on Ctrl-C. `fork check` has more,
+        which its help explains.
     """
     try:
         from revisit.commands.flags import new_app
@@ -70,15 +71,17 @@ def run(app: "App", argv: Sequence[str], advice: str = "") -> int:
     """
     from cyclopts import CycloptsError
 
-    from revisit.commands.flags import prepare
+    from revisit.commands.flags import explain, prepare
 
     program = app.name[0]
     try:
         program = " ".join((*app.name, *app.parse_commands(list(argv))[0]))
         words = prepare(app, argv)
         command, bound, _ = app.parse_args(words, print_error=False, exit_on_error=False)
-    except (CycloptsError, ValueError, ImportError) as error:
-        return _refuse(program, error)  # a setting's own check raises ValueError
+    except CycloptsError as error:
+        return _refuse(program, explain(error))
+    except (ValueError, ImportError) as error:  # ValueError: of a setting's check
+        return _refuse(program, error)
     try:
         _raise_at_ctrl_c()
         status = command(*bound.args, **bound.kwargs)
@@ -97,24 +100,24 @@ def run(app: "App", argv: Sequence[str], advice: str = "") -> int:
         raise
 
 
-def _refuse(program: str, error: BaseException) -> int:
-    try:
-        text = str(error)
-    except ImportError as lacking:  # cyclopts looks at all commands for what was meant
-        error, text = lacking, str(lacking)
+def _refuse(program: str, error: BaseException | str) -> int:
+    message = str(error)
     if isinstance(error, ImportError):
-        why = error.__cause__ or error  # cyclopts tells of a command that cannot be imported
-        text = f"{why}; pip install 'revisit-decoding[EXTRA]' brings what a command needs, with "
-        text += "EXTRA one of evaluation, pictures, web, vllm; Transformers is yours to install"
-    print(f"{program}: error: {text}", file=sys.stderr)
+        # cyclopts wraps the error of a command that cannot be imported.
+        message = (
+            f"{error.__cause__ or error}; pip install 'revisit-decoding[EXTRA]' brings what a "
+            "command needs, with EXTRA one of evaluation, pictures, web, vllm; Transformers is "
+            "yours to install"
+        )
+    print(f"{program}: error: {message}", file=sys.stderr)
     return 2
 
 
 def _refusals() -> tuple[type[Exception], ...]:
     """The errors whose message is for the user."""
     evaluation: Any = sys.modules.get("revisit.evaluation")
-    own = (CommandError,) if evaluation is None else (CommandError, evaluation.EvaluationError)
-    return (*own, ModuleNotFoundError)
+    loaded = () if evaluation is None else (evaluation.EvaluationError,)
+    return (CommandError, ModuleNotFoundError, *loaded)
 
 
 def _interrupted(error: BaseException | None) -> bool:
