@@ -43,20 +43,9 @@ __all__ = [
 ]
 
 # Loaded on first use: the scorer and the fork maker start without PyTorch.
-_HOME = {
-    "CODEConfig": "revisit.config",
-    "DeCoConfig": "revisit.config",
-    "DoLaConfig": "revisit.config",
-    "ICDConfig": "revisit.config",
+_MODULE_OF = dict.fromkeys(__all__, "revisit.config") | {
     "LMHead": "revisit.core.head",
-    "M3IDConfig": "revisit.config",
-    "PAIConfig": "revisit.config",
-    "RITUALConfig": "revisit.config",
-    "ReVisiTConfig": "revisit.config",
     "ReVisiTLogitsProcessor": "revisit.transformers.processor",
-    "SIDConfig": "revisit.config",
-    "VCDConfig": "revisit.config",
-    "VISTAConfig": "revisit.config",
     "attach": "revisit.transformers.enable",
     "disable": "revisit.transformers.enable",
     "enable": "revisit.transformers.enable",
@@ -64,6 +53,6 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'revisit' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

@@ -31,31 +31,29 @@ from revisit.evaluation.process import this_process
 from revisit.evaluation.run import Dtype, Generation, Place, Run
 from revisit.evaluation.sweep import combinations
 
-if TYPE_CHECKING:
-    from revisit.evaluation.captioner import Captioner
+if TYPE_CHECKING:  # loaded once the flags are checked
+    from revisit.evaluation.captioner import Captioner, Load
 
     Name = str
 else:
     Name = Literal[("greedy", *DECODERS)]
 
-Load = Callable[[Run], "Captioner"]
-
 
 @dataclass(frozen=True)
 class Family:
-    """What a family's programs have of their own.
+    """How the models of a family are loaded, and its defaults.
 
     Args:
         load: called once, after everything that can be checked without the model has been; see
             `revisit.evaluation.captioner.Load`.
         own_dtype: from `model_path`, the dtype that `--dtype auto` means. Raises as `load` does.
-        results: the folder that gets a folder for each setting, where `--output_path` is left out;
-            None: one of the model's name in results/ of the working folder.
-        gpu_dtype: what `--dtype` is on a GPU where it is left out.
-        layers: what `--early_exit_layers` is where it is left out.
+        results: without `--output_path`, the folder that gets a folder for each setting; None:
+            results/MODEL in the working folder.
+        gpu_dtype: the default of `--dtype` on a GPU.
+        layers: the default of `--early_exit_layers`.
     """
 
-    load: Load
+    load: "Load"
     own_dtype: Callable[[str], str]
     results: Path | None = None
     gpu_dtype: Dtype = "auto"
@@ -95,8 +93,8 @@ def run_of(argv: Sequence[str], family: Family) -> Run:
 def new_eval(
     family: Family | None = None, program: str = "eval", then: Callable[..., int] | None = None
 ) -> App:
-    """The command, with a subcommand for each benchmark; `then` is given runs, `family` and
-    `dry_run`, and evaluates where it is None."""
+    """The command, with a subcommand for each benchmark, which calls `then(runs, family, dry_run)`;
+    None evaluates."""
     app = new_app(program, "Ask a model what a benchmark asks, and score the answers.")
     family, then = family or _any_model(), then or _evaluate
     decoders = decoder_flags(DECODERS, {"revisit_layers": family.layers})
@@ -175,13 +173,13 @@ def _command(
 
 def _configs(settings: Any) -> dict[str, DecoderConfig | None]:
     """Each decoder as its flags set it."""
-    found = {}
+    configs = {}
     for name in ("greedy", *DECODERS):
         try:
-            found[name] = to_config(name, settings)
+            configs[name] = to_config(name, settings)
         except ValueError as error:
             raise EvaluationError(f"--decoder {name}: {error}") from error
-    return found
+    return configs
 
 
 def _runs(

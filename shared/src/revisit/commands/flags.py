@@ -84,7 +84,7 @@ def decoder_flags(names: Iterable[str], defaults: Mapping[str, Any] | None = Non
     ReVisiT's flags are `--layers` and `--alpha` or, by their published names,
     `--early_exit_layers` and `--relative_top`; those of other decoders begin with the decoder.
     """
-    found = []
+    flags = []
     for name in names:
         config = DECODERS[name]
         hints = get_type_hints(config)
@@ -103,12 +103,11 @@ def decoder_flags(names: Iterable[str], defaults: Mapping[str, Any] | None = Non
             )
             hint = str | tuple[int, ...] if layers else hints[field.name]
             key = f"{name}_{field.name}"
-            found.append(
-                (key, Annotated[hint, parameter], (defaults or {}).get(key, field.default))
-            )
-    made = make_dataclass("DecoderFlags", found, frozen=True)
-    made.__module__ = __name__  # of a class of `types`, its default, cyclopts takes no fields
-    return made
+            default = (defaults or {}).get(key, field.default)
+            flags.append((key, Annotated[hint, parameter], default))
+    settings = make_dataclass("DecoderFlags", flags, frozen=True)
+    settings.__module__ = __name__  # of a class of `types`, its default, cyclopts takes no fields
+    return settings
 
 
 def to_config(name: str, flags: Any) -> DecoderConfig | None:
@@ -119,8 +118,13 @@ def to_config(name: str, flags: Any) -> DecoderConfig | None:
     """
     if name == "greedy":
         return None
-    chosen = {key: value for key, value in asdict(flags).items() if key.startswith(f"{name}_")}
-    return DECODERS[name](**{key.removeprefix(f"{name}_"): value for key, value in chosen.items()})
+    prefix = f"{name}_"
+    settings = {
+        key.removeprefix(prefix): value
+        for key, value in asdict(flags).items()
+        if key.startswith(prefix)
+    }
+    return DECODERS[name](**settings)
 
 
 def _names(decoder: str, setting: str) -> tuple[str, ...]:

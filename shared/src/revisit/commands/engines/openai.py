@@ -15,12 +15,12 @@ from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Run
 
 _REQUESTS = 32  # at a time
-_OF_THIS_REQUEST = (400, 413, 422, 500)  # HTTP's ways to say that something in it is wrong
+_WRONG_REQUEST = (400, 413, 422, 500)  # statuses that may be about one request alone
 _RETRIES = 5  # of a request that found no server, or a busy one
 
 
 class _Refused(EvaluationError):
-    """What the server says of a request, or of all of them."""
+    """Why the server gives no answer to a request."""
 
 
 class ServerCaptioner:
@@ -45,11 +45,11 @@ class ServerCaptioner:
         self.client = requests.connect(base_url, max_retries=_RETRIES)
         self.model = run.model_path
         try:
-            served = [model.id for model in self.client.models.list()]
+            names = [model.id for model in self.client.models.list()]
         except openai.OpenAIError as error:
             raise ValueError(f"no answer of {base_url}: {error}") from error
-        if self.model not in served:
-            raise ValueError(f"{base_url} serves {served}: --model is one of these names")
+        if self.model not in names:
+            raise ValueError(f"{base_url} serves {names}: --model is one of these names")
         self.decode(run)
         self.settings = {"engine": "openai", "base_url": base_url}
 
@@ -84,17 +84,16 @@ class ServerCaptioner:
             answers = list(pool.map(self._ask, images, questions, seeds))
         finally:
             pool.shutdown(cancel_futures=True)
-        refused = {n: each for n, each in enumerate(answers) if isinstance(each, _Refused)}
 
-        def take(place: int, image: Image.Image) -> None:
-            known = image is images[place]
-            again = answers[place] if known else self._ask(image, questions[place], seeds[place])
-            if isinstance(again, _Refused):
-                raise again
+        def ask_again(row: int, image: Image.Image) -> None:
+            known = image is images[row]
+            answer = answers[row] if known else self._ask(image, questions[row], seeds[row])
+            if isinstance(answer, _Refused):
+                raise answer
 
-        if refused:
-            error = next(iter(refused.values()))
-            raise unusable_images(error, images, take) from error
+        error = next((each for each in answers if isinstance(each, _Refused)), None)
+        if error is not None:
+            raise unusable_images(error, images, ask_again) from error
         return [each for each in answers if isinstance(each, Answer)]
 
     def _ask(self, image: Image.Image | None, question: str, seed: int) -> "Answer | _Refused":
@@ -117,20 +116,20 @@ class ServerCaptioner:
                 **self.body,
             )
         except openai.APIStatusError as error:
-            why = f"the server answers {error.status_code}: {error.message}"
-            if error.status_code in _OF_THIS_REQUEST:
-                return _Refused(why)
-            raise EvaluationError(why) from error
+            message = f"the server answers {error.status_code}: {error.message}"
+            if error.status_code in _WRONG_REQUEST:
+                return _Refused(message)
+            raise EvaluationError(message) from error
         except openai.APIConnectionError as error:
             raise EvaluationError(
                 f"the server does not answer ({error}); the same command continues"
             ) from error
         if not reply.choices:
-            why = (reply.model_extra or {}).get("error", "no choices")
-            return _Refused(f"the server gives no answer: {why}")
+            reason = (reply.model_extra or {}).get("error", "no choices")
+            return _Refused(f"the server gives no answer: {reason}")
         choice, text = reply.choices[0], reply.choices[0].message.content
         if choice.finish_reason not in requests.WHOLE or text is None:
-            why = getattr(choice, "stop_reason", None) or "its log may say why"
+            reason = getattr(choice, "stop_reason", None) or "its log may say why"
             ended = f"the server ended an answer by {choice.finish_reason!r}"
-            return _Refused(f"{ended}, without text" if text is None else f"{ended}: {why}")
+            return _Refused(f"{ended}, without text" if text is None else f"{ended}: {reason}")
         return Answer(text.strip(), reply.usage.completion_tokens if reply.usage else 0)

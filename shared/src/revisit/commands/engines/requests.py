@@ -1,7 +1,4 @@
-"""What an engine that takes requests is asked: vLLM in this process, or a server elsewhere.
-
-Both batch by themselves: they are given many tasks at once, as concurrent requests.
-"""
+"""Requests to vLLM in this process or to a server, which batch them by themselves."""
 
 import base64
 import io
@@ -18,7 +15,7 @@ SERVED = ("greedy", "revisit")
 """The decoders of vLLM, here and behind a server."""
 
 AT_ONCE = 256
-"""Tasks that an engine is given at a time; a run that is cut short has lost as many at most."""
+"""Tasks in flight at a time; a run that is cut short has lost as many at most."""
 
 WHOLE = ("stop", "length")
 """The finish reasons of an answer; by any other it was cut off."""
@@ -60,13 +57,13 @@ def check(run: Run) -> None:
 def sampling(run: Run) -> dict[str, Any]:
     """Sampling parameters, by the names that vLLM and its server have in common."""
     generation = run.generation
-    chosen: dict[str, Any] = {"max_tokens": generation.max_new_tokens, "temperature": 0.0}
+    parameters: dict[str, Any] = {"max_tokens": generation.max_new_tokens, "temperature": 0.0}
     if generation.do_sample:
         names = ("temperature", "top_p", "top_k")
-        chosen |= {name: getattr(generation, name) for name in names}
+        parameters |= {name: getattr(generation, name) for name in names}
     if generation.repetition_penalty is not None:
-        chosen["repetition_penalty"] = generation.repetition_penalty
-    return chosen
+        parameters["repetition_penalty"] = generation.repetition_penalty
+    return parameters
 
 
 def settings(run: Run, seed: int) -> dict[str, Any] | None:
@@ -78,7 +75,6 @@ def settings(run: Run, seed: int) -> dict[str, Any] | None:
     config = run.decoder
     if not isinstance(config, ReVisiTConfig):
         return None
-    asked: dict[str, Any] = {"alpha": float(config.alpha), "divergence": config.divergence}
-    asked |= {"selection": config.selection, "seed": seed}
-    plain = run.benchmark.without_images
-    return {**asked, "no_vision": "plain"} if plain else asked
+    found: dict[str, Any] = {"alpha": float(config.alpha), "divergence": config.divergence}
+    found |= {"selection": config.selection, "seed": seed}
+    return {**found, "no_vision": "plain"} if run.benchmark.without_images else found

@@ -75,34 +75,34 @@ class TransformersCaptioner:
     def inputs(
         self, images: Images, questions: Sequence[str], system: str | None = None
     ) -> Mapping[str, Any]:
-        """What `generate` is given of some RGB images and the question about each: a row for each
-        in `input_ids` (B, T), padded on the left. `system` takes the place of the system message
-        that the model is usually given."""
+        """Arguments of `generate` for RGB images and the question about each: a row for each in
+        `input_ids` (B, T), padded on the left. `system` replaces the usual system message."""
         raise NotImplementedError
 
     def answer(self, images: Images, questions: Sequence[str]) -> list[Answer]:
         """The answer to each question about the image beside it."""
 
-        def take(place: int, image: Image.Image) -> None:
-            self._answer([image], [questions[place]], self.inputs([image], [questions[place]]))
+        def read(row: int, image: Image.Image) -> Mapping[str, Any]:
+            return self.inputs([image], [questions[row]])
+
+        def answer(row: int, image: Image.Image) -> None:
+            self._answer([image], [questions[row]], read(row, image))
 
         try:
             inputs = self.inputs(images, questions)
         except Exception as error:
-            raise unusable_images(
-                error, images, lambda place, image: self.inputs([image], [questions[place]])
-            ) from error
+            raise unusable_images(error, images, read) from error
         try:
             return self._answer(images, questions, inputs)
         except Exception as error:
-            raise unusable_images(error, images, take) from error
+            raise unusable_images(error, images, answer) from error
 
     def _answer(
         self, images: Images, questions: Sequence[str], inputs: Mapping[str, Any]
     ) -> list[Answer]:
         second = self._second_inputs(images, questions, inputs)
-        drawing = self._draw_anew()
-        sequences = self.model.generate(**inputs, **second, **self.arguments, **drawing)
+        seed = self._seed_selection()
+        sequences = self.model.generate(**inputs, **second, **self.arguments, **seed)
         new = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         counts = token_counts(new, self._ends())
@@ -111,24 +111,28 @@ class TransformersCaptioner:
     def _second_inputs(
         self, images: Images, questions: Sequence[str], inputs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What `generate` is given for the second stream of the decoder in force."""
-        config, second = self.config, None
+        """The argument of `generate` for the second stream of a decoder that has one."""
+        config = self.config
         if isinstance(config, RITUALConfig):
-            turned = [image and second_image(image, config.seed) for image in images]
-            second = self.inputs(turned, questions)
+            transformed = [image and second_image(image, config.seed) for image in images]
+            second = self.inputs(transformed, questions)
         elif isinstance(config, ICDConfig):
             second = self.inputs(images, questions, config.prefix)
         elif isinstance(config, CODEConfig) and any(images):
-            asked = self.inputs(images, [QUESTION] * len(images))
-            padding = {key: value for key, value in self.arguments.items() if "pad" in key}
-            given = [config.description] * len(images) if config.description else None
-            texts = given or describe(self.model, self.tokenizer, asked, **padding)
-            second = described(self.model, self.tokenizer, inputs, texts)
-        return {} if second is None else {"second_inputs": second}
+            if config.description:
+                descriptions = [config.description] * len(images)
+            else:
+                prompts = self.inputs(images, [QUESTION] * len(images))
+                padding = {key: value for key, value in self.arguments.items() if "pad" in key}
+                descriptions = describe(self.model, self.tokenizer, prompts, **padding)
+            second = described(self.model, self.tokenizer, inputs, descriptions)
+        else:
+            return {}
+        return {"second_inputs": second}
 
-    def _draw_anew(self) -> dict[str, Any]:
-        """What lets `selection="random"` follow from the batch's seed, and not from how many
-        prompts came before: a run that is continued draws what one run would have drawn."""
+    def _seed_selection(self) -> dict[str, Any]:
+        """Have `selection="random"` follow from the batch's seed, and not from how many prompts
+        came before: a run that is continued draws what one run would have drawn."""
         seed = crc32(f"{torch.initial_seed()} {self.arguments}".encode())
         if isinstance(self.config, ReVisiTConfig) and self.config.selection == "random":
             if self.fork:
@@ -159,9 +163,9 @@ class StockCaptioner(TransformersCaptioner):
         super().__init__(model, self.processor, settings, run)
 
     def inputs(self, images: Images, questions: Sequence[str], system: str | None = None) -> Any:
-        """What the model reads of the images and the question about each, a row for each."""
-        shown = [[] if image is None else [image] for image in images]
-        inputs = chat_inputs(self.processor, shown, questions, system)
+        """See `TransformersCaptioner.inputs`."""
+        rows = [[] if image is None else [image] for image in images]
+        inputs = chat_inputs(self.processor, rows, questions, system)
         return inputs.to(self.model.device, self.model.dtype)
 
 
@@ -221,27 +225,21 @@ def chat_inputs(
     questions: Sequence[str],
     system: str | None = None,
 ) -> Any:
-    """What a model is given to read: a row for each question and the images that it is about."""
+    """What a model reads: a row for each question and the images that it is about."""
     prompts = [
-        chat_prompt(processor, len(shown), question, system)
-        for shown, question in zip(images, questions, strict=True)
+        chat_prompt(processor, len(row), question, system)
+        for row, question in zip(images, questions, strict=True)
     ]
-    begin = processor.tokenizer.bos_token
-    # A template that writes the beginning itself: the tokenizer is not to write it again.
-    begun: dict[str, Any] = (
-        {"add_special_tokens": False} if begin and prompts[0].startswith(begin) else {}
-    )
-    # A slow processor takes a side of (H, W, 3) that is as long as channels are many for channels.
-    thin = any(set(image.size) & {1, 3, 4} for shown in images for image in shown)
+    options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+    bos = processor.tokenizer.bos_token
+    if bos and prompts[0].startswith(bos):  # the template writes it: the tokenizer must not
+        options["add_special_tokens"] = False
+    # A slow processor takes a side of 1, 3 or 4 pixels for the channels.
+    thin = any(set(image.size) & {1, 3, 4} for row in images for image in row)
     if thin and getattr(processor.image_processor, "is_fast", None) is False:
-        begun["input_data_format"] = "channels_last"
-    return processor(
-        text=prompts,
-        images=[list(shown) for shown in images] if any(images) else None,
-        padding=True,
-        return_tensors="pt",
-        **begun,
-    )
+        options["input_data_format"] = "channels_last"
+    rows = [list(row) for row in images] if any(images) else None
+    return processor(text=prompts, images=rows, **options)
 
 
 def token_counts(tokens: Tensor, ends: Collection[int]) -> list[int]:

@@ -95,30 +95,30 @@ class VllmCaptioner:
 
         params = []
         for seed in torch.randint(2**31, (len(images),)).tolist():
-            asked = requests.settings(self.run, seed)
-            extra = None if asked is None else {"revisit": asked}
+            settings = requests.settings(self.run, seed)
+            extra = None if settings is None else {"revisit": settings}
             params.append(SamplingParams(**self.sampling, seed=seed, extra_args=extra))
         try:
             outputs = self._chat(images, questions, params)
         except Exception as error:  # before anything was decoded
             shortest = SamplingParams(max_tokens=1)
-            raise unusable_images(
-                error,
-                images,
-                lambda place, image: self._chat([image], [questions[place]], shortest),
-            ) from error
-        best = [each.outputs[0] for each in outputs]
-        failed = {place: why for place, each in enumerate(best) if (why := _failure(each))}
 
-        def take(place: int, image: Image.Image) -> None:
-            if place in failed or image is not images[place]:
-                (again,) = self._chat([image], [questions[place]], [params[place]])
-                if why := _failure(again.outputs[0]):
-                    raise why
+            def read(row: int, image: Image.Image) -> None:
+                self._chat([image], [questions[row]], shortest)
+
+            raise unusable_images(error, images, read) from error
+        best = [each.outputs[0] for each in outputs]
+        failed = {row: failure for row, each in enumerate(best) if (failure := _failure(each))}
+
+        def ask_again(row: int, image: Image.Image) -> None:
+            if row in failed or image is not images[row]:
+                (again,) = self._chat([image], [questions[row]], [params[row]])
+                if failure := _failure(again.outputs[0]):
+                    raise failure
 
         if failed:
             first = next(iter(failed.values()))
-            raise unusable_images(first, images, take) from first
+            raise unusable_images(first, images, ask_again) from first
         return [Answer(each.text.strip(), len(each.token_ids)) for each in best]
 
     def _chat(self, images: Images, questions: Sequence[str], params: Any) -> Any:
@@ -148,8 +148,8 @@ def _failure(output: Any) -> RuntimeError | None:
     """Why a request's output is cut off; None where it is whole."""
     if output.finish_reason in requests.WHOLE:
         return None
-    why = output.stop_reason or "its log says why"
-    return RuntimeError(f"vLLM ended a request by {output.finish_reason!r}: {why}")
+    reason = output.stop_reason or "its log says why"
+    return RuntimeError(f"vLLM ended a request by {output.finish_reason!r}: {reason}")
 
 
 def _shown(image: Image.Image | None) -> list[dict[str, Any]]:
