@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tokenizers.processors import TemplateProcessing
 
 pytest.importorskip("torchvision", reason="Qwen2.5-VL's processor needs it")
 
@@ -133,82 +132,6 @@ def test_answers_to_questions_of_unequal_length_are_what_the_model_says_alone(
     assert "Accuracy" in capsys.readouterr().out
 
 
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{% for part in message.content %}"
-    "{% if part.type == 'image' %}<image>{% else %}{{ part.text }}{% endif %}"
-    "{% endfor %}{% endfor %} Answer:"
-)
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    """A tiny LLaVA of random weights; its template begins with what its tokenizer begins with."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(demo_model())
-    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<image>"]})
-    begin = ("<s>", tokenizer.bos_token_id)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", None, [begin])
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 4}
-    text = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 2, "initializer_range": 0.4, "vocab_size": len(tokenizer)}
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**vision),
-        text_config=transformers.LlamaConfig(**text),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=16,
-    )
-    side = {"height": 16, "width": 16}
-    processor = transformers.LlavaProcessor(
-        transformers.CLIPImageProcessor(size=side, crop_size=side),
-        tokenizer,
-        patch_size=4,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
-    folder = tmp_path_factory.mktemp("llava")
-    torch.manual_seed(3)
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("decoder", ["greedy", "revisit"])
-def test_a_template_that_writes_the_beginning_is_read_as_transformers_reads_it(
-    llava, tmp_path, decoder
-):
-    questions = ["A cat?", "Is there a dog, a bear or any other animal in the image?", "Is it?"]
-    entries = [
-        {"question_id": n, "image": image_of(n), "text": text, "label": "no"}
-        for n, text in enumerate(questions, 1)
-    ]
-    (tmp_path / "random.jsonl").write_text("".join(json.dumps(each) + "\n" for each in entries))
-    asked = ["--pope_path", str(tmp_path), "--splits", "random", "--batch_size", "3"]
-    asked += ["--decoder", decoder, "--model", str(llava)]
-    assert command.main(["pope", *flags(tmp_path / "out", *asked)]) == 0
-
-    processor = transformers.AutoProcessor.from_pretrained(llava)
-    model = transformers.AutoModelForImageTextToText.from_pretrained(llava)
-    if decoder == "revisit":
-        revisit.enable(model, ReVisiTConfig())
-    alone = {}
-    for n, text in enumerate(questions, 1):
-        image = {"type": "image", "image": Image.open(COCO / "val2014" / image_of(n))}
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": [image, {"type": "text", "text": text}]}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        assert (inputs["input_ids"] == processor.tokenizer.bos_token_id).sum() == 1
-        output = model.generate(**inputs, **PLAIN)
-        new = output[0, inputs["input_ids"].shape[1] :]
-        alone[n] = processor.tokenizer.decode(new, skip_special_tokens=True).strip()
-    assert read_answers(tmp_path / "out" / "random" / "answers.jsonl", FORM) == alone
-    assert len(set(alone.values())) == 3
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -224,29 +147,43 @@ def test_bad_input_is_named(tmp_path, arguments, message, capsys):
     assert err.startswith("revisit eval chair: error: ") and message in err
 
 
-def test_an_image_that_the_processor_cannot_take_is_listed_and_the_others_captioned(tmp_path):
-    photos = tmp_path / "val2014"
-    photos.mkdir()
-    for key in (1, 2, 3):
-        shutil.copy(COCO / "val2014" / image_of(key), photos)
-    Image.new("RGB", (2, 500)).save(photos / image_of(2))
+@pytest.fixture
+def photos(tmp_path):
+    """The demo's first three images, of which the second has another size."""
+
+    def make(*size: int) -> list[str]:
+        folder = tmp_path / "val2014"
+        folder.mkdir()
+        for key in (1, 3):
+            shutil.copy(COCO / "val2014" / image_of(key), folder)
+        Image.new("RGB", size).save(folder / image_of(2))
+        return ["--data_path", str(folder), "--batch_size", "3"]
+
+    return make
+
+
+def failure(out: Path) -> str:
+    """The error of the one image that the record lists, which is the second."""
+    (entry,) = json.loads(out.with_name("captions.jsonl.run.json").read_text())["failed"]
+    assert entry["file"] == image_of(2)
+    return entry["error"]
+
+
+def test_an_image_that_the_processor_cannot_take_is_listed_and_the_others_captioned(
+    photos, tmp_path
+):
     out, whole = tmp_path / "out" / "captions.jsonl", tmp_path / "whole" / "captions.jsonl"
-    few = ["--data_path", str(photos), "--batch_size", "3"]
+    few = photos(2, 500)
     assert command.main(["chair", *flags(out), *few]) == 1
-    record = json.loads(out.with_name("captions.jsonl.run.json").read_text())
-    assert [entry["file"] for entry in record["failed"]] == [image_of(2)]
-    assert "aspect ratio" in record["failed"][0]["error"]
-    (photos / image_of(2)).unlink()
+    assert "aspect ratio" in failure(out)
+    (tmp_path / "val2014" / image_of(2)).unlink()
     assert command.main(["chair", *flags(whole), *few]) == 0
     assert read_captions(out) == read_captions(whole)
 
 
-def test_an_image_that_generate_fails_on_is_listed_and_the_others_captioned(tmp_path, monkeypatch):
-    photos = tmp_path / "val2014"
-    photos.mkdir()
-    for key in (1, 2, 3):
-        shutil.copy(COCO / "val2014" / image_of(key), photos)
-    Image.new("RGB", (56, 140)).save(photos / image_of(2))
+def test_an_image_that_generate_fails_on_is_listed_and_the_others_captioned(
+    photos, tmp_path, monkeypatch
+):
     original = transformers.GenerationMixin.generate
 
     def generate(self, **inputs):
@@ -256,17 +193,9 @@ def test_an_image_that_generate_fails_on_is_listed_and_the_others_captioned(tmp_
 
     monkeypatch.setattr(transformers.GenerationMixin, "generate", generate)
     out = tmp_path / "captions.jsonl"
-    assert (
-        command.main(["chair", *flags(out), "--data_path", str(photos), "--batch_size", "3"]) == 1
-    )
-    (entry,) = json.loads(out.with_name("captions.jsonl.run.json").read_text())["failed"]
-    assert (entry["file"], entry["error"]) == (image_of(2), "its scores hold NaN")
+    assert command.main(["chair", *flags(out), *photos(56, 140)]) == 1
+    assert failure(out) == "its scores hold NaN"
     assert sorted(read_captions(out)) == [1, 3]
-
-
-def test_a_benchmark_that_is_not_there_is_refused(capsys):
-    assert command.main(["imagenet"]) == 2
-    assert "imagenet" in capsys.readouterr().err
 
 
 def test_tokens_count_up_to_the_first_end():

@@ -5,8 +5,10 @@ import time
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
 import transformers
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from releases import RELEASE
 from revisit.commands.describe import demo_model
@@ -24,20 +26,46 @@ def test_a_hub_id_that_nobody_answers_for_is_said_at_once(monkeypatch):
     assert time.monotonic() - began < 5
 
 
+TEMPLATE = (
+    "{{ bos_token }}{% for part in messages[0].content %}{% if part.type == 'image' %}"
+    "<|image_pad|>{% else %}{{ part.text }}{% endif %}{% endfor %}"
+)
+
+
 def clip():
-    """A processor that makes squares of 8 pixels."""
+    """A processor that makes squares of 8 pixels; tokenizer and template begin a prompt by <s>."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(demo_model())
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    bos = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<s> $A", None, [bos])
     shape = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
-    template = (
-        "{% for part in messages[0].content %}{% if part.type == 'image' %}<|image_pad|>{% endif %}"
-    )
     return transformers.LlavaProcessor(
         transformers.CLIPImageProcessor(**shape),
-        transformers.AutoTokenizer.from_pretrained(demo_model()),
+        tokenizer,
         patch_size=8,
         vision_feature_select_strategy="full",
-        chat_template=template + "{% endfor %}",
+        chat_template=TEMPLATE,
         image_token="<|image_pad|>",
     )
+
+
+def test_a_template_that_begins_the_prompt_is_read_as_transformers_reads_it():
+    processor, image = clip(), Image.new("RGB", (9, 9))
+    questions = ["Why?", "Is there a dog, a bear or any other animal in the image?"]
+    batch = chat_inputs(processor, [[image]] * 2, questions)
+    for question, ids, mask in zip(
+        questions, batch["input_ids"], batch["attention_mask"], strict=True
+    ):
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        alone = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        assert torch.equal(ids[mask.bool()], alone["input_ids"][0])
+        assert (ids == processor.tokenizer.bos_token_id).sum() == 1
 
 
 @pytest.mark.parametrize("size", [(3, 3), (1, 1), (4, 4), (8, 3), (8, 1), (3, 8), (1, 8)])
