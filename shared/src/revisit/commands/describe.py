@@ -1,6 +1,7 @@
 """Images described by a model of Transformers in this process, with the trace of each token."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -50,7 +51,7 @@ class Describer:
         name: a checkpoint's folder, or a hub id.
 
     Raises:
-        CommandError: it cannot be loaded, or cannot be asked about an image; says what to do.
+        CommandError: it cannot be loaded, or reads no images; says what to do.
     """
 
     origin = ""
@@ -77,7 +78,7 @@ class Describer:
             raise CommandError(f"{self.name}: {error}") from error
 
     def inputs(self, images: Sequence[Image.Image], question: str) -> Any:
-        """What the model is given to read."""
+        """What the model reads: the images, and the question behind them."""
         return chat_inputs(self.processor, [images], [question])
 
     def describe(
@@ -103,19 +104,16 @@ class Describer:
             inputs = self.inputs([image], question).to(self.model.device, self.model.dtype)
         except Exception as error:  # whatever its processor raises
             raise CommandError(f"the model cannot read this image: {error}") from error
-        settings = {
-            "max_new_tokens": max_new_tokens,
-            "do_sample": False,
-            "num_beams": 1,
-            "max_time": max_seconds,
-        }
-        if config is None:
-            streamer = _Streamer(self._decode(), on_words, None)
-            self.model.generate(**inputs, **settings, streamer=streamer)
-        else:
-            with revisit.attach(self.model, replace(config, trace=True)) as run:
-                streamer = _Streamer(self._decode(), on_words, run)
-                self.model.generate(**inputs, **settings, streamer=streamer)
+        greedy = {"do_sample": False, "num_beams": 1}
+        limits = {"max_new_tokens": max_new_tokens, "max_time": max_seconds}
+        traced = (
+            nullcontext()
+            if config is None
+            else revisit.attach(self.model, replace(config, trace=True))
+        )
+        with traced as run:
+            streamer = _Streamer(self._decode(), on_words, run)
+            self.model.generate(**inputs, **greedy, **limits, streamer=streamer)
         return streamer.description(self._ends())
 
     def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
@@ -131,25 +129,21 @@ class Describer:
         )
 
     def _decode(self) -> Callable[[Sequence[int]], str]:
-        tokenizer = self.processor.tokenizer
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
         @cache
         def decode(tokens: tuple[int, ...]) -> str:
-            return str(
-                tokenizer.decode(
-                    list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-                )
-            )
+            return str(self.processor.tokenizer.decode(list(tokens), **options))
 
         return lambda tokens: decode(tuple(tokens))
 
     def _ends(self) -> set[int]:
-        told = self.model.generation_config.eos_token_id
-        return set(told) if isinstance(told, list | tuple) else {told}
+        ends = self.model.generation_config.eos_token_id
+        return set(ends) if isinstance(ends, list | tuple) else {ends}
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
-    """Keeps the tokens of a generation and what each was chosen by, and tells of them."""
+    """Keeps the tokens of a generation with their traces, and calls `on_words` at each."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ from revisit.config import OTHERS, PUBLISHED, DecoderConfig, Number, ReVisiTConf
 DECODERS: dict[str, type[DecoderConfig]] = {"revisit": ReVisiTConfig, **OTHERS}
 _FLAGS = ("layers", "alpha", "divergence", "selection")  # of ReVisiT's settings
 FLATTENED = Parameter(name="*")
-"""Of a dataclass whose fields are flags by their own names."""
+"""Of a dataclass whose fields are flags by their names."""
 
 
 def read_layers(text: str) -> str | tuple[int, ...]:
@@ -77,7 +77,7 @@ def explain(error: CycloptsError) -> str | ImportError:
 
 
 def decoder_flags(names: Iterable[str], defaults: Mapping[str, Any] | None = None) -> type:
-    """A dataclass of the settings of these decoders, made from their own dataclasses.
+    """A dataclass of the settings of these decoders, made from their dataclasses.
 
     `defaults` replaces some: `{"revisit_layers": "all"}`.
 

@@ -14,6 +14,13 @@ from revisit.commands.flags import new_app
 Save = Annotated[
     Path | None, Parameter(help="a JSON file for the metrics, and all that they are of")
 ]
+Lemmatize = Annotated[
+    Literal["nltk", "noun"],
+    Parameter(
+        help="nltk: the published pipeline, needs NLTK's data. noun: needs no data, reads every "
+        "word as a noun"
+    ),
+]
 Json = Annotated[bool, Parameter(help="print the metrics as JSON, fractions of 1")]
 
 score = new_app("score", "Score a file of answers by the published rules of its benchmark.")
@@ -39,13 +46,7 @@ def chair(
             "--coco_path"
         ),
     ] = None,
-    lemmatizer: Annotated[
-        Literal["nltk", "noun"],
-        Parameter(
-            help="nltk: the published pipeline, needs NLTK's data. noun: needs no data, reads "
-            "every word as a noun"
-        ),
-    ] = "nltk",
+    lemmatizer: Lemmatize = "nltk",
     save_path: Save = None,
     json: Json = False,
 ) -> None:
@@ -57,11 +58,11 @@ def chair(
     result = score_file(cap_file, coco_path, lemmatizer, cache, image_id_key, caption_key)
     _finish(result, save_path, json)
     captions = result["captions"]
-    asked = (captions["run"] or {}).get("images", [])
-    if captions["count"] < len(asked):
+    sample = (captions["run"] or {}).get("images", [])
+    if captions["count"] < len(sample):
         print(
-            f"WARNING: {cap_file} has {captions['count']} of the {len(asked)} captions of its run; "
-            f"{len(captions['run'].get('failed', []))} images could not be read",
+            f"WARNING: {cap_file} has {captions['count']} of the {len(sample)} captions of its "
+            f"run; {len(captions['run'].get('failed', []))} images could not be read",
             file=sys.stderr,
         )
 
@@ -89,13 +90,7 @@ def amber(
         Path,
         Parameter(help="folder of annotations.json, relation.json and safe_words.txt, or of data/"),
     ],
-    lemmatizer: Annotated[
-        Literal["nltk", "noun"],
-        Parameter(
-            help="nltk: the published way to find nouns, needs NLTK's data. noun: needs no data, "
-            "takes every word for a noun"
-        ),
-    ] = "nltk",
+    lemmatizer: Lemmatize = "nltk",
     similarity: Annotated[
         Literal["exact", "spacy"],
         Parameter(

@@ -11,7 +11,7 @@ from torch import Tensor
 from revisit.config import PUBLISHED, NamedLayers, from_published
 from revisit.core.layers import resolve_layers
 from revisit.transformers.enable import decode
-from revisit.transformers.model_parts import Model, is_tied, text_decoder
+from revisit.transformers.model_parts import Model, text_decoder
 
 
 def published_decoding(
@@ -35,7 +35,7 @@ def published_decoding(
         ValueError: a setting is out of range, or asks for a decoding that ReVisiT cannot join.
     """
     config = from_published(**{name: getattr(generation_config, name) for name in PUBLISHED})
-    config = replace(config, layers=published_layers(model, config.layers))
+    config = replace(config, layers=published_layers(config.layers, text_decoder(model).depth))
     plain = copy.deepcopy(generation_config)
     plain.use_revisit = False
     mask = generation_config.image_tokens
@@ -43,18 +43,18 @@ def published_decoding(
     return decode(model, config, inputs, plain, vision_mask=vision_mask, **arguments)
 
 
-def published_layers(
-    model: Model, layers: NamedLayers | Sequence[int]
-) -> NamedLayers | Sequence[int]:
+def published_layers(layers: NamedLayers | Sequence[int], last: int) -> NamedLayers | Sequence[int]:
     """`early_exit_layers` as the published flag reads it: a list without the last hidden state.
+
+    Args:
+        last: the index of the last hidden state.
 
     Raises:
         ValueError: a layer is out of the model's range, or none is left.
     """
     if isinstance(layers, str):
         return layers
-    last = text_decoder(model).depth
-    resolve_layers(layers, last, is_tied(model))
+    resolve_layers(layers, last, tied=False)  # which matters to named layers alone
     kept = [layer for layer in layers if layer != last]
     if not kept:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which engine runs a model; each is imported where it is asked for."""
+"""Which engine runs a model; only that one is imported."""
 
 from revisit.commands.engines import requests
 from revisit.evaluation import EvaluationError

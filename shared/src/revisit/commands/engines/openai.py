@@ -24,7 +24,7 @@ class _Refused(EvaluationError):
 
 
 class ServerCaptioner:
-    """A served model, asked for many answers at a time.
+    """A model on a server, with many requests at a time.
 
     Args:
         run: one that `choose.load` let pass; `model_path` is the name that the server has for the
@@ -62,7 +62,7 @@ class ServerCaptioner:
         requests.check(run)
         self.run = run
         self.body = requests.sampling(run)
-        # What OpenAI's own parameters lack stands in the body itself.
+        # OpenAI's client has no arguments for these.
         self.extra: dict[str, Any] = {
             name: self.body.pop(name)
             for name in ("top_k", "repetition_penalty")

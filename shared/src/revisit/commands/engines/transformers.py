@@ -1,4 +1,4 @@
-"""Models of Transformers: loaded, prompted by their chat template, asked as the evaluation asks."""
+"""Models of Transformers: loaded, prompted by their chat template, answering the evaluation."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from revisit.decoders.transformations import second_image
 from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Run, decoder_settings
 from revisit.transformers.checkpoint import check_files, check_layers, reading
-from revisit.transformers.model_parts import Model
+from revisit.transformers.model_parts import Model, text_decoder
 from revisit.transformers.other_prompts import describe, described, instructed
 from revisit.transformers.published import published_layers
 
@@ -61,7 +61,8 @@ class TransformersCaptioner:
         """Decode from now on as a run says."""
         config, arguments = run.decoder, run.generation.arguments()
         if isinstance(config, ReVisiTConfig):
-            config = replace(config, layers=published_layers(self.model, config.layers))
+            last = text_decoder(self.model).depth
+            config = replace(config, layers=published_layers(config.layers, last))
             if run.benchmark.without_images:
                 config = replace(config, no_vision="plain")
             if self.fork:
@@ -146,7 +147,7 @@ class TransformersCaptioner:
 
 
 class StockCaptioner(TransformersCaptioner):
-    """A model that is asked by its own processor and chat template.
+    """A model that is prompted by its processor and chat template.
 
     Raises:
         ValueError: the model cannot be loaded, or cannot decode so; says what to do.
@@ -188,7 +189,7 @@ def load_model(name: str, device: str, dtype: str = "auto") -> tuple[Model, Any]
 
     Raises:
         OSError: something of it is missing or damaged.
-        ValueError: a package is missing, or it cannot be asked about an image; says what to do.
+        ValueError: a package is missing, or it has no chat template; says what to do.
     """
     check_files(name)
     try:

@@ -10,17 +10,17 @@ from PIL import Image
 from revisit.commands.engines import requests
 from revisit.commands.engines.transformers import chat_prompt
 from revisit.config import NamedLayers, ReVisiTConfig
-from revisit.core.layers import resolve_layers
 from revisit.evaluation.captioner import Answer, unusable_images
 from revisit.evaluation.run import Run
 from revisit.transformers.checkpoint import check_files
+from revisit.transformers.published import published_layers
 from revisit.vllm.admission import PROCESSOR
 
 Images = Sequence[Image.Image | None]
 
 
 class VllmCaptioner:
-    """A model that is asked by its chat template, all images of a batch at once.
+    """A model in vLLM that is prompted by its chat template, a whole batch at once.
 
     Args:
         run: one that `choose.load` let pass.
@@ -55,7 +55,7 @@ class VllmCaptioner:
                 limit_mm_per_prompt={"image": 1},
                 **options,
             )
-        except RuntimeError as error:  # of the engine's own process, which has said more
+        except RuntimeError as error:  # the engine's process has printed more
             raise ValueError(str(error)) from error
         self.decode(run)
         self.settings = {
@@ -127,21 +127,6 @@ class VllmCaptioner:
             for image, question in zip(images, questions, strict=True)
         ]
         return self.llm.chat(chats, params, use_tqdm=False)
-
-
-def published_layers(layers: NamedLayers | Sequence[int], last: int) -> NamedLayers | Sequence[int]:
-    """`early_exit_layers` as the published flag reads it: a list without the last hidden state.
-
-    Raises:
-        ValueError: nothing else is in it, or a layer is out of range.
-    """
-    if isinstance(layers, str):
-        return layers
-    resolve_layers(layers, last, tied=False)  # which matters to named layers alone
-    inner = [layer for layer in layers if layer != last]
-    if not inner:
-        raise ValueError(f"early_exit_layers {list(layers)} names the last hidden state alone")
-    return inner
 
 
 def _failure(output: Any) -> RuntimeError | None:
