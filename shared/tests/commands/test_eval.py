@@ -1,4 +1,4 @@
-"""`revisit eval` on the embedded demo, alone and by several processes."""
+"""`revisit eval` on the embedded demo: alone, by several processes, and as a sweep."""
 
 import json
 import os
@@ -252,3 +252,64 @@ def test_two_processes_of_torchrun_write_the_bytes_of_one(tmp_path, one):
     assert out.read_bytes() == one
     record = json.loads(out.with_name("captions.jsonl.run.json").read_text())
     assert sorted(run["captions"] for run in record["runs"]) == [4, 6]
+
+
+SELECTIONS = ("min", "max", "random")
+SIX = ("--num_eval_samples", "6")
+
+
+def selected(selection: str) -> list[str]:
+    """Flags of six captions by a selection, over all layers."""
+    decoder = ["--decoder", "revisit", "--early_exit_layers", "all"]
+    return [*SIX, *decoder, "--revisit_selection", selection]
+
+
+def made(folder: Path) -> str:
+    return (folder / "captions.jsonl").read_text()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("swept")
+    scoring = ["--anno_path", str(COCO / "annotations"), "--lemmatizer", "noun"]
+    sweep = ["--sweep", f"selection={','.join(SELECTIONS)}", "layers=last,all"]
+    assert command.main(["chair", *flags(out, *SIX, *sweep, *scoring)]) == 0
+    return out
+
+
+def folder_of(selection: str, layers: str) -> str:
+    named = "" if selection == "min" else f"-{selection}"
+    return f"revisit-{layers}-1e-5-ag{named}-seed42"
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_a_run_of_a_sweep_gives_what_it_gives_alone(swept, tmp_path, selection):
+    assert command.main(["chair", *flags(tmp_path, *selected(selection))]) == 0
+    assert made(tmp_path) == made(swept / folder_of(selection, "all"))
+    assert (swept / folder_of(selection, "all") / "chair.json").exists()
+
+
+def test_swept_settings_and_greedy_decoding_give_different_captions(swept):
+    captions = [made(swept / folder_of(selection, "all")) for selection in SELECTIONS]
+    assert len({*captions, made(swept / "plain-seed42")}) == 4
+    assert made(swept / folder_of("random", "last")) != made(swept / folder_of("random", "all"))
+
+
+def test_what_is_drawn_at_random_continues_to_what_one_run_draws(swept, tmp_path):
+    asked = ["chair", *flags(tmp_path, *selected("random"))]
+    assert command.main(asked) == 0
+    whole = made(tmp_path)
+    file = tmp_path / "captions.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    assert command.main(asked) == 0
+    assert made(tmp_path) == whole
+
+
+def test_only_another_selection_than_the_default_is_recorded(swept):
+    for selection in SELECTIONS:
+        record = swept / folder_of(selection, "last") / "captions.jsonl.run.json"
+        settings = json.loads(record.read_text())["settings"]
+        default = None if selection == "min" else selection
+        assert settings.get("revisit_selection") == default
+        # Rows of a batch share a stream of draws.
+        assert settings.get("batch_size") == (2 if selection == "random" else None)

@@ -11,6 +11,8 @@ from revisit.commands.main import COMMANDS, main
 
 IMAGE = Path(__file__).parents[3] / "prerequisites" / "demo" / "coco" / "val2014"
 IMAGE /= "COCO_val2014_000000000001.jpg"
+RESUME = "; finished answers are kept, and the same command continues"
+EVAL = "eval chair --model there --data_path there --device cpu"
 HEAVY = ("torch", "transformers", "numpy", "PIL", "jinja2", "matplotlib", "nltk")
 
 
@@ -46,7 +48,11 @@ def test_every_command_says_its_version(command, capsys):
     [
         (["captoin"], 'revisit: error: Unknown command "captoin". Did you mean "caption"?'),
         (["caption", "x.jpg", "--alhpa", "1"], "caption: error: Unknown option: --alhpa. Did you"),
-        (["check"], "revisit check: error: "),
+        (["check"], "revisit check: error: MODEL is missing: a checkpoint's folder"),
+        (["check", "/missing"], "no checkpoint at /missing: the folder does not exist"),
+        (["check", "one", "two"], "no flag takes two. --help explains the flags."),
+        (["fork", "make", "--config"], "--config: name a YAML file of flags"),
+        (EVAL.split()[:2], "eval chair: error: --data_path is missing. --help explains"),
         (["check", "there", "--random=maybe"], 'unable to convert "maybe" into bool'),
         (["caption", "x.jpg", "--alpha", "2"], "error: alpha (relative_top) must be in"),
         (
@@ -60,10 +66,6 @@ def test_wrong_use_is_one_line_and_exit_status_2(argv, message, capsys):
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
-
-
-RESUME = "; finished answers are kept, and the same command continues"
-EVAL = "eval chair --model there --data_path there --device cpu"
 
 
 @pytest.mark.parametrize(
