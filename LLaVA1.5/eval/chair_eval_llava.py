@@ -59,19 +59,19 @@ class LlavaCaptioner(TransformersCaptioner):
     def inputs(
         self, images: Images, questions: Sequence[str], system: str | None = None
     ) -> dict[str, Any]:
-        """What the model reads of the images and the question about each, a row for each."""
-        asked = [
-            text if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{text}"
-            for image, text in zip(images, questions, strict=True)
-        ]
-        shown = [image for image in images if image is not None]
-        prompts = [llava_v1_prompt([text], system) for text in asked]
-        rows = [list(tokenizer_image_token(prompt, self.tokenizer)) for prompt in prompts]
+        """See `TransformersCaptioner.inputs`."""
+        rows = []
+        for image, question in zip(images, questions, strict=True):
+            text = question if image is None else f"{DEFAULT_IMAGE_TOKEN}\n{question}"
+            prompt = llava_v1_prompt([text], system)
+            rows.append(list(tokenizer_image_token(prompt, self.tokenizer)))
         ids, mask = pad_prompts(rows, self.tokenizer.pad_token_id)
+        present = [image for image in images if image is not None]
+        pixels = process_images(present, self.processor, self.model.config) if present else None
         return {
             "input_ids": ids.to(self.model.device),
             "attention_mask": mask.to(self.model.device),
-            "images": process_images(shown, self.processor, self.model.config) if shown else None,
+            "images": pixels,
         }
 
 

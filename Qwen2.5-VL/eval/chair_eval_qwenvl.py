@@ -54,25 +54,18 @@ class QwenCaptioner(TransformersCaptioner):
     def inputs(
         self, images: Images, questions: Sequence[str], system: str | None = None
     ) -> BatchFeature:
-        """What the model reads of the images and the question about each, a row for each."""
-        begun = [] if system is None else [{"role": "system", "content": system}]
-        conversations = [
-            [
-                *begun,
-                {
-                    "role": "user",
-                    "content": [*self._shown(image), {"type": "text", "text": question}],
-                },
-            ]
-            for image, question in zip(images, questions, strict=True)
-        ]
+        """See `TransformersCaptioner.inputs`."""
+        conversations = []
+        for image, question in zip(images, questions, strict=True):
+            messages = [] if system is None else [{"role": "system", "content": system}]
+            content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+            if image is not None:
+                content.insert(0, {"type": "image", "image": image, **self.limits})
+            conversations.append([*messages, {"role": "user", "content": content}])
         prompts = self.processor.apply_chat_template(conversations, add_generation_prompt=True)
         resized, _ = process_vision_info(conversations)
         inputs = self.processor(text=prompts, images=resized, padding=True, return_tensors="pt")
         return inputs.to(self.model.device)
-
-    def _shown(self, image: Any) -> list[dict[str, Any]]:
-        return [] if image is None else [{"type": "image", "image": image, **self.limits}]
 
 
 FAMILY = Family(

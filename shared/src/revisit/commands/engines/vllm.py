@@ -122,10 +122,12 @@ class VllmCaptioner:
         return [Answer(each.text.strip(), len(each.token_ids)) for each in best]
 
     def _chat(self, images: Images, questions: Sequence[str], params: Any) -> Any:
-        chats: list[Any] = [
-            [{"role": "user", "content": [*_shown(image), {"type": "text", "text": question}]}]
-            for image, question in zip(images, questions, strict=True)
-        ]
+        chats: list[Any] = []
+        for image, question in zip(images, questions, strict=True):
+            content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+            if image is not None:
+                content.insert(0, {"type": "image_pil", "image_pil": image})
+            chats.append([{"role": "user", "content": content}])
         return self.llm.chat(chats, params, use_tqdm=False)
 
 
@@ -135,7 +137,3 @@ def _failure(output: Any) -> RuntimeError | None:
         return None
     reason = output.stop_reason or "its log says why"
     return RuntimeError(f"vLLM ended a request by {output.finish_reason!r}: {reason}")
-
-
-def _shown(image: Image.Image | None) -> list[dict[str, Any]]:
-    return [] if image is None else [{"type": "image_pil", "image_pil": image}]
