@@ -33,10 +33,10 @@ COMMANDS = {
 
 def start() -> NoReturn:
     """The console script."""
-    advice = RESUME if sys.argv[1:2] == ["eval"] else ""
-    leave_at_ctrl_c(advice)
-    status = main(sys.argv[1:])
-    leave_at_ctrl_c(advice)  # while threads and modules are taken down
+    argv = sys.argv[1:]
+    leave_at_ctrl_c(_advice(argv))
+    status = main(argv)
+    leave_at_ctrl_c(_advice(argv))  # while threads and modules are taken down
     sys.exit(status)
 
 
@@ -61,7 +61,12 @@ def main(argv: Sequence[str]) -> int:
     app.register_install_completion_command()
     for name, summary in COMMANDS.items():
         app.command(f"revisit.commands.{name}:{name}", name=name, help=summary)
-    return run(app, argv, RESUME if argv[:1] == ["eval"] else "")
+    return run(app, argv, _advice(argv))
+
+
+def _advice(argv: Sequence[str]) -> str:
+    """What Ctrl-C says besides."""
+    return RESUME if argv and argv[0] == "eval" else ""
 
 
 def run(app: "App", argv: Sequence[str], advice: str = "") -> int:
