@@ -1,6 +1,7 @@
 """`revisit check`: what it prints, and what it says of a folder that is no model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,12 @@ def test_json_holds_what_the_text_says(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found.pop("exact") is True
     assert text == "".join(f"{name:14}{value}\n" for name, value in found.items())
+
+
+def test_random_weights_need_a_config_alone(tmp_path, capsys):
+    shutil.copy(QWEN / "config.json", tmp_path)
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert main(["check", str(tmp_path)]) == 2
+    assert "names files that are not in the folder" in capsys.readouterr().err
+    assert main(["check", str(tmp_path), "--random"]) == 0

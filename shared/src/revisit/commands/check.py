@@ -1,6 +1,7 @@
 """`revisit check`: what ReVisiT finds in a model, and whether it decodes it exactly."""
 
 import json as to_json
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -24,7 +25,8 @@ def check(
     from revisit.transformers.checkpoint import check_files
 
     try:
-        check_files(model)
+        if not (random and Path(model).is_dir()):  # random weights need no files of weights
+            check_files(model)
         loaded = load(model, random=random, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever a broken checkpoint makes Transformers raise
         raise CommandError(f"{model} cannot be loaded: {error}") from error
