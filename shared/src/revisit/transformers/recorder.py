@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -105,6 +106,7 @@ def product_dtype(like: Tensor, dtype: torch.dtype) -> torch.dtype | None:
     return None if made == dtype else made
 
 
+@dataclass(eq=False)
 class Recorder:
     """Keeps the vision positions of the chosen layers of one prefill, in one thread.
 
@@ -128,27 +130,21 @@ class Recorder:
         returned_tuple: whether the model returned a tuple, whose parts have no names.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        logits_modules: list[nn.Module],
-        layers: tuple[int, ...],
-        mask: Tensor,
-        head: Head,
-    ) -> None:
-        self.decoder = decoder
-        self.logits_modules = logits_modules
-        self.layers = layers
-        self.mask = mask
-        self.head = head
+    decoder: Decoder
+    logits_modules: list[nn.Module]
+    layers: tuple[int, ...]
+    mask: Tensor
+    head: Head
+
+    def __post_init__(self) -> None:
         self.rows = 1
-        self.counts: list[int] = mask.sum(1).tolist()
+        self.counts: list[int] = self.mask.sum(1).tolist()
         self.states: list[Tensor] = []
         self.last: Tensor | None = None
         self.logits: Tensor | None = None
         self.returned_tuple = False
         # For each vision token, which one it is among all of them, prompt by prompt.
-        self._numbers = mask.flatten().cumsum(0).view_as(mask) - 1
+        self._numbers = self.mask.flatten().cumsum(0).view_as(self.mask) - 1
         self._seen = 0  # positions of the prompts
         # Of the pass that runs: the rows and positions of its vision tokens, their numbers, and the
         # layers kept of it so far.
