@@ -1,4 +1,4 @@
-"""What ReVisiT finds in a model, and whether it decodes it exactly."""
+"""The parts that ReVisiT finds in a model, and whether its decoding is exact."""
 
 import math
 from typing import Any
@@ -43,7 +43,7 @@ def check(model: Model, layers: str, vision_mask: Tensor | None = None) -> str:
         vision_mask: (1, prompt length) bool, where the config names no vision token id.
 
     Returns:
-        what was compared, and how close it came.
+        a line that says "exact", how the logits are scaled or capped, and the largest difference.
 
     Raises:
         ValueError: ReVisiT refuses the model (its message says what to pass), or differs.

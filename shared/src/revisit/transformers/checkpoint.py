@@ -1,4 +1,4 @@
-"""Reading a checkpoint whole, or saying what is wrong with it."""
+"""Reading a whole checkpoint, with errors that say what is wrong with it."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -142,7 +142,7 @@ def _check_shards(index: Path) -> None:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn what reading the checkpoint `name` raises into an OSError that says what to do."""
+    """Errors of reading the checkpoint `name` become an OSError that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -106,7 +106,7 @@ def enable(
 
 
 def disable(model: Model) -> None:
-    """End what `enable` began; a model that is not enabled stays as it is."""
+    """Undo `enable`; a model that is not enabled stays as it is."""
     model = _unwrapped(model)
     with changes:
         if is_enabled(model):

@@ -152,7 +152,7 @@ def install(model: Model) -> None:
 
 
 def remove(model: Model) -> None:
-    """End one use; after the last, the methods are what they were."""
+    """End one use; the end of the last one restores the methods."""
     for module, name, entrance in _entrances(model):
         if entrance is None:
             continue

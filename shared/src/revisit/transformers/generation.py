@@ -1,4 +1,4 @@
-"""One generation of a model, and its first logits processor: what all decoders share."""
+"""A generation of a model and its first logits processor, as all decoders have them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from revisit.transformers.model_parts import (
     text_decoder,
 )
 
-# What the KV cache is called among the arguments of `generate` and `forward`, newest name first.
+# The names of the KV cache among the arguments of `generate` and `forward`, the newest first.
 CACHES = ("cache", "past_key_values", "cache_params")
 
 # The innermost generation of this thread (or task) that a processor has opened.

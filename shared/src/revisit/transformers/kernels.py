@@ -82,7 +82,7 @@ class Kernels:
         return torch.where(bad.unsqueeze(1) > 0, 0.0, refined).to(scores.device)
 
     def choices(self, scores: Tensor, refined: Tensor) -> list[Choice | None]:
-        """What the latest step decided for each row; its tensors stay on their devices."""
+        """The latest step's choice for each row; its tensors stay on their devices."""
         decided = self._decided
         each = zip(
             self._slots,

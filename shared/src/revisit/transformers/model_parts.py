@@ -21,7 +21,7 @@ _HALF_ROUNDING = 5e-2
 # Rounding spreads to both sides and a scale does not: over many tokens it shows much sooner.
 _SCALE_ROUNDING = 5e-3
 
-# What configs call a number that their model's logits are multiplied by, divided by or capped at.
+# The fields of configs for a number that multiplies, divides or caps the model's logits.
 _SCALES = (
     "logit_scale",
     "logits_scaling",
@@ -40,7 +40,7 @@ class Decoder(NamedTuple):
 
     @property
     def reports_outputs(self) -> bool:
-        """Whether Transformers reports as hidden state k what layer k - 1 returned.
+        """Whether Transformers reports the output of layer k - 1 as hidden state k.
 
         Older code reports the input of layer k. The two differ where the decoder adds something
         in between, as Qwen3-VL adds visual features of early layers.
@@ -148,7 +148,7 @@ def output_embeddings(model: Model) -> nn.Module | None:
 
 
 def lm_head(model: Model) -> LMHead:
-    """The LM head's weight (V, d) and bias; what follows it is found by `calibrated`.
+    """The LM head's weight (V, d) and bias; `calibrated` finds a scale or cap after it.
 
     A parametrized weight is the one that its parametrizations give, a wrapped layer's (PEFT,
     `torch.compile`) that of the layer which is used.

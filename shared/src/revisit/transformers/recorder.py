@@ -76,7 +76,7 @@ def layer_inputs(
     def after(_module: nn.Module, _args: Any, output: Any) -> None:
         nonlocal returned
         if active():
-            # Kept as it is: what is added to it in place is a part of what is reported.
+            # Not copied: Transformers also reports what is added to it in place later.
             returned = output[0] if isinstance(output, tuple) else output
 
     def end(module: nn.Module, _args: Any, _output: Any) -> None:
@@ -100,7 +100,7 @@ def layer_inputs(
 
 
 def product_dtype(like: Tensor, dtype: torch.dtype) -> torch.dtype | None:
-    """What mixed precision, as it is set here, makes of a product of `dtype`; None: it is left."""
+    """The dtype that mixed precision, as set here, gives a product of `dtype`; None: the same."""
     one = like.new_ones((1, 1), dtype=dtype)
     made = torch.mm(one, one).dtype
     return None if made == dtype else made
