@@ -1,6 +1,6 @@
 """Images described by a model of Transformers in this process, with the trace of each token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 import revisit
 from revisit.commands import CommandError
 from revisit.commands.engines.description import QUESTION, Description, OnWords
-from revisit.commands.engines.transformers import chat_inputs, load_model
+from revisit.commands.engines.transformers import chat_inputs, end_tokens, load_model
 from revisit.config import ReVisiTConfig
 from revisit.core.trace import TraceStep
 from revisit.evaluation.pictures.picture import Box
@@ -114,7 +114,7 @@ class Describer:
         with traced as run:
             streamer = _Streamer(self._decode(), on_words, run)
             self.model.generate(**inputs, **greedy, **limits, streamer=streamer)
-        return streamer.description(self._ends())
+        return streamer.description(end_tokens(self.model))
 
     def boxes(self, image: Image.Image) -> list[tuple[int, Box | None]]:
         """Of each vision token its image, and the part of it that the token shows.
@@ -136,10 +136,6 @@ class Describer:
             return str(self.processor.tokenizer.decode(list(tokens), **options))
 
         return lambda tokens: decode(tuple(tokens))
-
-    def _ends(self) -> set[int]:
-        ends = self.model.generation_config.eos_token_id
-        return set(ends) if isinstance(ends, list | tuple) else {ends}
 
 
 class _Streamer(BaseStreamer):  # type: ignore[misc]
@@ -179,7 +175,7 @@ class _Streamer(BaseStreamer):  # type: ignore[misc]
     def end(self) -> None:
         pass
 
-    def description(self, ends: set[int]) -> Description:
+    def description(self, ends: Collection[int]) -> Description:
         words = join(self.tokens, self.steps, self.decode, self.fits)
         stopped = not self.tokens or self.tokens[-1] not in ends
         return Description(self.decode(self.tokens).strip(), words, len(self.tokens), stopped)

@@ -106,7 +106,7 @@ class TransformersCaptioner:
         sequences = self.model.generate(**inputs, **second, **self.arguments, **seed)
         new = sequences[:, inputs["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        counts = token_counts(new, self._ends())
+        counts = token_counts(new, end_tokens(self.model))
         return [Answer(text.strip(), n) for text, n in zip(texts, counts, strict=True)]
 
     def _second_inputs(
@@ -140,10 +140,6 @@ class TransformersCaptioner:
                 return {"revisit_seed": seed}
             revisit.enable(self.model, replace(self.config, seed=seed))
         return {}
-
-    def _ends(self) -> list[int]:
-        ends = self.model.generation_config.eos_token_id
-        return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 class StockCaptioner(TransformersCaptioner):
@@ -241,6 +237,12 @@ def chat_inputs(
         options["input_data_format"] = "channels_last"
     rows = [list(row) for row in images] if any(images) else None
     return processor(text=prompts, images=rows, **options)
+
+
+def end_tokens(model: Model) -> list[int]:
+    """The tokens that end an answer."""
+    ends = model.generation_config.eos_token_id
+    return [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
 
 
 def token_counts(tokens: Tensor, ends: Collection[int]) -> list[int]:
