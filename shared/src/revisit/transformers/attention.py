@@ -179,14 +179,10 @@ class AttentionGeneration(SecondStreamGeneration):
         self.attentions = attentions
         self._called = 0  # how many of them were in this step
 
-    def __enter__(self) -> "AttentionGeneration":
-        super().__enter__()
-        with ExitStack() as undo:
-            undo.push(self._undo.pop_all())
-            for interface in {id(each): each for each in map(_interface, self.attentions)}.values():
-                undo.enter_context(_intercepted(interface))
-            self._undo = undo.pop_all()
-        return self
+    def install(self, undo: ExitStack) -> None:
+        super().install(undo)
+        for interface in {id(each): each for each in map(_interface, self.attentions)}.values():
+            undo.enter_context(_intercepted(interface))
 
     def step(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         decided = super().step(input_ids, scores)

@@ -184,13 +184,16 @@ class SecondStreamGeneration(Generation):
 
     def __enter__(self) -> "SecondStreamGeneration":
         with ExitStack() as undo:
-            undo.enter_context(eager)  # a compiled graph would run without the hook
-            hook = self.processor.model.register_forward_pre_hook(
-                self._record_call, with_kwargs=True
-            )
-            undo.callback(hook.remove)
+            self.install(undo)
             self._undo = undo.pop_all()
         return self
+
+    def install(self, undo: ExitStack) -> None:
+        """Install the hooks of the generation, which `undo` takes off."""
+        undo.enter_context(eager)  # a compiled graph would run without the hook
+        model = self.processor.model
+        hook = model.register_forward_pre_hook(self._record_call, with_kwargs=True)
+        undo.callback(hook.remove)
 
     def __exit__(self, *error: object) -> None:
         self._undo.close()

@@ -106,17 +106,21 @@ class LayerLogitsGeneration(Generation):
         self._undo = ExitStack()
 
     def __enter__(self) -> "LayerLogitsGeneration":
-        decoder = self.processor.decoder
         with ExitStack() as undo:
-            undo.enter_context(eager)
-            undo.enter_context(layer_inputs(decoder, self._runs, self._keep))
-            if self.norm is not None:
-                undo.callback(self.norm.register_forward_hook(self._after_norm).remove)
-            undo.callback(decoder.module.register_forward_hook(self._after_pass).remove)
-            for owner in modules_with_logits(self.processor.model):
-                undo.callback(owner.register_forward_hook(self._keep_logits).remove)
+            self.install(undo)
             self._undo = undo.pop_all()
         return self
+
+    def install(self, undo: ExitStack) -> None:
+        """Install the hooks of the generation, which `undo` takes off."""
+        decoder = self.processor.decoder
+        undo.enter_context(eager)
+        undo.enter_context(layer_inputs(decoder, self._runs, self._keep))
+        if self.norm is not None:
+            undo.callback(self.norm.register_forward_hook(self._after_norm).remove)
+        undo.callback(decoder.module.register_forward_hook(self._after_pass).remove)
+        for owner in modules_with_logits(self.processor.model):
+            undo.callback(owner.register_forward_hook(self._keep_logits).remove)
 
     def __exit__(self, *error: object) -> None:
         self._undo.close()

@@ -106,19 +106,15 @@ class SteeredGeneration(LayerLogitsGeneration):
         self.directions: Tensor | None = None  # (rows, layers, d) float32
         self._outputs: list[Tensor] | None = None  # of the layers, while directions are found
 
-    def __enter__(self) -> "SteeredGeneration":
-        super().__enter__()
+    def install(self, undo: ExitStack) -> None:
+        super().install(undo)
         processor = self.processor
         model, layers = processor.model, processor.decoder.layers
-        with ExitStack() as undo:
-            undo.push(self._undo.pop_all())
-            hook = model.register_forward_pre_hook(self._before_pass, with_kwargs=True)
-            undo.callback(hook.remove)
-            for number, (layer, mlp) in enumerate(zip(layers, processor.mlps(), strict=True)):
-                undo.callback(layer.register_forward_hook(self._keep_output).remove)
-                undo.callback(mlp.register_forward_hook(partial(self._steer, number)).remove)
-            self._undo = undo.pop_all()
-        return self
+        hook = model.register_forward_pre_hook(self._before_pass, with_kwargs=True)
+        undo.callback(hook.remove)
+        for number, (layer, mlp) in enumerate(zip(layers, processor.mlps(), strict=True)):
+            undo.callback(layer.register_forward_hook(self._keep_output).remove)
+            undo.callback(mlp.register_forward_hook(partial(self._steer, number)).remove)
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
