@@ -21,7 +21,6 @@ from revisit.core.session import Session
 from revisit.core.step import constrain, divergence, select, step
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "step.json").read_text())
-BIG = 2**30
 pytestmark = pytest.mark.filterwarnings("ignore:ReVisiT. cache_bytes")
 
 
@@ -55,9 +54,9 @@ PATHS = [plain, fast, dense_table, in_small_blocks]
 ON_EVERY_PATH = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
 
 
-def make(states, head, budget=BIG, bias=None, **config):
+def make(states, head, **config):
     """A prompt's session; no other shares its budget."""
-    cache = Cache(LMHead(torch.as_tensor(head), bias), budget)
+    cache = Cache(LMHead(torch.as_tensor(head)), 2**30)
     return Session(torch.as_tensor(states), cache, ReVisiTConfig(**config))
 
 
@@ -214,16 +213,6 @@ def test_tokens_with_an_infinite_logit_share_the_certainty(path, certain, alpha,
 def test_logits_from_which_no_token_can_be_chosen_are_refused(path, logits, message, alpha):
     with pytest.raises(ValueError, match=message):
         path(torch.tensor(logits), make(torch.randn(2, 3), torch.randn(4, 3), alpha=alpha))
-
-
-@ON_EVERY_PATH
-def test_a_bias_of_the_head_is_part_of_the_projection(path):
-    logits, states, head = torch.randn(5), torch.randn(3, 2), torch.randn(5, 2)
-    bias = torch.randn(5)
-    with_bias = path(logits, make(states, head, bias=bias, alpha=0))
-    ones = torch.cat([states, torch.ones(3, 1)], 1)
-    folded = make(ones, torch.cat([head, bias.unsqueeze(1)], 1), alpha=0)
-    torch.testing.assert_close(with_bias.scores, path(logits, folded).scores)
 
 
 @ON_EVERY_PATH

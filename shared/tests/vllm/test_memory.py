@@ -3,6 +3,7 @@
 import logging
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from vllm import SamplingParams
 from vllm.v1.request import RequestStatus
@@ -90,11 +91,13 @@ def test_the_kv_cache_of_a_cpu_gets_so_much_less(started, monkeypatch):
     cpu_worker, steps = worker(llm), engines.serving(llm).steps
     assert steps.bytes == 2**30 + 8 * 8 * VOCABULARY  # a gibibyte where no setting names more
     monkeypatch.setattr(cpu_worker.cache_config, "kv_cache_memory_bytes", None)
-    monkeypatch.setattr(cpu_worker, "requested_cpu_memory", 2**33)
+    resident = psutil.Process().memory_info().rss
+    # No more than the machine has free, whatever else runs.
+    monkeypatch.setattr(cpu_worker, "requested_cpu_memory", resident + 2**31)
     whole = type(cpu_worker).determine_available_memory(cpu_worker)
     left = cpu_worker.determine_available_memory()
     assert whole - left == pytest.approx(steps.bytes, abs=2**22)  # another look at the process
-    monkeypatch.setattr(cpu_worker, "requested_cpu_memory", 2**33 - whole + 2**29)
+    monkeypatch.setattr(cpu_worker, "requested_cpu_memory", resident + 2**29)
     with pytest.raises(ValueError, match=r"ReVisiT needs 1\.00 GiB.* 0\.50 GiB are left: raise it"):
         cpu_worker.determine_available_memory()
     monkeypatch.setattr(cpu_worker.cache_config, "kv_cache_memory_bytes", 12345)

@@ -42,7 +42,7 @@ class Cache:
         self.block, self.gathered = (5 * 2**18, 2**22) if self.on_cpu else (2**26, 2**26)
 
 
-class Rows(NamedTuple):
+class TableRows(NamedTuple):
     """The rows of the table that hold a step's tokens; tensors on the device of the table."""
 
     tokens: Tensor  # (c,) int64
@@ -93,7 +93,7 @@ class Columns:
         self.cache.left += self.taken * self.bytes
         self.taken, self.table, self.closed = 0, self.table[:0].clone(), True
 
-    def keep(self, tokens: Tensor) -> Rows:
+    def keep(self, tokens: Tensor) -> TableRows:
         """Compute and keep the columns of tokens (c,) int64 that are new, as many as fit."""
         if self.closed:
             raise ValueError("the session of this prompt is closed")
@@ -103,15 +103,15 @@ class Columns:
             self._add(torch.arange(vocabulary, device="cpu"), self.row_of.long())
             self.dense = True
         if self.dense:
-            return Rows(tokens, tokens)
+            return TableRows(tokens, tokens)
         on_host = tokens.cpu()
         rows = self.row_of.index_select(0, on_host).long()
         if not len(absent := self._add(on_host, rows)):
-            return Rows(tokens, rows.to(tokens.device))
+            return TableRows(tokens, rows.to(tokens.device))
         _warn(cache.size)
-        return Rows(tokens, rows.clamp_(min=0).to(tokens.device), absent.to(tokens.device))
+        return TableRows(tokens, rows.clamp_(min=0).to(tokens.device), absent.to(tokens.device))
 
-    def blocks(self, kept: Rows) -> Iterator[Tensor]:
+    def blocks(self, kept: TableRows) -> Iterator[Tensor]:
         """Logits (c, b) of the tokens at some vision states at a time, for the caller to change."""
         most = self.cache.block // (4 * len(kept.tokens))
         width = max(_NARROWEST, most // _GRAIN * _GRAIN)
@@ -119,12 +119,12 @@ class Columns:
             block = self.table[:, start : start + width].index_select(0, kept.rows)
             yield self._complete(block, kept, slice(start, start + width))
 
-    def at(self, kept: Rows, choice: Tensor) -> Tensor:
+    def at(self, kept: TableRows, choice: Tensor) -> Tensor:
         """Logits (c,) of the tokens at the vision state `choice`, () int64."""
         logits = self.table[kept.rows, choice].unsqueeze(1)
         return self._complete(logits, kept, choice.view(1).to(self.states.device)).squeeze(1)
 
-    def _complete(self, logits: Tensor, kept: Rows, states: slice | Tensor) -> Tensor:
+    def _complete(self, logits: Tensor, kept: TableRows, states: slice | Tensor) -> Tensor:
         """Logits (c, b) at some vision states, with absent tokens computed."""
         if kept.absent is not None:
             tokens = kept.tokens.index_select(0, kept.absent)

@@ -116,7 +116,7 @@ class Steps:
             "BS": 64, "BK": 64,
         }  # fmt: skip
         self._prompts: dict[int, _Prompt] = {}
-        self._drawing: list[_Prompt | None] = []
+        self._row_prompts: list[_Prompt | None] = []
         self.batch([])
 
     @torch.inference_mode()
@@ -152,7 +152,7 @@ class Steps:
     ) -> int:
         """Room for a prompt of `count` vision states, which come later; returns its slot.
 
-        They are written to `states(slot)`, asked for anew each time; `start(slot)` ends that.
+        Write them to `states(slot)` (ask each time: it may move), then call `start(slot)`.
 
         Args:
             columns: bytes of columns that this prompt keeps, in place of what all are allowed.
@@ -173,8 +173,8 @@ class Steps:
             raise ValueError("no slot, or no memory, is free for another prompt: close one first")
         start = self._place(elements)
         slot = next(slot for slot in range(self.slots) if slot not in self._prompts)
-        drawn = generator if config.selection == "random" else None
-        self._prompts[slot] = _Prompt(start, elements, count, ring, drawn)
+        draws = generator if config.selection == "random" else None
+        self._prompts[slot] = _Prompt(start, elements, count, ring, draws)
         shift = math.log(config.alpha) if config.alpha else -math.inf
         new = 0 if ring == self.head.size else min(ring // 2, _MOST)  # columns of a step
         facts = [start, count, start + size, height, ring, new]
@@ -192,7 +192,7 @@ class Steps:
 
     @torch.inference_mode()
     def start(self, slot: int) -> None:
-        """The vision states of a prompt are there; columns that all fit are computed now."""
+        """The vision states of a prompt are written; if all columns fit, they are computed now."""
         V = self.head.size
         if self._prompts[slot].ring < V:
             return
@@ -205,8 +205,8 @@ class Steps:
         self._buffers["issued"][slot].fill_(V)
 
     def close(self, slot: int) -> None:
-        """The prompt in this slot ended; `batch` comes before the next step if a row was of it."""
-        self._closed |= self._prompts.pop(slot) in self._drawing
+        """The prompt in this slot has ended. If a row was of it, call `batch` before a step."""
+        self._closed |= self._prompts.pop(slot) in self._row_prompts
 
     def batch(self, slots: Sequence[int]) -> None:
         """Which slot each row is of, -1 for a plain row: whenever that changes.
@@ -220,10 +220,10 @@ class Steps:
             raise ValueError(f"a batch has {self.rows} rows at most, got {len(slots)}")
         if unknown := sorted({slot for slot in slots if slot >= 0}.difference(self._prompts)):
             raise ValueError(f"no prompt is open in slots {unknown}")
-        self._drawing = [self._prompts.get(slot) for slot in slots]
+        self._row_prompts = [self._prompts.get(slot) for slot in slots]
         self._closed = False
         self._send(self._buffers["batch"], _grouped(slots, self.rows))
-        if not any(prompt and prompt.generator for prompt in self._drawing):
+        if not any(prompt and prompt.generator for prompt in self._row_prompts):
             self._decided[:, kernels.DRAWN.value].fill_(-1)
 
     def step(self, logits: Tensor) -> Tensor:
@@ -238,23 +238,24 @@ class Steps:
 
     def draw(self) -> None:
         """Draw for rows of `selection="random"`, in their order, on the host."""
-        if any(prompt and prompt.generator for prompt in self._drawing):
+        if any(prompt and prompt.generator for prompt in self._row_prompts):
             draws = [-1] * self.rows
-            for row, prompt in enumerate(self._drawing):
-                if prompt and (drawn := prompt.generator):
-                    draws[row] = int(torch.randint(prompt.count, (), generator=drawn, device="cpu"))
+            for row, prompt in enumerate(self._row_prompts):
+                if prompt and (generator := prompt.generator):
+                    drawn = torch.randint(prompt.count, (), generator=generator, device="cpu")
+                    draws[row] = int(drawn)
             self._send(self._decided[:, kernels.DRAWN.value], draws)
 
     def read(self, logits: Tensor) -> None:
         """The first kernel: it alone reads the logits, wherever they are."""
         (R, V), logits = logits.shape, logits.detach()
-        if self.head.size != V or not len(self._drawing) <= R <= self.rows:
+        if self.head.size != V or not len(self._row_prompts) <= R <= self.rows:
             raise ValueError(
-                f"logits must be (rows, {self.head.size}), {len(self._drawing)} to {self.rows} "
+                f"logits must be (rows, {self.head.size}), {len(self._row_prompts)} to {self.rows} "
                 f"rows of them, got {tuple(logits.shape)}"
             )
         if self._closed:
-            raise ValueError("a prompt of this batch was closed: say the batch anew")
+            raise ValueError("a prompt of this batch was closed: call `batch` again")
         if logits.stride(1) != 1:
             logits = logits.contiguous()
         grid = (R, self._arguments["NB"])
@@ -288,7 +289,7 @@ class Steps:
         signed = self._buffers["distances"][:, 0]
         return [
             None if prompt is None else row[: prompt.count].abs()
-            for prompt, row in zip(self._drawing, signed, strict=False)
+            for prompt, row in zip(self._row_prompts, signed, strict=False)
         ]
 
     def _project(self, **changed: Any) -> None:
@@ -306,7 +307,7 @@ class Steps:
             kernel[grid](**named, num_warps=num_warps)
 
     def _place(self, elements: int) -> int:
-        """Where so many elements of the pool are in one piece; prompts are moved if need be."""
+        """Where so many elements of the pool are free in one piece; prompts are moved if needed."""
         start = 0
         for prompt in sorted(self._prompts.values(), key=lambda prompt: prompt.start):
             if prompt.start - start >= elements:
@@ -331,8 +332,8 @@ class Steps:
 
     def _send(self, buffer: Tensor, values: Sequence[int]) -> None:
         """Numbers to the device, without waiting for it."""
-        made = torch.tensor(values, dtype=buffer.dtype, device="cpu", pin_memory=self._cuda)
-        buffer.copy_(made, non_blocking=True)
+        on_host = torch.tensor(values, dtype=buffer.dtype, device="cpu", pin_memory=self._cuda)
+        buffer.copy_(on_host, non_blocking=True)
 
 
 def buffer_bytes(V: int, *, slots: int, rows: int, longest: int, sizes: Sizes | None = None) -> int:
