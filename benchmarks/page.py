@@ -190,17 +190,19 @@ def plot(result: Measured, to: Path) -> None:
     first, *panels = figure.subplots(2, 4).flatten()
     for number, (case, cells) in enumerate(itertools.groupby(result.cells, lambda c: c.case), 2):
         curve = [(cell.candidates, cell.revisit, cell.dense) for cell in cells]
-        draw(first, "a generation, without the model", "tokens in V_cons", curve, f"C{number}")
+        draw(first, "tokens in V_cons", curve, f"C{number}")
         first.plot([], [], "o-", color=f"C{number}", label=str(case))
-    first.set_ylabel("seconds")
+    first.set(title="a generation, without the model", ylabel="seconds")
     first.legend(fontsize=8, loc="upper left")
     curves: dict[str, list[Any]] = {
-        axis: [(point.value, point.revisit, point.dense) for point in points]
+        axis: [(each.value, 1e3 * each.revisit, each.dense and 1e3 * each.dense) for each in points]
         for axis, points in itertools.groupby(result.points, lambda point: point.axis)
     }
-    curves["rows"] = [(row.rows, row.seconds, None) for row in result.rows]
+    curves["rows"] = [(row.rows, 1e3 * row.seconds, None) for row in result.rows]
     for axis, curve in curves.items():
-        draw(panels.pop(0), "one step", axis, curve)
+        panel = panels.pop(0)
+        draw(panel, axis, curve)
+        panel.set(title="one step", ylabel="milliseconds")
     for unused in panels:
         unused.axis("off")
     lines = [first.plot([], [], style, color="grey")[0] for style in ("o-", "s:")]
@@ -208,12 +210,12 @@ def plot(result: Measured, to: Path) -> None:
     figure.savefig(to, dpi=110)
 
 
-def draw(panel: Any, title: str, x: str, curve: Sequence[Any], color: str = "C0") -> None:
-    """Points (size, seconds of ReVisiT, seconds of dense or None), with a tick at each size."""
+def draw(panel: Any, x: str, curve: Sequence[Any], color: str = "C0") -> None:
+    """Points (size, time of ReVisiT, time of dense or None), with a tick at each size."""
     sizes, revisit, dense = zip(*curve, strict=True)
     panel.loglog(sizes, revisit, "o-", color=color)
     if None not in dense:
         panel.loglog(sizes, dense, "s:", color=color)
-    panel.set(title=title, xlabel=x, ylabel="seconds")
+    panel.set_xlabel(x)
     panel.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=45, fontsize=8)
     panel.minorticks_off()
