@@ -165,7 +165,7 @@ def test_a_step_needs_no_gradient_and_its_scores_may_be_changed_anywhere():
     refine(logits * 3, [session])
 
 
-def test_sessions_of_several_threads_do_not_meet():
+def test_sessions_of_several_threads_do_not_interfere():
     logits = [random(1, VOCABULARY, seed=seed) * 3 for seed in range(8)]
 
     def decode(tokens):

@@ -143,12 +143,7 @@ def select(distances: Tensor, selection: str, generator: torch.Generator | None 
 
 def check(logits: Tensor) -> None:
     """Raise ValueError where logits (..., V) hold NaN, or a row in which no token is possible."""
-    if fault := find_fault(logits):
-        raise ValueError(FAULTS[fault])
-
-
-def find_fault(logits: Tensor) -> int:
-    """The key in FAULTS of why no token can be chosen from logits (..., V); 0 where one can."""
     if logits.isnan().any():
-        return 1
-    return 2 if logits.isneginf().all(-1).any() else 0
+        raise ValueError(FAULTS[1])
+    if logits.isneginf().all(-1).any():
+        raise ValueError(FAULTS[2])

@@ -9,7 +9,6 @@ from revisit.core.head import LMHead
 from revisit.core.left_out import fill_left_out
 from revisit.core.rows import refine
 from revisit.core.session import Session
-from revisit.core.step import find_fault
 
 # Vision states of a rehearsed step: of more, so many are taken at a time.
 _STATES = 128
@@ -81,7 +80,7 @@ class PyTorchSteps:
             refined, _ = refine(logits, rows)
         except ValueError:
             each = zip(logits, rows, strict=True)
-            faults = [find_fault(row) if session else 0 for row, session in each]
+            faults = [_fault(row) if session else 0 for row, session in each]
             if not any(faults):
                 raise
             rows = [None if fault else row for fault, row in zip(faults, rows, strict=True)]
@@ -92,3 +91,10 @@ class PyTorchSteps:
                 one = slice(row, row + 1)
                 refined[one] = fill_left_out(refined[one], logits[one])
         return refined, torch.tensor(faults, dtype=torch.int32)
+
+
+def _fault(logits: Tensor) -> int:
+    """The key in `core.step.FAULTS` of why no token can be chosen from logits (V,), or 0."""
+    if logits.isnan().any():
+        return 1
+    return 2 if logits.isneginf().all() else 0
