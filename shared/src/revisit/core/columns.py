@@ -57,13 +57,6 @@ class Columns:
         states: (M, d) vision states. They stay on their device; products copy what they need.
         cache: the budget and the LM head.
 
-    Attributes:
-        table: (rows, M) logits, a column of the product in each row.
-        taken: rows of the table that are taken of the budget.
-        row_of: (V,) int32 on the host, the row of each token, -1 where it has none.
-        free: int64 on the host, rows that hold no token.
-        dense: whether the table holds every token, in the row of its number.
-
     Raises:
         ValueError: there are no states, or they are not as wide as the LM head.
     """
@@ -79,7 +72,8 @@ class Columns:
         self.cache, self.states = cache, states.detach().to(head.dtype)
         self.table = torch.empty((1, len(states)), dtype=head.dtype, device=head.device)
         self.bytes = len(states) * self.table.element_size()  # of a column
-        self.taken = 0
+        self.taken = 0  # rows of the table that are taken of the budget
+        # On the host: the row of each token, -1 where it has none, and rows without a token.
         self.row_of = torch.full((head.size,), -1, dtype=torch.int32, device="cpu")
         self.free = torch.empty(0, dtype=torch.int64, device="cpu")
         self.dense = self.closed = False
