@@ -3,12 +3,12 @@
     (2 - D) l - (1 - D) m,  -inf where p < D max p
     D = sum over the vocabulary of (p + q) / 2 log2(1 + |p - q|^k),  in [0, 1]
 
-l are the model's logits, m those that it gives where it reads its own description of the image in
-place of the image, p and q their softmax. The further apart they are, the more tokens are left out
-and the less the description is held against the image.
+l are the model's logits. m are its logits for a prompt in which its description of the image
+replaces the image. p and q are the softmax of l and m. The larger their divergence D, the more
+tokens are left out, and the smaller is the weight of m.
 
-Readings: D is a number for each row, as published. The published `cd_beta` is used nowhere, and is
-no setting here.
+Readings: there is one D for each row, as published. The published code never uses its `cd_beta`, so
+it is not a setting here.
 """
 
 import math
@@ -20,10 +20,10 @@ QUESTION = (
     "Provide a detailed description of the image, covering all visible elements and their "
     "interactions, so as to thoroughly answer any potential questions about the image."
 )
-"""What the model is asked for its description, as published."""
+"""The published question that the model answers with its description."""
 
 LONGEST = 512
-"""How many tokens a description has at most, as published."""
+"""The most tokens of a description, as published."""
 
 
 def combine(logits: Tensor, described: Tensor, k: float) -> Tensor:

@@ -2,12 +2,12 @@
 
     l + alpha P l_A  on the candidates, -inf elsewhere
 
-The candidates are the `top_k` likeliest tokens, in order and up to the first at which their
-probabilities add up to `top_p`. Of the layers, A is the one that gives a candidate the largest
-probability, P; l_A are its logits: the LM head's of its hidden state after the final norm.
+The candidates are the most probable of the `top_k` likeliest tokens, up to the first at which their
+probabilities add up to `top_p`. A is the layer that gives a candidate the largest probability, P.
+l_A are the logits of that layer: the LM head on its hidden state after the final norm.
 
-Readings: alpha 0.6 of the published function (its table and notebook say 0.5). Hidden states 20 to
-28 of 32, as published, are scaled to a model's own number of layers.
+Readings: alpha is 0.6, as in the published function (its table and notebook say 0.5). The published
+hidden states 20 to 28 of 32 are scaled to the number of layers of the model.
 """
 
 import math
@@ -19,7 +19,7 @@ LAYERS = range(20, 29)
 
 
 def combine(logits: Tensor, inner: Tensor, alpha: float, top_p: float, top_k: int) -> Tensor:
-    """The scores (rows, V) from the model's logits and those of J layers (rows, J, V)."""
+    """The scores (rows, V) from the logits of the model (rows, V) and of J layers (rows, J, V)."""
     kept = candidates(logits, top_p, top_k)
     likeliest = inner.softmax(-1).masked_fill(~kept.unsqueeze(1), 0).amax(-1)
     probability, layer = likeliest.max(1, keepdim=True)

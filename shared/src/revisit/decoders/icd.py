@@ -2,12 +2,12 @@
 
     (1 + alpha) l - alpha m,  -inf where l < max l + ln beta
 
-l are the model's logits, m those that it gives where a disturbing instruction takes the place of
-the system message; image and question stay.
+l are the model's logits. m are its logits for a prompt in which a disturbing instruction replaces
+the system message. The image and the question are the same.
 
-Readings: the published settings alpha 1, beta 0.1 of its scripts (its function has 0.5 for alpha).
-In models with a Q-Former the published code gives the instruction to the Q-Former alone; here it is
-the language model's, in every model.
+Readings: alpha 1 and beta 0.1, as in the published scripts (the published function has alpha 0.5).
+In models with a Q-Former the published code gives the instruction only to the Q-Former; here the
+language model reads it, in every model.
 """
 
 from torch import Tensor

@@ -2,11 +2,11 @@
 
     l + (l - l') (1 - g) / g,   g = exp(-gamma t),   -inf where l < max l + ln beta
 
-l are the model's logits, l' those that it gives for the prompt without the image, and t counts the
-generated tokens from 0: the more text there is, the more the image is held against it.
+l are the model's logits, l' are its logits for the prompt without the image, and t counts the
+generated tokens from 0. The longer the text, the larger is the weight of the image.
 
-Reading: the paper corrects only where the model is unsure (its largest probability is below a
-threshold); here every step is corrected, and the implausible tokens are masked as in VCD.
+Reading: the paper corrects a step only if the model is uncertain (its largest probability is below
+a threshold). Here every step is corrected, and implausible tokens are masked as in VCD.
 """
 
 import math

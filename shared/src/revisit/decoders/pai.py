@@ -2,14 +2,15 @@
 
     gamma log p - (gamma - 1) log q,  -inf where p < beta max p
 
-p is the model's distribution, q the one that it gives for the prompt without the image. Before the
-softmax of its attention, the last position's weight w of each vision token is raised, in every head
-of every layer but the first two:
+p is the model's distribution, and q is its distribution for the prompt without the image. In every
+head of every layer except the first two, the last position's attention weight w of each vision
+token is raised before the softmax:
 
     w + alpha |w|
 
-Readings: the stream without the image is not boosted, as published. Every pass of the other one is:
-in the published code the first is not where gamma is above 1, and none where gamma is 1.
+Readings: the stream without the image is not boosted, as published. Every pass of the other stream
+is boosted. In the published code the first pass is not boosted if gamma is above 1, and no pass is
+if gamma is 1.
 """
 
 from torch import Tensor

@@ -2,8 +2,8 @@
 
     l + alpha l',  -inf where l < max l + ln beta
 
-l are the model's logits, l' those that it gives where it sees the image transformed, as
-`revisit.decoders.transformations.second_image` does it.
+l are the model's logits, and l' are its logits for the transformed image
+(`revisit.decoders.transformations.second_image`).
 """
 
 from torch import Tensor

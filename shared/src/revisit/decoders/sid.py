@@ -2,13 +2,14 @@
 
     (1 + alpha) l - alpha m,  -inf where l < max l + ln beta
 
-l are the model's logits, m those of a second stream of the same inputs. There, the layers from
-`layer` on see only the `rank` vision tokens that the layer before them attends to least: by the
-attention of the last position, averaged over heads. They are chosen again at each step.
+l are the model's logits, and m are the logits of a second stream with the same inputs. There, the
+layers from `layer` on see only the `rank` vision tokens with the least attention in the layer
+before them: the attention of the last position, averaged over heads. The choice is made again at
+each step.
 
-Readings: the published code lets row 0 choose for the whole batch; here each row chooses. Its
-greedy decoding takes the argmax before the mask; here the mask counts in every mode. A position
-that would see no token at all, as a vision token at the beginning of a prompt, is left as it is.
+Readings: in the published code row 0 chooses for the whole batch; here each row chooses. Published
+greedy decoding takes the argmax before the mask; here the mask applies in every mode. If a position
+would see no token at all, such as a vision token at the beginning of a prompt, it is not changed.
 """
 
 import torch

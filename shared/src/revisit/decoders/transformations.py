@@ -1,8 +1,8 @@
 """RITUAL's second image (Woo et al., arXiv 2405.17821): one of six random transformations.
 
-Readings: one is drawn for an image, uniformly, not several one after another, with the ranges that
-torchvision gives those names; a crop and a rotation keep the image's size, so that both images take
-as many vision tokens.
+Readings: one transformation is drawn for an image, uniformly, not several in sequence. The ranges
+are torchvision's for the transformations of the same names. A crop and a rotation keep the size of
+the image, so both images have the same number of vision tokens.
 """
 
 import math
@@ -19,8 +19,8 @@ def second_image(image: Image.Image, seed: int = 0, number: int | None = None) -
     Args:
         image: as it goes to the model's processor; other modes are converted to RGB.
         seed: of all draws.
-        number: which image of many it is: each draws from a generator of its own. Left out, its
-            pixels tell, so that an image is changed alike wherever it stands.
+        number: the index of the image: each index has a separate generator. If it is left out, the
+            pixels decide, so an image is always changed in the same way.
     """
     image = image.convert("RGB")
     number = crc32(image.tobytes()) if number is None else number

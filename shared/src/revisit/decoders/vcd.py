@@ -2,14 +2,14 @@
 
     (1 + alpha) l - alpha l',  -inf where l < max l + ln beta
 
-l are the model's logits, l' those that it gives where it sees the image with diffusion noise:
+l are the model's logits, and l' are its logits for the image with diffusion noise:
 
     x' = sqrt(A) x + sqrt(1 - A) e,   A the product of 1 - b up to `noise_step`
     b = sigmoid(linspace(-6, 6, 1000)) (0.005 - 1e-5) + 1e-5
 
-Readings: the paper's alpha 1 and noise step 500 (the published scripts pass others); the mask is of
-l alone, as in both; l' keeps a KV cache of its own, while the published code has at times gone on
-with a copy of the other one's.
+Readings: alpha 1 and noise step 500 are the paper's (the published scripts pass others). The mask
+depends on l only, as in both. l' has a separate KV cache, while a version of the published code
+continued from a copy of the first stream's cache.
 """
 
 from collections.abc import Sequence

@@ -2,17 +2,17 @@
 
     (1 - weight) l + weight mean(l_j)
 
-The l_j are the logits of inner layers: the LM head's of their hidden states, without the final
-norm. And each layer's MLP output x is turned towards the image, at every position:
+The l_j are the logits of inner layers: the LM head on their hidden states, without the final norm.
+In addition, each layer's MLP output x is turned towards the image, at every position:
 
     |x| unit(unit(x) + steering (1 + max(0, cos(x, -v))) unit(v))
 
-v is what the image adds to the layer's output at the prompt's last position: with the image, less
-that of the prompt without it.
+v is the layer's output at the last position of the prompt, minus its output for the prompt without
+the image.
 
-Readings: v is taken as the published code's principal component of one sample, which is v itself,
-plus 1 on coordinate 0 of layer 0. Blocks 25 to 30 of 32 (hidden states 26 to 31), as published, are
-scaled to a model's own number of layers. A prompt without an image is not steered.
+Readings: the published code takes the principal component of one sample, which is v, plus 1 on
+coordinate 0 of layer 0; so does this code. The published blocks 25 to 30 of 32 (hidden states 26 to
+31) are scaled to the number of layers of the model. A prompt without an image is not steered.
 """
 
 import math
@@ -25,7 +25,7 @@ LAYERS = range(26, 32)
 
 
 def combine(logits: Tensor, inner: Tensor, weight: float) -> Tensor:
-    """The scores (rows, V) from the model's logits and those of J layers (rows, J, V)."""
+    """The scores (rows, V) from the logits of the model (rows, V) and of J layers (rows, J, V)."""
     augmented = (1 - weight) * logits + weight * inner.mean(1)
     return augmented.masked_fill(logits.isneginf(), -math.inf)
 
@@ -41,7 +41,7 @@ def directions(seeing: Tensor, blind: Tensor) -> Tensor:
 def steer(output: Tensor, direction: Tensor, steering: float) -> Tensor:
     """An MLP's output (rows, positions, d), turned towards v (rows, d) and as long as it was.
 
-    In float32, and returned in its own dtype. A row whose v is zero stays as it is.
+    Computed in float32, returned in the dtype of the output. A row whose v is zero stays as it is.
     """
     x, v = output.float(), direction.float().unsqueeze(1)
     pull = steering * (1 + cosine_similarity(x, -v, -1).clamp(min=0)).unsqueeze(-1)

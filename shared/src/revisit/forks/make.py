@@ -115,6 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         patch = find_patch(options.family)
+    except ReleaseError as error:
+        print(f"revisit fork make: {error}", file=sys.stderr)
+        return 2  # wrong use: the folder is no family's
+    try:
         tree = options.family / "data" / patch.file.stem
         if options.check:
             reason, _ = why_make(tree, patch)
