@@ -77,7 +77,7 @@ def test_help_shows_the_flags_of_the_launcher_and_of_lmms_eval(capsys):
         main(["--help"])
     assert not stop.value.code
     printed = capsys.readouterr().out
-    assert "decoder=greedy|revisit|vcd|m3id|dola" in printed
+    assert "decoder=greedy|revisit|vcd|m3id|dola|deco|vista|pai|sid" in printed
     assert "--include_path" in printed
 
 

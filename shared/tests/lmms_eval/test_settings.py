@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 
-from revisit.config import DoLaConfig, M3IDConfig, ReVisiTConfig, VCDConfig
+from revisit.config import (
+    DeCoConfig,
+    DoLaConfig,
+    M3IDConfig,
+    PAIConfig,
+    ReVisiTConfig,
+    SIDConfig,
+    VCDConfig,
+    VISTAConfig,
+)
 from revisit.lmms_eval.settings import read_model_args
 
 PLAIN = ReVisiTConfig(no_vision="plain")
@@ -37,8 +46,12 @@ ASKED = {
         DoLaConfig(layers=[0, 2], relative_top=0.0),
         "",
     ),
+    "decoder=deco,deco_layers=[2,3],deco_top_k=5,x=1": (DeCoConfig(layers=(2, 3), top_k=5), "x=1"),
+    "decoder=vista,vista_steering=0": (VISTAConfig(steering=0), ""),
+    "decoder=pai,pai_gamma=2": (PAIConfig(gamma=2), ""),
+    "decoder=sid,sid_rank=4,sid_alpha=1": (SIDConfig(rank=4, alpha=1), ""),
     "decoder=greedy,pretrained=a": (None, "pretrained=a"),
-    # Of the model, though they look alike
+    # These belong to the model, although they look similar.
     'video_decoder=x,pretrained=decoder=1,more={"a": 1, "b": [2,3]},decoder=greedy': (
         None,
         'video_decoder=x,pretrained=decoder=1,more={"a": 1, "b": [2,3]}',
@@ -69,8 +82,10 @@ REFUSED = {
     "vcd_alpha=1": r"vcd_alpha: decoder=revisit has .* decoder=greedy\|revisit\|vcd\|m3id",
     "decoder=vcd,revisit_alpha=1": "revisit_alpha: decoder=vcd has vcd_alpha, vcd_beta",
     "decoder=greedy,revisit_alpha=1": "revisit_alpha: decoder=greedy has no settings",
-    "decoder=beam": "decoder=beam: there are greedy, revisit, vcd, m3id, dola",
+    "decoder=beam": "decoder=beam: there are greedy, revisit, vcd, m3id, dola, deco",
     "decoder=ritual": "decoder=ritual needs a second, transformed image",
+    "decoder=code": "decoder=code needs a second prompt with a description",
+    "decoder=sid,sid_rank=-1": "decoder=sid: rank must be an integer >= 0",
     "revisit_alpha=tiny": "revisit_alpha=tiny: must be a number",
     "revisit_alpha=nan": r"decoder=revisit: alpha .* must be in \[0, 1\], got nan",
     "revisit_seed=1.5": "revisit_seed=1.5: must be an integer",

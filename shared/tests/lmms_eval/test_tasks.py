@@ -7,7 +7,7 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 import revisit
 from evaluations import CHECKPOINT, MODEL, Evaluation, arguments
-from revisit import DoLaConfig, M3IDConfig, ReVisiTConfig, VCDConfig
+from revisit import DoLaConfig, M3IDConfig, PAIConfig, ReVisiTConfig, SIDConfig, VCDConfig
 from revisit.lmms_eval.launch import main
 from scenes_data import LONGEST, SCENES, WITHOUT_IMAGE, captions, questions
 
@@ -19,6 +19,8 @@ DECODERS = {
     "decoder=vcd,vcd_alpha=4,vcd_noise_step=999": VCDConfig(alpha=4, noise_step=999),
     "decoder=m3id,m3id_gamma=0.2": M3IDConfig(gamma=0.2),
     "decoder=dola,dola_layers=[0,2]": DoLaConfig(layers=[0, 2]),
+    "decoder=pai,pai_alpha=2": PAIConfig(alpha=2),
+    "decoder=sid,sid_alpha=8,sid_rank=4": SIDConfig(alpha=8, rank=4),
 }
 by_decoder = pytest.mark.parametrize("settings", DECODERS)
 

@@ -16,7 +16,7 @@ _SECOND_INPUTS = {
 CONFIGS: dict[str, type[DecoderConfig]] = {"revisit": ReVisiTConfig, **OTHERS}
 """The decoders, as `decoder=` and the prefixes of their settings name them."""
 
-NAMES = ("greedy", "revisit", "vcd", "m3id", "dola")
+NAMES = ("greedy", "revisit", *(name for name in OTHERS if name not in _SECOND_INPUTS))
 """The values of `decoder=`; "greedy" leaves the model as lmms-eval built it."""
 
 # An item of ours, up to the next comma that is not inside its list.
@@ -49,9 +49,9 @@ class Decoding:
 def read_model_args(model_args: str) -> Decoding:
     """Take `decoder=NAME` and `NAME_setting=VALUE` out of model args.
 
-    Without `decoder` it is ReVisiT. The settings have the names and defaults of `revisit.config`,
-    but that a prompt without an image is decoded plainly: benchmarks hold questions of text alone.
-    Layers may be a list, `revisit_layers=[0,2,4]`.
+    The default of `decoder` is ReVisiT. The settings have the names and defaults of
+    `revisit.config`, except that ReVisiT decodes a prompt without an image plainly: benchmarks have
+    questions without an image. Layers may be a list, `revisit_layers=[0,2,4]`.
 
     Args:
         model_args: `key=value` items with commas between them, as lmms-eval takes them.
