@@ -44,7 +44,7 @@ NAMES = {
     "icd": "ICD",
     "deco": "DeCo",
     "vista": "VISTA",
-    "pai": "PAI, logits half",
+    "pai": "PAI (logits half)",
 }
 CHANGED = {"pai": {"alpha": 0}}
 """Settings that are not the published ones. PAI's attention half needs an interface that the
@@ -145,7 +145,7 @@ def compared(chosen: Sequence[Decoder], out: Path) -> list[Row]:
 def verdicts(found: Mapping[str, Sequence[Row]]) -> str:
     """For each model, the decoders by what the interval of CHAIRs says."""
     column = COLUMNS.metrics.index("CHAIRs")
-    lines = []
+    lines: list[str] = []
     for family, rows in found.items():
         names: dict[str, list[str]] = {"fewer": [], "neither": [], "more": []}
         for row in rows[1:]:
@@ -153,13 +153,17 @@ def verdicts(found: Mapping[str, Sequence[Row]]) -> str:
             low, high = row.interval[:, column]
             verdict = "fewer" if high < 0 else "more" if low > 0 else "neither"
             names[verdict].append(row.name)
-        parts = (f"{verdict} with {', '.join(some)}" for verdict, some in names.items() if some)
-        lines.append(f"- {family}: {'; '.join(parts)}.")
+        lines += [
+            f"- {family}: {verdict} with {'; '.join(some)}."
+            for verdict, some in names.items()
+            if some
+        ]
     return "\n".join(
         [
             "Each of these decoders is published as one that hallucinates less than greedy "
-            "decoding in large models. On these two tiny models some of them do not help. By the "
-            "interval of CHAIRs, captions that name an absent object are fewer, more, or neither:",
+            "decoding in large models. On these two tiny models not all of them help. By the "
+            "interval of CHAIRs, captions that name an absent object become fewer, more, or "
+            "neither (the interval contains 0):",
             "",
             *lines,
         ]
@@ -226,8 +230,9 @@ def report(out: Path, images: int) -> str:
         f"## Every decoder\n\n{tables.table(every, shown, passes=passes)}\n\n{verdicts(every)}\n\n"
         "PAI runs with alpha 0 here, so without its attention half: that half needs Transformers' "
         "attention interface, which neither model's release has (4.31 and 4.50). SID needs it too, "
-        "so it has no row. *passes*: forward passes a step. VISTA also reads the prompt twice "
-        "before the first step, and CODE has the model write a description first; both are in "
+        "so it has no row. DeCo and VISTA are published with layers of 32, which are scaled to the "
+        "4 layers here. *passes*: forward passes a step. VISTA also reads the prompt twice before "
+        "the first step, and CODE has the model write a description first; both are in "
         "*s/token*.\n\n"
         f"## Settings of ReVisiT\n\n{tables.table(ablated, SHOWN)}\n\n"
         "The first is the chosen setting; each other one differs from it in what its row names. "
