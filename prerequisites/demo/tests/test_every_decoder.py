@@ -183,11 +183,13 @@ def test_a_cost_is_the_median_of_what_each_round_says() -> None:
 def test_the_page_is_written_where_it_is_asked_for(tmp_path: Path, monkeypatch) -> None:
     docs = tmp_path / "docs" / "decoders.md"
     docs.parent.mkdir()
+    docs.write_text(f"An older page.\n{every_decoder.BY_HAND}Measured.\n", encoding="utf-8")
     monkeypatch.setattr(every_decoder, "ROOT", tmp_path)
     monkeypatch.setattr(every_decoder, "run_jobs", lambda jobs, out: None)
     write_all(tmp_path / "out")
     every_decoder.run(tmp_path / "out", 4, docs=False)
-    assert not docs.exists()
+    assert docs.read_text("utf-8").startswith("An older page.")
     every_decoder.run(tmp_path / "out", 4, docs=True)
     page = docs.read_text("utf-8")
     assert page.startswith("# Decoders, on the demo\n") and report(tmp_path / "out", 4) in page
+    assert page.endswith(f"{every_decoder.BY_HAND}Measured.\n")
