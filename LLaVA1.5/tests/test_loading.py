@@ -3,6 +3,8 @@
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,13 @@ def test_one_call_gives_all_that_is_needed(checkpoint):
     assert not tokenizer.is_fast
     _, model, _ = load_pretrained_model(checkpoint, dtype=torch.bfloat16, device_map="auto")
     assert model.dtype == torch.bfloat16
+
+
+def test_transformers_does_not_warn_of_the_published_tokenizer(checkpoint):
+    code = f"import llava; llava.load_pretrained_model({str(checkpoint)!r}, device='cpu')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "legacy behaviour" not in done.stderr and "pad_token" not in done.stderr
 
 
 def test_a_bin_file_cannot_run_code(checkpoint, tmp_path):

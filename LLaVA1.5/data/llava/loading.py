@@ -1,5 +1,6 @@
 """A checkpoint, ready to use in one call."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -56,6 +57,7 @@ def _load_tokenizer(model_path: str) -> LlamaTokenizer:
             f"no tokenizer.model in {model_path}: fetch it, and tokenizer_config.json, "
             "from where the checkpoint came from"
         )
+    logging.getLogger(LlamaTokenizer.__module__).addFilter(_is_no_legacy_warning)
     try:
         tokenizer = LlamaTokenizer.from_pretrained(model_path, padding_side="left")
     except (OSError, RuntimeError, TypeError) as error:
@@ -63,6 +65,12 @@ def _load_tokenizer(model_path: str) -> LlamaTokenizer:
             f"cannot read the tokenizer.model of {model_path}: {error}\n"
             "Fetch it again; if it is a hub id, check the name and the network."
         ) from error
-    if tokenizer.pad_token is None:
+    if "pad_token" not in tokenizer.special_tokens_map:  # its attribute would warn
         tokenizer.pad_token = tokenizer.unk_token
     return tokenizer
+
+
+def _is_no_legacy_warning(record: logging.LogRecord) -> bool:
+    """False for the release's warning of LlamaTokenizer: LLaVA-1.5 was published with that
+    behaviour."""
+    return "legacy behaviour" not in record.getMessage()
