@@ -71,31 +71,36 @@ def enable(
     lm_head: LMHead | None = None,
     decoder: nn.Module | None = None,
 ) -> None:
-    """From now on every `generate` of this model decodes with ReVisiT, or with the decoder of these
-    settings, in every thread and from every caller: a pipeline, a harness, a server, a trainer.
+    """Let every later call of the model's `generate` decode with ReVisiT, or with another decoder.
 
         revisit.enable(model, revisit.ReVisiTConfig(alpha=1e-3))
         model.generate(**inputs)
 
-    `generate` also takes `vision_mask`, (rows, prompt length) bool, true at the vision tokens,
-    where the model's config does not name them. With `config.trace` the output object's attribute
-    `revisit_trace` holds the steps of each sequence. A second call changes the settings or the
-    decoder. A copy of the model, also a pickled one, is enabled as the model is.
+    This holds in every thread and for every caller: a pipeline, a harness, a server, a trainer. A
+    second call changes the settings or the decoder. A copy of the model, also a pickled one, is
+    enabled too.
 
-    VCD, RITUAL and M3ID run the model twice a step. `generate` takes `second_inputs`, which replace
-    the inputs of the same names in the second run. RITUAL needs the pixel values of the transformed
-    images. VCD may take pixel values with other noise, and M3ID other `input_ids` (and
-    `attention_mask`) than the prompts without their vision tokens and the marks around them.
+    `generate` also takes `vision_mask`, (rows, prompt length) bool, true at the vision tokens, for
+    a model whose config does not name them. With `config.trace` the output object's attribute
+    `revisit_trace` has the steps of each sequence.
+
+    A decoder with a second stream runs the model twice a step. For it `generate` takes
+    `second_inputs`, which replace the inputs of the same names in the second run:
+
+    - RITUAL needs the pixel values of the transformed images; VCD may take those of other noise.
+    - CODE and ICD need the inputs of another prompt (`revisit.transformers.other_prompts`).
+    - M3ID and PAI may take other `input_ids` and `attention_mask`; by default, the prompt without
+      its vision tokens and the markers around them.
 
     Args:
         model: a causal vision-language model of Transformers whose prompt holds its vision tokens.
-        config: the settings, whose class names the decoder; ReVisiT's defaults if left out.
-        lm_head, decoder: as `ReVisiTLogitsProcessor` takes them, where they cannot be found; for
-            decoders that read hidden states.
+        config: the settings; their class says which decoder it is. The default is ReVisiT.
+        lm_head, decoder: as for `ReVisiTLogitsProcessor`, if they cannot be found; only decoders
+            that read hidden states use them.
 
     Raises:
         ValueError: a layer is out of range, or the model's decoder or LM head cannot be found; the
-            message says what to pass. Nothing was changed.
+            message says what to pass. The model is not changed.
     """
     model = _unwrapped(model)
     processor = _processor(model, config, lm_head, decoder)
@@ -128,10 +133,10 @@ def attach(
             output = model.generate(**inputs)
         run.trace
 
-    A thread that the block starts is another thread: to stream from one, use `enable`. A generator
-    or coroutine that holds the block open decodes so wherever it continues. The innermost settings
-    count, inside another `attach` or of an enabled model. Arguments and errors are those of
-    `enable`. The block's value is the decoder's logits processor.
+    It does not hold in threads that the block starts: to stream from one, use `enable`. A generator
+    or coroutine that keeps the block open has its decoder wherever it continues. Inside another
+    `attach`, or with an enabled model, the innermost settings count. Arguments and errors are as
+    for `enable`. The value of the block is the decoder's logits processor.
     """
     model = _unwrapped(model)
     processor = _processor(model, config, lm_head, decoder)
