@@ -1,6 +1,7 @@
 """A real browser for the tests that look at pages: Chromium, from the system's packages.
 
-And Triton's interpreter for the kernels: it is chosen when Triton is first imported.
+Triton's interpreter for the kernels: it is chosen when Triton is first imported. And Hypothesis
+with the same examples in every run, on a machine of any speed.
 """
 
 import shutil
@@ -15,6 +16,11 @@ if not torch.cuda.is_available():
     with pytest.MonkeyPatch.context() as patch, suppress(ImportError):
         patch.setenv("TRITON_INTERPRET", "1")
         import triton  # noqa: F401
+with suppress(ImportError):
+    from hypothesis import settings
+
+    settings.register_profile("repeatable", deadline=None, derandomize=True)
+    settings.load_profile("repeatable")
 
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -4,12 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from PIL import Image
-
-# The same examples in every run, on a machine of any speed.
-settings.register_profile("repeatable", deadline=None, derandomize=True)
-settings.load_profile("repeatable")
 
 CATEGORIES = {1: "person", 2: "dog", 3: "dining table", 4: "vase"}
 
