@@ -84,8 +84,9 @@ class AttentionCall(NamedTuple):
         seen = self._seen()
         hidden = hidden.unsqueeze(1) & seen
         hidden &= (seen & ~hidden).any(-1, keepdim=True)
-        mask = seen & ~hidden
-        if self.mask is not None and self.mask.dtype != torch.bool:
+        if self.mask is None or self.mask.dtype == torch.bool:
+            mask = seen & ~hidden
+        else:
             least = torch.finfo(self.mask.dtype).min
             mask = self.mask[..., : seen.shape[3]].masked_fill(hidden, least)
         return self._replace(mask=mask, settings={**self.settings, "is_causal": False})

@@ -3,7 +3,7 @@
 import math
 import struct
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -200,7 +200,8 @@ class Steps:
         batch, decided = torch.empty_like(self._buffers["batch"]), torch.zeros_like(self._decided)
         self._send(batch, _grouped([slot], self.rows))
         decided[0, kernels.JOBS.value].fill_(V)
-        self._project(batch=batch, decided=decided, job_tokens=tokens, MOST=V)
+        with self._on_device():
+            self._project(batch=batch, decided=decided, job_tokens=tokens, MOST=V)
         self._buffers["table"][slot].copy_(tokens)
         self._buffers["issued"][slot].fill_(V)
 
@@ -259,7 +260,8 @@ class Steps:
         if logits.stride(1) != 1:
             logits = logits.contiguous()
         grid = (R, self._arguments["NB"])
-        self._launch(kernels.read_logits, grid, logits=logits, STRIDE_R=logits.stride(0))
+        with self._on_device():
+            self._launch(kernels.read_logits, grid, logits=logits, STRIDE_R=logits.stride(0))
 
     def decide(self, rows: int, longest: int | None = None) -> Tensor:
         """The other five kernels, for so many rows; returns the scores (R, V).
@@ -269,11 +271,12 @@ class Steps:
                 programs are launched. A graph that is replayed for other batches leaves it out.
         """
         blocks, tiles = self._arguments["NB"], triton.cdiv(longest or self.longest, self.sizes.tile)
-        self._launch(kernels.count_tokens, (rows, blocks))
-        self._launch(kernels.list_tokens, (rows, blocks))
-        self._project()
-        self._launch(kernels.compare_states, (rows, tiles))
-        self._launch(kernels.refine_scores, (rows, blocks))
+        with self._on_device():
+            self._launch(kernels.count_tokens, (rows, blocks))
+            self._launch(kernels.list_tokens, (rows, blocks))
+            self._project()
+            self._launch(kernels.compare_states, (rows, tiles))
+            self._launch(kernels.refine_scores, (rows, blocks))
         return self.scores[:rows]
 
     def decided(self, rows: int) -> Decided:
@@ -300,11 +303,13 @@ class Steps:
         self, kernel: Any, grid: tuple[int, ...], num_warps: int = 8, **changed: Any
     ) -> None:
         """Launch a kernel with its arguments, some of them changed."""
-        arguments = {**self._arguments, **changed}
+        arguments = self._arguments | changed if changed else self._arguments
         named = {name: arguments[name] for name in kernel.arg_names}
-        # Triton launches on the current device.
-        with torch.cuda.device(self.device) if self._cuda else nullcontext():
-            kernel[grid](**named, num_warps=num_warps)
+        kernel[grid](**named, num_warps=num_warps)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device: enter this once for the launches of a step."""
+        return torch.cuda.device(self.device) if self._cuda else nullcontext()
 
     def _place(self, elements: int) -> int:
         """Where so many elements of the pool are free in one piece; prompts are moved if needed."""
